@@ -1,0 +1,323 @@
+"""`MergeConfig`: what to merge, where and how. Inert data, validated when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+
+CONFIG_NAME = "merge_config.json"
+FORMAT_VERSION = 1
+"""Raised when a file of an older `hf_tome` could no longer read what a newer one writes."""
+
+METRICS = ("x_pre", "x", "k", "q", "v")
+DISTANCES = ("cosine", "euclidean", "dot", "softmax")
+HEAD_AGGREGATIONS = ("mean", "concat")
+COMBINES = ("weighted_mean", "mean", "max", "keep_one")
+PARTITIONS = ("alternating", "sequential", "random")
+BATCHINGS = ("pad", "union")
+
+_COMMON = {"method", "layers", "proportional_attention", "trace", "restore"}
+_FEATURE = {"metric", "head_aggregation"}
+
+METHOD_FIELDS: dict[str, set[str]] = {
+    "tome": _COMMON | _FEATURE | {"r", "distance", "combine", "partition", "seed"},
+    "mame": _COMMON
+    | _FEATURE
+    | {"threshold", "adaptive_pruning", "keep_ratio", "batching", "distance", "partition", "seed"},
+    "random_prune": _COMMON | {"r", "seed"},
+    "attention_prune": _COMMON | {"r"},
+    "kmeans": _COMMON | _FEATURE | {"r", "kmeans_iterations", "combine", "seed"},
+    "greedy": _COMMON | _FEATURE | {"r", "distance", "combine"},
+}
+"""The fields that mean something to each method; setting another one is an error."""
+
+METHOD_DEFAULTS: dict[str, dict[str, str]] = {
+    "mame": {"metric": "x", "distance": "cosine", "head_aggregation": "concat", "partition": "alternating"},
+}
+_PAPER_DEFAULTS = {
+    "metric": "k",
+    "distance": "cosine",
+    "head_aggregation": "mean",
+    "combine": "weighted_mean",
+    "partition": "alternating",
+}
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """How tokens are merged: the method, how many or how similar, and in which blocks.
+
+    Args:
+        r (`int`, `tuple[int, float]` or `list[int]`, *optional*, defaults to 0):
+            Tokens merged in each block (ToMe, section 3): a constant, a schedule `(r, inflection)` (-1 falls from
+            `2r` to 0, 0 is constant, +1 rises; equations 2 and 3), or one number per block, filled up with 0.
+        method (`str`, *optional*, defaults to `"tome"`):
+            `"tome"`, `"mame"`, or a baseline of ToMe's table 2: `"random_prune"`, `"attention_prune"`, `"kmeans"`,
+            `"greedy"`.
+        threshold (`float`, *optional*, defaults to 0.8):
+            MaMe's similarity threshold tau, in [-1, 1] (MaMe, equation 3).
+        adaptive_pruning (`bool`, *optional*, defaults to `True`):
+            MaMe's adaptive weight pruning (MaMe, equations 5 to 8).
+        keep_ratio (`float`, *optional*):
+            MaMe with a fixed number of tokens: the share of the tokens that a merging block keeps, in [0.5, 1).
+        batching (`str`, *optional*, defaults to `"pad"`):
+            MaMe in a batch: `"pad"` gives each image what it would get alone, `"union"` is the paper's rule.
+        layers (`Iterable[int]`, *optional*):
+            The blocks that merge, counted from 0. By default all for the methods with `r`, the first two thirds for MaMe.
+        proportional_attention (`bool` or `"auto"`, *optional*, defaults to `"auto"`):
+            Add log(size) to the attention logits (ToMe, equation 1). `"auto"`: off for MaMe, for models that are
+            usually off-the-shelf MAE models, and for audio; on elsewhere.
+        metric (`str`, *optional*):
+            What similarity is measured on: `"x_pre"`, `"x"`, `"k"`, `"q"` or `"v"` (ToMe, table 1a; MaMe, figure 2a).
+        distance (`str`, *optional*):
+            `"cosine"`, `"euclidean"`, `"dot"` or `"softmax"` (ToMe, table 1b; MaMe, figure 2b).
+        head_aggregation (`str`, *optional*):
+            `"mean"` or `"concat"` over the attention heads of `k`, `q` and `v` (ToMe, table 1c).
+        combine (`str`, *optional*):
+            `"weighted_mean"`, `"mean"`, `"max"` or `"keep_one"` (ToMe, table 1d).
+        partition (`str`, *optional*):
+            `"alternating"`, `"sequential"` or `"random"` (ToMe, table 1e; MaMe, figure 2c).
+        kmeans_iterations (`int`, *optional*, defaults to 2):
+            Iterations of the `"kmeans"` baseline (ToMe, table 2).
+        trace (`bool`, *optional*, defaults to `False`):
+            Keep which input token went where; read it with `hf_tome.trace(model)`.
+        restore (`bool`, *optional*, defaults to `False`):
+            Give the full grid of tokens back after the last block.
+        seed (`int`, *optional*, defaults to 0):
+            For what is random: `partition="random"`, `"random_prune"` and the first centroids of `"kmeans"`.
+
+    Raises:
+        ValueError: a field is out of range, or does not apply to the method. The message names the field, what it
+            got and what it takes.
+    """
+
+    r: int | tuple[int, float] | list[int] = 0
+    method: str = "tome"
+    threshold: float = 0.8
+    adaptive_pruning: bool = True
+    keep_ratio: float | None = None
+    batching: str = "pad"
+    layers: tuple[int, ...] | None = None
+    proportional_attention: bool | str = "auto"
+    metric: str | None = None
+    distance: str | None = None
+    head_aggregation: str | None = None
+    combine: str | None = None
+    partition: str | None = None
+    kmeans_iterations: int = 2
+    trace: bool = False
+    restore: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        _check_choice("method", self.method, tuple(METHOD_FIELDS))
+        object.__setattr__(self, "r", _normalise_r(self.r))
+        object.__setattr__(self, "layers", _normalise_layers(self.layers))
+        _check_number("threshold", self.threshold, -1.0, 1.0)
+        for name in ("adaptive_pruning", "trace", "restore"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it takes True or False.")
+        if self.keep_ratio is not None:
+            _check_number("keep_ratio", self.keep_ratio, 0.5, 1.0)
+        if self.proportional_attention != "auto" and not isinstance(self.proportional_attention, bool):
+            raise ValueError(f"`proportional_attention` is {self.proportional_attention!r}; it takes True, False or 'auto'.")
+        _check_choice("batching", self.batching, BATCHINGS)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) is not None:
+                _check_choice(name, getattr(self, name), choices)
+        object.__setattr__(self, "seed", _index("seed", self.seed))
+        object.__setattr__(self, "kmeans_iterations", _index("kmeans_iterations", self.kmeans_iterations, minimum=1))
+        self._check_applicable()
+
+    def _check_applicable(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name in METHOD_FIELDS[self.method] or getattr(self, field.name) == field.default:
+                continue
+            users = [m for m, fields in METHOD_FIELDS.items() if field.name in fields]
+            raise ValueError(
+                f"`{field.name}` is {getattr(self, field.name)!r}, but method {self.method!r} does not use it; it applies "
+                f"to {', '.join(map(repr, users))}. Leave it out, or change `method`."
+            )
+        if self.keep_ratio is not None and self.batching == "union":
+            raise ValueError(
+                "`batching` is 'union', but with `keep_ratio` every image keeps the same number of tokens, so there is "
+                "nothing to unite. Leave one of them out."
+            )
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
+
+    def choice(self, field: str) -> str:
+        """Return an ablation field (`metric`, `distance`, ...), the paper's value where it was left at `None`."""
+        value = getattr(self, field)
+        return value if value is not None else METHOD_DEFAULTS.get(self.method, {}).get(field, _PAPER_DEFAULTS[field])
+
+    def merging_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Return the blocks of a model of `num_layers` blocks that merge.
+
+        Raises:
+            ValueError: `layers` names a block that the model does not have.
+        """
+        if self.layers is None:
+            return tuple(range(2 * num_layers // 3 if self.method == "mame" else num_layers))
+        beyond = [layer for layer in self.layers if layer >= num_layers]
+        if beyond:
+            raise ValueError(f"`layers` names blocks {beyond}, but the model has blocks 0 to {num_layers - 1}.")
+        return self.layers
+
+    def schedule(self, num_layers: int) -> tuple[int, ...]:
+        """Return the tokens that each of `num_layers` blocks is asked to merge; all 0 for MaMe, which decides by itself.
+
+        Raises:
+            ValueError: a list of `r` or `layers` is longer than the model.
+        """
+        r = self.r
+        if isinstance(r, int):
+            numbers = [r] * num_layers
+        elif isinstance(r, tuple):
+            numbers = _inflected(r[0], r[1], num_layers)
+        else:
+            if len(r) > num_layers:
+                raise ValueError(f"`r` lists {len(r)} blocks, but the model has {num_layers}; shorten the list.")
+            numbers = list(r) + [0] * (num_layers - len(r))
+        layers = set(self.merging_layers(num_layers))
+        return tuple(number if layer in layers else 0 for layer, number in enumerate(numbers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        values = dataclasses.asdict(self)
+        values["r"] = list(self.r) if isinstance(self.r, (tuple, list)) else self.r
+        values["layers"] = None if self.layers is None else list(self.layers)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MergeConfig:
+        """Build a config from what `to_dict` or a JSON file gave.
+
+        Raises:
+            ValueError: an unknown field, a file of a newer format, or a value out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A merge config is a JSON object; got {type(values).__name__}.")
+        values = dict(values)
+        version = values.pop("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ValueError(
+                f"The merge config has format_version {version!r}; this hf_tome reads up to {FORMAT_VERSION}. "
+                "Update it with `pip install -U hf_tome`."
+            )
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown merge config fields {unknown}; known are {known}.")
+        r = values.get("r")
+        if isinstance(r, list) and len(r) == 2 and isinstance(r[1], float):
+            values["r"] = (r[0], r[1])  # JSON has no tuples; only a schedule's second number is a float
+        return cls(**values)
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """Write `merge_config.json` into a folder, made if need be, and return its path."""
+        path = Path(save_directory) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=2) + "\n")
+        return path
+
+    @classmethod
+    def from_pretrained(cls, id_or_dir: str | Path, **hub_kwargs: Any) -> MergeConfig:
+        """Read `merge_config.json` from a folder, a file or a Hub repository (`hub_kwargs` go to `hf_hub_download`).
+
+        Raises:
+            ValueError: the file is not valid JSON or not a merge config.
+            OSError: there is no such file.
+        """
+        path = Path(id_or_dir)
+        if path.is_dir():
+            path = path / CONFIG_NAME
+            if not path.is_file():
+                raise FileNotFoundError(f"No {CONFIG_NAME} in {id_or_dir}; write one with `MergeConfig.save_pretrained`.")
+        elif not path.is_file():
+            path = Path(hf_hub_download(str(id_or_dir), CONFIG_NAME, **hub_kwargs))
+        try:
+            values = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        return cls.from_dict(values)
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Add the merge config", **hub_kwargs: Any) -> Any:
+        """Upload `merge_config.json` to a Hub repository (`hub_kwargs` go to `HfApi.upload_file`)."""
+        from huggingface_hub import HfApi
+
+        content = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=2) + "\n"
+        return HfApi().upload_file(
+            path_or_fileobj=content.encode(),
+            path_in_repo=CONFIG_NAME,
+            repo_id=repo_id,
+            commit_message=commit_message,
+            **hub_kwargs,
+        )
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "metric": METRICS,
+    "distance": DISTANCES,
+    "head_aggregation": HEAD_AGGREGATIONS,
+    "combine": COMBINES,
+    "partition": PARTITIONS,
+}
+
+
+def _inflected(r: int, inflection: float, num_layers: int) -> list[int]:
+    # A line from `first` to `2r - first`, so that every inflection removes r * num_layers tokens (up to truncation).
+    first = int(r * (1 - inflection))
+    step = (2 * r - 2 * first) / (num_layers - 1) if num_layers > 1 else 0.0
+    return [int(first + step * layer) for layer in range(num_layers)]
+
+
+def _index(name: str, value: Any, minimum: int = 0) -> int:
+    if isinstance(value, bool):
+        raise ValueError(f"`{name}` is {value!r}; it takes an integer of at least {minimum}.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"`{name}` is {value!r}; it takes an integer of at least {minimum}.") from None
+    if number < minimum:
+        raise ValueError(f"`{name}` is {number}; it takes an integer of at least {minimum}.")
+    return number
+
+
+def _normalise_r(r: Any) -> int | tuple[int, float] | list[int]:
+    if isinstance(r, tuple) and len(r) == 2:
+        _check_number("r", r[1], -1.0, 1.0, what="an inflection (the second number of the pair `(r, inflection)`)")
+        return _index("r", r[0]), float(r[1])
+    if isinstance(r, (list, tuple)):
+        if not r:
+            raise ValueError("`r` is an empty list; it takes one number per block.")
+        return [_index("r", number) for number in r]
+    return _index("r", r)
+
+
+def _normalise_layers(layers: Any) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise ValueError(f"`layers` is {layers!r}; it takes block numbers, as in range(8) or [2, 5, 8], or None.")
+    return tuple(sorted({_index("layers", layer) for layer in layers}))
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; it takes one of {', '.join(map(repr, choices))}.")
+
+
+def _check_number(name: str, value: Any, low: float, high: float, what: str = "a number") -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:
+        raise ValueError(f"`{name}` got {value!r}; it takes {what} from {low:g} to {high:g}.")
