@@ -24,8 +24,8 @@ COMBINES = ("weighted_mean", "mean", "max", "keep_one")
 PARTITIONS = ("alternating", "sequential", "random")
 BATCHINGS = ("pad", "union")
 
-_COMMON = {"method", "layers", "proportional_attention", "trace", "restore"}
-_FEATURE = {"metric", "head_aggregation"}
+_COMMON = {"method", "layers", "proportional_attention", "trace"}
+_FEATURE = {"metric", "head_aggregation", "restore"}
 
 METHOD_FIELDS: dict[str, set[str]] = {
     "tome": _COMMON | _FEATURE | {"r", "distance", "combine", "partition", "seed"},

@@ -1,0 +1,1 @@
+"""Where merging fits in a model that somebody else wrote."""

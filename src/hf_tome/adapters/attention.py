@@ -1,0 +1,153 @@
+"""The one attention forward that the rows drive, and proportional attention for every backend."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..errors import UnsupportedModelError
+from .swap import LINK, Swapped
+
+if TYPE_CHECKING:
+    from .spec import Family
+
+MASK_BACKENDS = ("eager", "sdpa")
+"""Attention functions that take an additive mask."""
+CHANNEL_BACKENDS = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+"""Attention functions that take none, or no broadcast one: the bias travels in extra channels of queries and keys."""
+SUPPORTED_BACKENDS = MASK_BACKENDS + CHANNEL_BACKENDS
+
+CHANNEL_ALIGNMENT = 8  # head sizes of flash kernels are multiples of this
+MASKED = -1e4
+"""Logit of a masked token where the bias is a channel: exp(-1e4) is exactly 0, and no infinity meets a 0 in a product."""
+
+
+@dataclass
+class AttentionCall:
+    """What a block asks of its attention, and what it gets back.
+
+    Attributes:
+        bias (`Tensor`, *optional*): (B, N), added to the logits of each key: log(size), minus infinity for padding.
+        position (`Tensor`, *optional*): (B, N) int64, the input position of each token, for rotary tables.
+        feature (`str`, *optional*): `"k"`, `"q"`, `"v"` (before any rotary embedding) or `"received"`, to be returned.
+        result (`Tensor`, *optional*): (B, H, N, d) for a projection, (B, N) for the attention each token received.
+    """
+
+    bias: Tensor | None = None
+    position: Tensor | None = None
+    num_special: int = 0
+    feature: str | None = None
+    result: Tensor | None = None
+
+
+class MergedAttention(Swapped):
+    """Attention that hands out its projections and weighs each key by its token's size."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Any = None, *, merge_call: AttentionCall | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend over `hidden_states` (B, N, C); the mask is what transformers made for the backend."""
+        call = merge_call or AttentionCall()
+        family: Family = getattr(self, LINK).tower.family
+        head_dim = getattr(self, family.head_dim)
+        batch_size, num_tokens, _ = hidden_states.shape
+
+        def project(name: str) -> Tensor:
+            # (B, N, H*d) -> (B, H, N, d)
+            states = getattr(self, name)(hidden_states)
+            return states.view(batch_size, num_tokens, -1, head_dim).transpose(1, 2)
+
+        query, key, value = project(family.query), project(family.key), project(family.value)
+        if call.feature in ("q", "k", "v"):
+            call.result = {"q": query, "k": key, "v": value}[call.feature]
+        if family.rotary is not None:
+            query, key = _rotate(self, family.rotary, query, key, kwargs.pop("position_embeddings"), call)
+
+        scaling = getattr(self, family.scaling)
+        backend = check_backend(self.config._attn_implementation)
+        if call.feature == "received":
+            call.result = _received(query, key, scaling, call.bias)
+        dropout = getattr(self, family.dropout) if self.training else 0.0
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, _eager_of(self))
+        if call.bias is not None and backend in CHANNEL_BACKENDS:
+            query, key, value = with_bias_channel(query, key, value, call.bias, scaling)
+        elif call.bias is not None:
+            bias = call.bias[:, None, None, :].to(query.dtype)  # (B, N) -> (B, 1, 1, N)
+            attention_mask = bias if attention_mask is None else attention_mask + bias
+        out, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
+        )
+        # (B, N, H, d) -> (B, N, H*d); a bias channel and its padding are cut off
+        out = out[..., :head_dim].reshape(batch_size, num_tokens, -1).contiguous()
+        return (getattr(self, family.out)(out) if family.out else out), weights
+
+
+def check_backend(backend: str) -> str:
+    """Return the name of an attention implementation through which sizes can be passed.
+
+    Raises:
+        UnsupportedModelError: it is not one of `SUPPORTED_BACKENDS`.
+    """
+    if backend not in SUPPORTED_BACKENDS:
+        raise UnsupportedModelError(
+            f"The attention implementation {backend!r} is not supported: hf_tome does not know how to weigh keys by size in "
+            f"it. Supported are {', '.join(map(repr, SUPPORTED_BACKENDS))}; use `model.set_attn_implementation('sdpa')`."
+        )
+    return backend
+
+
+def log_size(size: Tensor, proportional: bool) -> Tensor:
+    """Return the bias (B, N) of sizes (B, N, 1): log(size) (ToMe, equation 1), or 0 if not `proportional`; -inf for padding."""
+    size = size[..., 0]
+    real = size > 0
+    bias = torch.where(real, size, torch.ones_like(size)).log() if proportional else torch.zeros_like(size)
+    return bias.masked_fill(~real, -torch.inf)
+
+
+def with_bias_channel(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Carry a bias per key in extra channels, for kernels that take no mask: q' = [q, 1, 1], k' = [k, high, low].
+
+    The bias is split in two channels, its value in the keys' dtype and what that rounding left over, so that half
+    precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8.
+    """
+    batch_size, num_heads, num_tokens, head_dim = key.shape
+    exact = bias.clamp(min=MASKED)[:, None, :, None] / scaling  # (B, N) -> (B, 1, N, 1)
+    high = exact.to(key.dtype)
+    low = (exact - high.to(exact.dtype)).to(key.dtype)
+    padding = -(head_dim + 2) % CHANNEL_ALIGNMENT
+    extra = torch.cat([high, low], dim=-1).expand(batch_size, num_heads, -1, -1)
+    extra = nn.functional.pad(extra, (0, padding))
+    ones = query.new_ones((batch_size, num_heads, num_tokens, 2))
+    query = torch.cat([query, nn.functional.pad(ones, (0, padding))], dim=-1)
+    return query, torch.cat([key, extra], dim=-1), nn.functional.pad(value, (0, 2 + padding))
+
+
+def _rotate(
+    module: nn.Module, name: str, query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor], call: AttentionCall
+) -> tuple[Tensor, Tensor]:
+    rotate = getattr(sys.modules[type(module).__module__], name)
+    if call.position is None:
+        return rotate(query, key, *tables)
+    # A merged token keeps the position of the token it was merged into; tables are (patches, d) -> (B, 1, N - special, d)
+    rows = call.position[:, call.num_special :] - call.num_special
+    return rotate(query, key, *(table[rows][:, None] for table in tables))
+
+
+def _received(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
+    """Return how much attention each token receives, averaged over heads and queries, (B, N)."""
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling
+    if bias is not None:
+        logits = logits + bias[:, None, None, :]
+    return logits.softmax(dim=-1).mean(dim=(1, 2)).detach()
+
+
+def _eager_of(module: nn.Module) -> Any:
+    # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own.
+    return sys.modules[type(module).__module__].eager_attention_forward

@@ -1,0 +1,92 @@
+"""Heads that stay right when tokens stand for more than one patch each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..state import Link
+from .attention import log_size
+from .swap import LINK, Swapped
+
+
+class MeanOutput(Swapped):
+    """A module whose output tokens the model averages: they come out scaled, so that the plain mean is weighted by size."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module, and scale its tokens, be they its output or its `last_hidden_state`."""
+        out = super().forward(*args, **kwargs)  # type: ignore[misc]
+        link: Link = getattr(self, LINK)
+        if isinstance(out, Tensor):
+            return _weight(out, link)
+        out.last_hidden_state = _weight(out.last_hidden_state, link)
+        return out
+
+
+class MeanInput(Swapped):
+    """A pooler that averages the tokens it is given: they go in scaled."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the module on the scaled tokens (B, M, C)."""
+        return super().forward(_weight(hidden_states, getattr(self, LINK)), *args, **kwargs)  # type: ignore[misc]
+
+
+class AttentionPool(Swapped):
+    """An `nn.MultiheadAttention` that pools over tokens: each key gets log(size), whatever blocks do (ToMe, equation 1)."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """Attend from `query` (B, L, C) to tokens (B, M, C)."""
+        size = getattr(self, LINK).tower.current().final_size()
+        if size is not None:
+            bias = log_size(size, proportional=True).to(key.dtype)
+            # (B, M) -> (B * H, L, M)
+            attn_mask = bias.repeat_interleave(self.num_heads, dim=0)[:, None].expand(-1, query.shape[1], -1)
+        return super().forward(query, key, value, attn_mask=attn_mask, **kwargs)  # type: ignore[misc]
+
+
+class DropMask(Swapped):
+    """A head that takes a padding mask of the first block's length: padding is in the sizes by now."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Any:
+        """Run the head without the mask if tokens have merged."""
+        if getattr(self, LINK).tower.current().final_size() is not None:
+            attention_mask = None
+        return super().forward(hidden_states, attention_mask)  # type: ignore[misc]
+
+
+HEADS: dict[str, type | None] = {
+    "class_token": None,
+    "tokens": None,
+    "restore": None,
+    "mean_output": MeanOutput,
+    "mean_input": MeanInput,
+    "attention_pool": AttentionPool,
+    "drop_mask": DropMask,
+}
+"""What is swapped at a head's site, by the head's kind; `None` where nothing is."""
+
+
+def _weight(x: Tensor, link: Link) -> Tensor:
+    """Scale the tokens after the first `skip` of (B, M, C), so that their plain mean is the mean weighted by size."""
+    size = link.tower.current().final_size()
+    if size is None:
+        return x
+    skip = link.tower.num_special
+    weight = size.clone()
+    rest = size[:, skip:]
+    weight[:, :skip] = 1
+    weight[:, skip:] = rest * (rest.shape[1] / rest.sum(dim=1, keepdim=True))
+    return (x * weight).to(x.dtype)
+
+
+def site_of(owner: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a dotted path, or `None` where this model was built without it."""
+    module: Any = owner
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module
+
+

@@ -1,0 +1,3 @@
+"""Model types that are refused."""
+
+REFUSED: dict[str, str] = {}

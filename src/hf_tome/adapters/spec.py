@@ -1,0 +1,109 @@
+"""A family's row: what its blocks call their parts, which tokens are protected, and what its heads read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+def one(tower: nn.Module) -> int:
+    """A class token."""
+    return 1
+
+
+def two(tower: nn.Module) -> int:
+    """A class and a distillation token."""
+    return 2
+
+
+def zero(tower: nn.Module) -> int:
+    """No special token."""
+    return 0
+
+
+def class_and_registers(tower: nn.Module) -> int:
+    """A class token and the registers behind it."""
+    return 1 + tower.config.num_register_tokens
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model does with the tokens after the last block, and where hf_tome has a hand in it.
+
+    Attributes:
+        kind (`str`): `"class_token"`, `"tokens"`, `"mean_input"`, `"mean_output"`, `"attention_pool"`, `"drop_mask"`,
+            `"restore"`; see `heads.HEADS`.
+        site (`str`): dotted path, from the model that owns the head, of the module that is swapped.
+        says (`str`): how `report` puts it.
+    """
+
+    kind: str
+    site: str = ""
+    says: str = ""
+
+
+CLASS_TOKEN = Head("class_token", says="reads the special tokens, which are never merged")
+TOKENS = Head("tokens", says="gives out the merged tokens (`restore=True` gives the full grid)")
+RESTORE = Head("restore", says="needs every token, so the full grid is restored after the last block")
+
+
+def mean_of(site: str, where: str = "output") -> Head:
+    """Return a head that averages the tokens that come into, or out of, the module at `site`."""
+    return Head(f"mean_{where}", site, "averages the tokens, weighted by size")
+
+
+def attention_pool(site: str) -> Head:
+    """Return a head that pools with the `nn.MultiheadAttention` at `site`."""
+    return Head("attention_pool", site, "pools with attention, with log(size) added to its logits")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of encoders: everything that the shared block and attention forwards need to know.
+
+    Paths are dotted names from the block, or from the attention where said so.
+
+    Attributes:
+        model_types: `config.model_type` of the module that owns the blocks (the tower), or of models around it.
+        tower: class name of that module.
+        layers: path from the tower to its list of blocks.
+        norm1, attention, norm2: paths in the block; `attention` is the module whose outputs transformers records.
+        after_attention, mlp: steps between attention and residual, and between norm2 and residual: modules are called,
+            parameters and numbers multiply.
+        query, key, value, out: projections, from the attention module; `out` is `None` where it is a step of
+            `after_attention`.
+        head_dim, scaling, dropout: the attention's attributes of these meanings.
+        num_special: the leading tokens that are never merged, from the tower.
+        heads: what is done with the tokens, by class name of the model that does it; a class that is not listed is
+            refused, and so is one that maps to a string, the reason.
+        proportional: what `proportional_attention="auto"` means for ToMe here.
+        rotary: name of the function in the family's module that turns queries and keys, called with
+            `position_embeddings`.
+        position_bias: the attention mask is a bias per pair of positions, followed by token; blocks may hold their own
+            module of this name.
+        grid: name of the input whose last dimensions, divided by the patch size, are the grid of tokens.
+    """
+
+    model_types: tuple[str, ...]
+    tower: str
+    num_special: Callable[[nn.Module], int]
+    heads: Mapping[str, tuple[Head, ...] | str]
+    layers: str = "layers"
+    norm1: str = "layernorm_before"
+    attention: str = "attention"
+    after_attention: tuple[str, ...] = ("dropout",)
+    norm2: str = "layernorm_after"
+    mlp: tuple[str, ...] = ("mlp", "dropout")
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    out: str | None = "o_proj"
+    head_dim: str = "head_dim"
+    scaling: str = "scaling"
+    dropout: str = "attention_dropout"
+    proportional: bool = True
+    rotary: str | None = None
+    position_bias: str | None = None
+    notes: str = field(default="", compare=False)

@@ -1,0 +1,1 @@
+"""Accuracy and speed of a model under several merge configs, on real data."""

@@ -1,0 +1,245 @@
+"""Open labelled images, from the Hub or a local folder, and read them one by one; what cannot be read is counted."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+PREFERRED_SPLITS = ("validation", "test")
+"""Taken in this order where no split is asked for."""
+
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+SHUFFLE_BUFFER = 1000
+"""Samples that a streamed data set is shuffled among, before the first `limit` are taken."""
+
+
+class DataError(ValueError):
+    """The data set, its split or its columns are not as needed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One readable, labelled image; `label` is the model's index."""
+
+    name: str
+    image: Image.Image
+    label: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out, and why."""
+
+    sample: str
+    reason: str
+
+
+@dataclass
+class LabelledImages:
+    """Images of one split, read while they are iterated over; `skipped` fills up on the way."""
+
+    name: str
+    split: str
+    rows: Any
+    image_column: str
+    label_column: str
+    model_label: Callable[[Any], int]
+    """The model's index of what stands in `label_column`."""
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of samples, unreadable ones included; 0 where a stream does not tell."""
+        return len(self.rows) if hasattr(self.rows, "__len__") else 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.skipped.clear()
+        for position, row in enumerate(self.rows):
+            stored, label = row[self.image_column], row[self.label_column]
+            name = _sample_name(stored, position)
+            if label is None or label == -1:
+                self._skip(name, "it has no label")
+                continue
+            try:
+                image = _decode(stored)
+            except Exception as error:  # PIL raises half a dozen kinds, SyntaxError among them
+                self._skip(name, f"{type(error).__name__}: {_without_path(error, stored)}")
+                continue
+            yield Sample(name, image, self.model_label(label))
+
+    def _skip(self, name: str, reason: str) -> None:
+        logger.warning("Skipped %s: %s", name, reason)
+        self.skipped.append(Skipped(name, reason))
+
+
+def open_split(source: str, split: str | None = None, *, streaming: bool = False) -> tuple[Any, str]:
+    """Open one split of a Hub data set or a local folder with `datasets`; return it with the split's name.
+
+    A local folder holds one folder a split and one folder a class below (`validation/<class>/x.jpg`), or Parquet files,
+    or what `Dataset.save_to_disk` wrote. As everywhere in `datasets`, a folder `val` is the split `validation`.
+
+    Raises:
+        DataError: nothing is there, it holds no data, or it has no such split; the message names those it has.
+    """
+    splits = _open_folder(Path(source), streaming) if _is_folder(source) else _open_hub(source, streaming)
+    name = _choose_split(source, split, list(splits))
+    return splits[name], name
+
+
+def take(rows: Any, limit: int | None, seed: int) -> Any:
+    """Return `limit` samples drawn at random with `seed`, in their old order; a stream is shuffled in a buffer instead."""
+    if limit is None:
+        return rows
+    if not hasattr(rows, "__len__"):
+        return rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(limit)
+    if limit >= len(rows):
+        return rows
+    return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
+
+
+def image_and_label_columns(rows: Any, source: str) -> tuple[str, str]:
+    """Return the names of the image column and the label column.
+
+    Raises:
+        DataError: there is none; the message lists the columns.
+    """
+    import datasets
+
+    features = rows.features or {}
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [name for name in LABEL_COLUMNS if name in features]
+    labels += [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if images and labels:
+        return images[0], labels[0]
+    missing = "an image column" if not images else f"a label column ({', '.join(LABEL_COLUMNS)} or any ClassLabel)"
+    columns = ", ".join(f"{name}: {type(feature).__name__}" for name, feature in features.items())
+    raise DataError(
+        f"The data in {source} lack {missing}; the columns are {columns or 'unknown'}. A local folder of images needs one "
+        "folder a class: validation/<class>/<image>."
+    )
+
+
+def label_names(rows: Any, column: str, source: str) -> list[str]:
+    """Return the names of the labels in `column`: of a `ClassLabel` by index, of strings the distinct ones.
+
+    Raises:
+        DataError: the labels are numbers without names, which cannot be matched to a model's.
+    """
+    import datasets
+
+    feature = rows.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    if feature.dtype != "string" or not hasattr(rows, "unique"):
+        what = "strings in a stream" if feature.dtype == "string" else f"{feature.dtype} without names"
+        raise DataError(
+            f"The labels in column {column!r} of {source} are {what}, so they cannot be matched to the model's by name. "
+            "Cast the column to ClassLabel with names, or open a string column without streaming."
+        )
+    return sorted(name for name in rows.unique(column) if name is not None)
+
+
+def undecoded(rows: Any, image_column: str) -> Any:
+    """Return `rows` with images as stored bytes or paths, so that an unreadable one does not end the iteration."""
+    import datasets
+
+    return rows.cast_column(image_column, datasets.Image(decode=False))
+
+
+def _is_folder(source: str) -> bool:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return True
+    if path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise DataError(f"{source} is not a folder; give a local folder of images or the id of a data set on the Hub.")
+    return False
+
+
+def _open_folder(path: Path, streaming: bool) -> dict[str, Any]:
+    import datasets
+
+    path = path.expanduser()
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    try:
+        if any(path.rglob("*.parquet")):
+            return dict(datasets.load_dataset(str(path), streaming=streaming))
+        # `datasets` drops the labels of a folder with a single class unless told not to; with a metadata file it must not
+        # be told.
+        drop_labels = None if any(path.rglob("metadata.*")) else False
+        folder = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=drop_labels, streaming=streaming)
+        return dict(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(
+            f"No images in {path}: {_first_line(error)} It needs one folder a split and one a class: "
+            "validation/<class>/<image>."
+        ) from error
+
+
+def _open_hub(source: str, streaming: bool) -> dict[str, datasets.Dataset]:
+    import datasets
+
+    try:
+        return dict(datasets.load_dataset(source, streaming=streaming))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"Cannot open the data set {source!r}: {_first_line(error)} There is no local folder of that name either; "
+            "check the id, the network and, for a gated data set, `hf auth login`."
+        ) from error
+
+
+def _choose_split(source: str, split: str | None, available: list[str]) -> str:
+    if split is None:
+        split = next((name for name in PREFERRED_SPLITS if name in available), available[0])
+        if split not in PREFERRED_SPLITS and len(available) > 1:
+            raise DataError(f"{source} has the splits {', '.join(map(repr, available))}; choose one with --split.")
+    elif split == "val" and "val" not in available and "validation" in available:
+        logger.info("Split 'val' of %s is called 'validation'.", source)
+        split = "validation"
+    if split not in available:
+        raise DataError(
+            f"{source} has no split {split!r}; it has {', '.join(map(repr, available))}. "
+            "(A folder with class folders and no split folders has only 'train'.)"
+        )
+    return split
+
+
+def _decode(stored: Any) -> Image.Image:
+    from PIL import Image
+
+    if isinstance(stored, Image.Image):
+        return stored.convert("RGB")
+    content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB")
+
+
+def _sample_name(stored: Any, position: int) -> str:
+    """Name a sample by the last parts of its path, which say the same on every machine, or by its position."""
+    path = stored.get("path") if isinstance(stored, dict) else None
+    return "/".join(Path(path).parts[-2:]) if path else f"sample {position}"
+
+
+def _without_path(error: Exception, stored: Any) -> str:
+    text = _first_line(error)
+    path = stored.get("path") if isinstance(stored, dict) else None
+    if path:
+        text = text.replace(str(path), Path(path).name)
+    return "cannot identify image file" if "cannot identify image file" in text else text
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if lines[0].endswith(".") else lines[0] + "."

@@ -1,0 +1,96 @@
+"""The task `image-classification`: a classifier on labelled images, such as ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from . import data, digits, labels
+from .data import LabelledImages, Sample
+from .task import Inputs, Job
+
+TASK = "image-classification"
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What to evaluate on what; the options that all tasks share."""
+
+    model: str
+    data: str
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    streaming: bool = False
+    labels: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def image_classification(options: JobOptions) -> Job:
+    """Load a classifier and the images to evaluate it on.
+
+    Raises:
+        ValueError: the data set cannot be opened, lacks the split, or has labels that the model does not have.
+        OSError: there is no such model.
+    """
+    rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
+    model, processor = load_classifier(options)
+    images = read_labelled_images(rows, split, model, options)
+    return _job(options.model, model, processor, images)
+
+
+def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
+    """Load the small ViT that ships with the package and the handwritten digits held out from its training."""
+    options = JobOptions(str(digits.MODEL_DIR), "scikit-learn digits", device=device, dtype=dtype)
+    model, processor = load_classifier(options)
+    images = read_labelled_images(digits.load_digits("test"), "test", model, options)
+    return _job("digits-vit", model, processor, images)
+
+
+def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
+    """Load a classifier, ready to run on the device, and its image processor."""
+    processor = AutoImageProcessor.from_pretrained(options.model)
+    model = AutoModelForImageClassification.from_pretrained(options.model, dtype=options.dtype)
+    return model.to(options.device).eval(), processor
+
+
+def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options: JobOptions) -> LabelledImages:
+    """Match the labels of an opened split to the model's and draw the samples.
+
+    Raises:
+        ValueError: there is no image or label column, or a label that the model does not have.
+    """
+    image_column, label_column = data.image_and_label_columns(rows, options.data)
+    names = data.label_names(rows, label_column, options.data)
+    if options.labels is not None:
+        class_names = labels.read_class_names(options.labels)
+    else:
+        class_names = labels.find_class_names(Path(options.data).expanduser(), split)
+    to_model = labels.match_labels(names, model.config.id2label, class_names)
+    return LabelledImages(
+        name=options.data,
+        split=split,
+        rows=data.take(data.undecoded(rows, image_column), options.limit, options.seed),
+        image_column=image_column,
+        label_column=label_column,
+        # A ClassLabel column holds indices into `names`, a column of strings the names.
+        model_label=lambda label: to_model[label if isinstance(label, str) else names[label]],
+    )
+
+
+def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledImages) -> Job:
+    def prepare(samples: Sequence[Sample]) -> Inputs:
+        return dict(processor([sample.image for sample in samples], return_tensors="pt"))
+
+    return Job(TASK, name, model, images, prepare, class_scores)
+
+
+def class_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+    """Return the logits (B, classes) of a classifier."""
+    return model(**inputs).logits

@@ -1,0 +1,86 @@
+"""Seconds and peak memory of a stretch of model forwards, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Usage:
+    """What was measured so far, added up over several stretches."""
+
+    seconds: float = 0.0
+    peak_memory_mib: float | None = None
+    """The peak of what was allocated during a stretch, model included; `None` where the system does not tell."""
+
+
+@contextmanager
+def measured(usage: Usage, model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Add the time of the `with` block to `usage`, and its peak memory if that is higher than before.
+
+    On CUDA, memory is `torch.cuda.max_memory_allocated`. On a CPU under Linux it is the size of the model's weights plus
+    the rise of the process's resident memory above where the block began: freed memory is handed back first and the
+    kernel's high-water mark is reset. Elsewhere it is unknown.
+    """
+    before = _reset_peak(device)
+    _synchronize(device)
+    start = time.perf_counter()
+    yield
+    _synchronize(device)
+    usage.seconds += time.perf_counter() - start
+    peak = _peak_mib(model, device, before)
+    if peak is not None:
+        usage.peak_memory_mib = max(peak, usage.peak_memory_mib or 0.0)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> float | None:
+    """Start a new peak and return the resident memory in MiB, where it is needed and known."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return None
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return None
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        _CLEAR_REFS.write_text("5")
+        return _status_mib("VmRSS")
+    except OSError:
+        return None
+
+
+def _peak_mib(model: torch.nn.Module, device: torch.device, before: float | None) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    if before is None:
+        return None
+    tensors = (*model.parameters(), *model.buffers())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return weights / MIB + max(_status_mib("VmHWM") - before, 0.0)
+
+
+def _status_mib(field: str) -> float:
+    match = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"No {field} in {_STATUS}.")
+    return int(match[1]) / 1024
