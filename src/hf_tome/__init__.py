@@ -3,7 +3,21 @@
 from .apply import apply, remove
 from .config import MergeConfig
 from .errors import UnsupportedModelError
+from .hub import from_pretrained, save_pretrained
+from .report import Report, report
 from .trace import Trace, trace
 from .version import __version__
 
-__all__ = ["MergeConfig", "Trace", "UnsupportedModelError", "__version__", "apply", "remove", "trace"]
+__all__ = [
+    "MergeConfig",
+    "Report",
+    "Trace",
+    "UnsupportedModelError",
+    "__version__",
+    "apply",
+    "from_pretrained",
+    "remove",
+    "report",
+    "save_pretrained",
+    "trace",
+]

@@ -116,8 +116,10 @@ def _match(link: Link, call: AttentionCall, before: Tensor, hidden_states: Tenso
         mean = config.choice("head_aggregation") == "mean"
         # (B, H, N, d) -> (B, N, d) or (B, N, H*d)
         metric = metric.mean(dim=1) if mean else metric.transpose(1, 2).flatten(2)
+    # No method takes more than half of what may merge, so that all of them are compared at equal tokens.
+    r = min(tower.schedule[index], (metric.shape[1] - tower.num_special) // 2)
     seed = config.seed * tower.num_layers + index
-    request = Request(metric, tower.schedule[index], tower.num_special, size, seed, config)
+    request = Request(metric, r, tower.num_special, size, seed, config)
     return METHODS[config.method].match(request)
 
 
@@ -151,8 +153,9 @@ def _steps(block: nn.Module, names: tuple[str, ...], hidden_states: Tensor) -> T
 
 
 def _restore(state: ForwardState, hidden_states: Tensor) -> Tensor:
+    # Merges of other blocks are constants here: gradient checkpointing keeps no graph between blocks but their tokens.
     for match in reversed(state.match):
         if match is not None:
-            hidden_states = match.unmerge(hidden_states)
+            hidden_states = match.detach().unmerge(hidden_states)
     state.restored = True
     return hidden_states

@@ -1,3 +1,112 @@
-"""Model types that are refused."""
+"""The model types in which tokens are not merged, and why. Read against the models' code in transformers 5.23.
 
-REFUSED: dict[str, str] = {}
+A reason completes "it is not supported, because ...". `docs/models.md` is generated from this table and the families'.
+"""
+
+from __future__ import annotations
+
+CONVOLUTIONS = "it is made of convolutions over the full grid of pixels, and has no tokens to merge"
+STAGES = "its stages shrink the grid of tokens from one to the next, which takes every token in its place"
+WINDOWS = "its attention runs in windows cut from the full grid of tokens"
+NEIGHBOURS = "its attention reads the neighbours of each token on the full grid"
+FACTORISED = "it attends over space and over time in turn, and reshapes the tokens to frames for that"
+DENSE = "it predicts something for every place on the full grid, and reads that grid out of the encoder"
+LOOKED_UP = "its decoder looks features up by their place on the full grid of its backbone"
+SAM_TOWER = "its vision tower is SAM's, whose attention runs in windows, and convolutions follow on the full grid"
+TIMM = "its encoder is code of the timm library, which differs from model to model and has no row here"
+KEYPOINTS = "its tokens are keypoints, and it has to say of each one which other it matches"
+LATENTS = "its blocks work on a fixed set of latents, and the image is only read into those"
+CAUSAL = "its attention is causal over the order of the pixels, which merging would break"
+MESSAGES = "its blocks pass a message token from frame to frame, next to the patches' attention"
+TRAILING = "its detection tokens stand last, and position embeddings of the full grid may follow each block"
+GROUPS = "it groups the tokens itself, into learned group tokens, between its stages"
+ONE_SEQUENCE = "text and image run through one encoder as one sequence, and merging would mix them"
+
+FRAMES = "its heads rebuild the padding mask from the number of frames, or give something out for each frame in order"
+FRAME_BIAS = "its attention adds a bias for the distance between frames, and its heads need the frames in order"
+CONFORMER = "each of its blocks holds a convolution along time, which needs the frames in order"
+UPSAMPLED = "its encoder gives out every frame again after the last block, by upsampling in order"
+
+PACKED = "its tower packs the patches of all images into one sequence and tells them apart by their lengths"
+FOLDED = "its projector folds or pools neighbouring patches, which takes every token in its place on the grid"
+LAID_OUT = "its image features are laid out on the full grid again, to add line ends and remove padding"
+TILES = "its tower cuts its output back into tiles of a fixed number of tokens"
+COUNTED = "what follows its tower is chosen, or masked, by the full number of patches"
+CODES = "its images become codes of a convolutional tokenizer, one for each place on the grid"
+NO_TOWER = "it has no vision encoder with attention: projected patches go straight into the language model"
+PROTEINS = "it reads proteins rather than images"
+TEXT = "it is a language model without a vision encoder"
+PLACEHOLDERS = "the placeholders of its prompt have to follow the number of merged tokens, which is not done yet"
+SPEECH = "its language model takes one placeholder, or one step, for each stretch of time, in order"
+NO_ROW = "merging would fit its encoder, but hf_tome has no row for it yet"
+
+BY_REASON: dict[str, str] = {
+    CONVOLUTIONS: """
+        align bit convnext convnextv2 dinov3_convnext efficientnet hgnet_v2 mobilenet_v1 mobilenet_v2 pp_lcnet
+        pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_det pp_ocrv5_server_det pp_ocrv6_medium_det pp_ocrv6_small_det
+        regnet resnet rt_detr_resnet superpoint textnet uvdoc_backbone
+    """,
+    STAGES: """
+        cvt focalnet glpn hiera levit mobilevit mobilevitv2 poolformer pvt pvt_v2 sam2 sam2_video segformer
+        swiftformer
+    """,
+    WINDOWS: """
+        donut-swin florence2 lw_detr_vit maskformer-swin rf_detr_dinov2 sam sam3_tracker sam3_video sam_hq swin
+        swin2sr swinv2 vitdet
+    """,
+    NEIGHBOURS: "dinat",
+    FACTORISED: "timesformer videoprism videoprism_vision_model",
+    DENSE: """
+        chmv2 depth_anything depth_pro dpt efficientloftr eomt eomt_dinov3 owlv2 owlvit prompt_depth_anything
+        sapiens2 tipsv2_dpt upernet videomt vitmatte vitpose vitpose_backbone zoedepth
+    """,
+    LOOKED_UP: """
+        conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino lw_detr mask2former
+        maskformer mm-grounding-dino omdet-turbo oneformer pp_doclayout_v2 pp_doclayout_v3 pp_doclayout_v4
+        rf_detr rt_detr rt_detr_v2 table-transformer
+    """,
+    SAM_TOWER: "deepseek_ocr2 deepseek_vl_hybrid got_ocr2 pp_chart2table pp_formulanet unlimited_ocr",
+    TIMM: "edgetam edgetam_video fast_vlm gemma3n perception_lm timm_backbone timm_wrapper",
+    KEYPOINTS: "lightglue superglue",
+    LATENTS: "perceiver",
+    CAUSAL: "imagegpt",
+    MESSAGES: "xclip",
+    TRAILING: "yolos",
+    GROUPS: "groupvit",
+    ONE_SEQUENCE: "udop vilt",
+    FRAMES: "data2vec-audio hubert nemotron3_diarization unispeech unispeech-sat wav2vec2",
+    FRAME_BIAS: "wavlm",
+    CONFORMER: "wav2vec2-bert wav2vec2-conformer",
+    UPSAMPLED: "sew sew-d",
+    PACKED: """
+        cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 glm46v glm4v glm4v_moe
+        glm5_next glm_ocr glmga hunyuan_vl hyperclovax_vision_v2 inkling2 kimi_k25 lfm3_vl lighton_ocr
+        minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 muse_glimmer muse_spark
+        nemotron_h_omni paddleocr_vl qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
+        qwen3_omni_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp video_llama_3
+    """,
+    FOLDED: """
+        aya_vision cohere2_vision diffusion_gemma gemma3 gemma4 granite_docling idefics3 internvl lfm2_vl
+        llama4 molmo2 ovis2 phi4_multimodal qianfan_ocr shieldgemma2 smolvlm step3p7 t5gemma2
+    """,
+    LAID_OUT: "granite4_vision llava_next llava_next_video llava_onevision",
+    TILES: "mllama",
+    COUNTED: "aria git idefics2",
+    CODES: "chameleon emu3",
+    NO_TOWER: "fuyu gemma4_unified inkling_mm_model",
+    PROTEINS: "evolla",
+    TEXT: "mistral4",
+    PLACEHOLDERS: "deepseek_vl janus llava paligemma pi0 video_llava vipllava",
+    SPEECH: """
+        fun_asr_nano glmasr granite_speech granite_speech_plus kyutai_speech_to_text moss_transcribe_diarize
+        nemo_speechlm qwen2_audio qwen3_asr vibevoice_asr voxtral voxtral_realtime
+    """,
+    NO_ROW: """
+        data2vec-vision aimv2 aimv2_vision_model altclip blip blip-2 chinese_clip clipseg flava idefics
+        instructblip instructblipvideo kosmos-2 kosmos-2.5 mlcd mlcd_vision_model pix2struct pixio tipsv2
+        tipsv2_vision_model vjepa2 whisper
+    """,
+}
+
+REFUSED: dict[str, str] = {model_type: reason for reason, types in BY_REASON.items() for model_type in types.split()}
+"""Why a model is refused, by `config.model_type`."""

@@ -137,7 +137,8 @@ def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Modu
         if isinstance(heads, str):
             raise UnsupportedModelError(f"{name} is not supported: {heads}. {HOW_TO_GO_ON}")
         for head in heads:
-            yield owner, head
+            if head.kind != "tokens" or owner is root:  # a model around the tower takes them
+                yield owner, head
 
 
 def _site(owner: nn.Module, head: Head) -> tuple[nn.Module, type] | None:

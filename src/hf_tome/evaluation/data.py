@@ -86,8 +86,8 @@ class LabelledImages:
 def open_split(source: str, split: str | None = None, *, streaming: bool = False) -> tuple[Any, str]:
     """Open one split of a Hub data set or a local folder with `datasets`; return it with the split's name.
 
-    A local folder holds one folder a split and one folder a class below (`validation/<class>/x.jpg`), or Parquet files,
-    or what `Dataset.save_to_disk` wrote. As everywhere in `datasets`, a folder `val` is the split `validation`.
+    A local folder holds one folder a split and one folder a class below (`validation/<class>/x.jpg`), or Parquet
+    files, or what `Dataset.save_to_disk` wrote. As everywhere in `datasets`, a folder `val` is split `validation`.
 
     Raises:
         DataError: nothing is there, it holds no data, or it has no such split; the message names those it has.
@@ -98,7 +98,7 @@ def open_split(source: str, split: str | None = None, *, streaming: bool = False
 
 
 def take(rows: Any, limit: int | None, seed: int) -> Any:
-    """Return `limit` samples drawn at random with `seed`, in their old order; a stream is shuffled in a buffer instead."""
+    """Return `limit` samples drawn at random with `seed`, in their old order; a stream is shuffled in a buffer."""
     if limit is None:
         return rows
     if not hasattr(rows, "__len__"):
@@ -125,8 +125,8 @@ def image_and_label_columns(rows: Any, source: str) -> tuple[str, str]:
     missing = "an image column" if not images else f"a label column ({', '.join(LABEL_COLUMNS)} or any ClassLabel)"
     columns = ", ".join(f"{name}: {type(feature).__name__}" for name, feature in features.items())
     raise DataError(
-        f"The data in {source} lack {missing}; the columns are {columns or 'unknown'}. A local folder of images needs one "
-        "folder a class: validation/<class>/<image>."
+        f"The data in {source} lack {missing}; the columns are {columns or 'unknown'}. A local folder of images needs "
+        "one folder a class: validation/<class>/<image>."
     )
 
 
@@ -144,8 +144,8 @@ def label_names(rows: Any, column: str, source: str) -> list[str]:
     if feature.dtype != "string" or not hasattr(rows, "unique"):
         what = "strings in a stream" if feature.dtype == "string" else f"{feature.dtype} without names"
         raise DataError(
-            f"The labels in column {column!r} of {source} are {what}, so they cannot be matched to the model's by name. "
-            "Cast the column to ClassLabel with names, or open a string column without streaming."
+            f"The labels in column {column!r} of {source} are {what}, so they cannot be matched to the model's by "
+            "name. Cast the column to ClassLabel with names, or open a string column without streaming."
         )
     return sorted(name for name in rows.unique(column) if name is not None)
 
@@ -176,8 +176,8 @@ def _open_folder(path: Path, streaming: bool) -> dict[str, Any]:
     try:
         if any(path.rglob("*.parquet")):
             return dict(datasets.load_dataset(str(path), streaming=streaming))
-        # `datasets` drops the labels of a folder with a single class unless told not to; with a metadata file it must not
-        # be told.
+        # `datasets` drops the labels of a folder with a single class unless told not to; a metadata file, which may
+        # hold labels itself, must not be overruled.
         drop_labels = None if any(path.rglob("metadata.*")) else False
         folder = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=drop_labels, streaming=streaming)
         return dict(folder)

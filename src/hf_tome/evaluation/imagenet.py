@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from . import data, digits, labels
 from .data import LabelledImages, Sample
-from .task import Inputs, Job
+from .task import Inputs, Job, JobOptions
 
 TASK = "image-classification"
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What to evaluate on what; the options that all tasks share."""
-
-    model: str
-    data: str
-    split: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    streaming: bool = False
-    labels: Path | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
 
 
 def image_classification(options: JobOptions) -> Job:
@@ -54,9 +38,22 @@ def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
 
 
 def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
-    """Load a classifier, ready to run on the device, and its image processor."""
+    """Load a classifier, ready to run on the device, and its image processor.
+
+    Raises:
+        ValueError: the checkpoint has no classifier, which transformers would make up at random.
+        OSError: there is no such model.
+    """
     processor = AutoImageProcessor.from_pretrained(options.model)
-    model = AutoModelForImageClassification.from_pretrained(options.model, dtype=options.dtype)
+    model, loading = AutoModelForImageClassification.from_pretrained(
+        options.model, dtype=options.dtype, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ValueError(
+            f"{options.model} lacks weights of {type(model).__name__} ({missing}, ...), so it cannot classify images; "
+            "give a model fine-tuned for image classification."
+        )
     return model.to(options.device).eval(), processor
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CLASSES_FILE = "classes.csv"
+_WNID = re.compile(r"\bn\d{8}\b")
 SHOWN = 5
 """Labels listed in an error before it says how many more there are."""
 
@@ -48,7 +49,7 @@ def read_class_names(path: str | Path) -> ClassNames:
 
 
 def find_class_names(data_folder: Path, split: str) -> ClassNames | None:
-    """Read the `classes.csv` beside the class folders, beside the split folder or one folder up, where there is one."""
+    """Read the `classes.csv` beside the class folders, beside the split folder or one folder up, if there is one."""
     for folder in (data_folder / split, data_folder, data_folder.parent):
         if (folder / CLASSES_FILE).is_file():
             return read_class_names(folder / CLASSES_FILE)
@@ -60,10 +61,11 @@ def match_labels(
 ) -> dict[str, int]:
     """Return the model's index of each label of the data set.
 
-    A label is first given its name from `class_names`, if that lists it, and then looked up among the model's labels:
-    as it is, without regard to case and underscores, by the first synonym ("tench" of "tench, Tinca tinca"), and without
-    a number at its end ("crane2", a second crane). Several labels of the same name (ImageNet has two cranes) are told
-    apart by their order, which takes all of them to be there.
+    A wnid is looked up among the wnids in the model's labels. Else a label is given its name from `class_names`, if
+    that lists it, and looked up among the model's labels: as it is, without regard to case and underscores, by the
+    first synonym ("tench" of "tench, Tinca tinca"), and without a number at its end ("crane2", a second crane).
+    Several labels of the same name (ImageNet has two cranes) are told apart by their order, which takes all of them to
+    be there.
 
     Raises:
         LabelError: a label of the data set is not among the model's, or could be any of several.
@@ -94,8 +96,8 @@ def _unnumbered(name: str) -> str:
     return re.sub(r"\s*\d+$", "", _first_synonym(name))
 
 
-# From strict to lax; a laxer form counts only where no stricter one is found. ImageNet needs the order: "cardigan" is a
-# jacket and "Cardigan" a dog.
+# From strict to lax; a laxer form counts only where no stricter one is found. ImageNet needs the order: "cardigan" is
+# a jacket and "Cardigan" a dog.
 _FORMS: tuple[Callable[[str], str], ...] = (_exact, _normalised, _first_synonym, _unnumbered)
 
 
@@ -107,8 +109,11 @@ def _look_up(names: Mapping[str, str], model_labels: Mapping[int, str]) -> dict[
             table[form(str(label))].append(int(index))
         by_form.append(table)
     by_form.append(by_form[-1])  # a number is taken off the data set's label, not off the model's
-
-    return {label: _candidates(name, by_form) for label, name in names.items()}
+    by_wnid = {wnid: index for index, label in model_labels.items() for wnid in _WNID.findall(str(label))}
+    return {
+        label: (int(by_wnid[label]),) if label in by_wnid else _candidates(name, by_form)
+        for label, name in names.items()
+    }
 
 
 def _candidates(name: str, by_form: Sequence[Mapping[str, list[int]]]) -> tuple[int, ...]:
@@ -120,7 +125,7 @@ def _candidates(name: str, by_form: Sequence[Mapping[str, list[int]]]) -> tuple[
 
 
 def _resolve_same_names(found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Deal out the indices of a name that the model has several times, where as many labels of the data set claim it."""
+    """Deal out the indices of a name that the model has several times, where as many labels claim it."""
     claims = defaultdict(list)
     for label, indices in found.items():
         if len(indices) > 1:
@@ -146,8 +151,10 @@ def _explain(
         problem = f"The model has no label {_some(described)}"
     source = f" (named by {class_names.path.name})" if class_names else ""
     advice = "Give a labels file with --labels: a CSV with the columns 'label' (or 'wnid') and 'name'"
-    if class_names is None and any(re.fullmatch(r"n\d{8}", label) for label in wrong):
-        advice = f"These are wnids: put a {CLASSES_FILE} (columns index,wnid,name) beside the split folder, or pass it by --labels"
+    if class_names is None and any(_WNID.fullmatch(label) for label in wrong):
+        advice = (
+            f"These are wnids: put a {CLASSES_FILE} (columns index,wnid,name) beside the split folder, or use --labels"
+        )
     known = _some([repr(str(label)) for _, label in sorted(model_labels.items())])
     return f"{problem}{source}. Its {len(model_labels)} labels are {known}. {advice}."
 

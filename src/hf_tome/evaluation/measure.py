@@ -7,8 +7,8 @@ import gc
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,31 +20,32 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass
-class Usage:
-    """What was measured so far, added up over several stretches."""
+class Clock:
+    """The seconds spent in all `with` blocks so far, waiting for the GPU included."""
 
+    device: torch.device
     seconds: float = 0.0
-    peak_memory_mib: float | None = None
-    """The peak of what was allocated during a stretch, model included; `None` where the system does not tell."""
+
+    def __enter__(self) -> None:
+        _synchronize(self.device)
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        _synchronize(self.device)
+        self.seconds += time.perf_counter() - self._start
 
 
-@contextmanager
-def measured(usage: Usage, model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Add the time of the `with` block to `usage`, and its peak memory if that is higher than before.
+def peak_memory_mib(run: Callable[[], object], model: torch.nn.Module, device: torch.device) -> float | None:
+    """Run once and return the peak of the memory held meanwhile, model included; `None` where it is unknown.
 
-    On CUDA, memory is `torch.cuda.max_memory_allocated`. On a CPU under Linux it is the size of the model's weights plus
-    the rise of the process's resident memory above where the block began: freed memory is handed back first and the
+    On CUDA it is `torch.cuda.max_memory_allocated`. On a CPU under Linux it is the size of the model's weights plus
+    the rise of the process's resident memory above what it was before: freed memory is handed back first and the
     kernel's high-water mark is reset. Elsewhere it is unknown.
     """
     before = _reset_peak(device)
+    run()
     _synchronize(device)
-    start = time.perf_counter()
-    yield
-    _synchronize(device)
-    usage.seconds += time.perf_counter() - start
-    peak = _peak_mib(model, device, before)
-    if peak is not None:
-        usage.peak_memory_mib = max(peak, usage.peak_memory_mib or 0.0)
+    return _peak_mib(model, device, before)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -14,8 +14,8 @@ TOP_K = (1, 5)
 class TopKAccuracy(evaluate.Metric):
     """How often the right class is among the k ranked first: `{"top1": ..., "top5": ...}`.
 
-    `predictions` are class indices, best first, at least `max(TOP_K)` of them or all that the model has; `references` are
-    the right ones.
+    `predictions` are class indices, best first, at least `max(TOP_K)` of them or all that the model has;
+    `references` are the right ones.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -6,17 +6,19 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..apply import apply, remove, report
+from ..apply import apply, remove
 from ..config import MergeConfig
+from ..report import report
 from .config_text import format_config, is_unmerged
 from .data import DataError, Sample, Skipped
 from .environment import describe_environment
-from .measure import Usage, measured
+from .measure import Clock, peak_memory_mib
 from .metrics import TOP_K, Agreement, TopKAccuracy
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,22 @@ CHUNK = 256
 
 Inputs = dict[str, torch.Tensor]
 Progress = Callable[[int, int], None]
-"""Called with the number of forwards done and in all, counted in samples; the latter is 0 where a stream does not tell."""
+"""Called with the forwards done and those in all, counted in samples; the latter is 0 where a stream does not tell."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What to evaluate on what; the options that all tasks share."""
+
+    model: str
+    data: str
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    streaming: bool = False
+    labels: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
 
 
 @dataclass
@@ -63,10 +80,11 @@ class _Tally:
     """What one config gave so far."""
 
     config: MergeConfig
-    usage: Usage = field(default_factory=Usage)
+    clock: Clock
+    peak_memory_mib: float | None = None
     samples: int = 0
     tokens: float = 0.0
-    gflops: float = 0.0
+    gflops: float | None = 0.0
     top_k: TopKAccuracy = field(default_factory=lambda: TopKAccuracy(keep_in_memory=True))
     agreement: Agreement = field(default_factory=lambda: Agreement(keep_in_memory=True))
 
@@ -75,7 +93,8 @@ class _Tally:
         towers = report(model).towers
         self.samples += samples
         self.tokens += samples * towers[0].tokens_out
-        self.gflops += samples * sum(tower.gflops for tower in towers)
+        counts = [tower.gflops for tower in towers]
+        self.gflops = None if self.gflops is None or None in counts else self.gflops + samples * sum(counts)
 
     def row(self, baseline: _Tally) -> dict[str, Any]:
         return {
@@ -84,10 +103,10 @@ class _Tally:
             **self.top_k.compute(),
             **self.agreement.compute(),
             "tokens": self.tokens / self.samples,
-            "gflops": self.gflops / self.samples,
-            "samples_per_second": self.samples / self.usage.seconds,
-            "speedup": baseline.usage.seconds / self.usage.seconds,
-            "peak_memory_mib": self.usage.peak_memory_mib,
+            "gflops": None if self.gflops is None else self.gflops / self.samples,
+            "samples_per_second": self.samples / self.clock.seconds,
+            "speedup": baseline.clock.seconds / self.clock.seconds,
+            "peak_memory_mib": self.peak_memory_mib,
         }
 
 
@@ -96,8 +115,8 @@ def evaluate(
 ) -> Results:
     """Run every config over the job's data and return accuracy, agreement, tokens, GFLOPs, speed and memory of each.
 
-    The unmerged model always runs, and comes first. Timed are the model's forwards alone, after one untimed batch in each
-    chunk of samples; every chunk goes through all configs in turn, so that a machine that slows down slows all of them.
+    The unmerged model always runs, and comes first. Timed are the model's forwards alone, after one untimed batch in
+    each chunk of samples; every chunk goes through all configs in turn, so that a machine that slows down slows all.
 
     Raises:
         UnsupportedModelError: merging does not work on this model.
@@ -107,7 +126,7 @@ def evaluate(
         raise ValueError(f"The batch size is {batch_size}; it takes an integer of at least 1.")
     configs = with_baseline(configs)
     _check(job.model, configs)
-    tallies = [_Tally(config) for config in configs]
+    tallies = [_Tally(config, Clock(job.model.device)) for config in configs]
     done, total = 0, len(job.data) * len(tallies)
     for samples in _chunks(job.data, CHUNK):
         labels = torch.tensor([sample.label for sample in samples])
@@ -185,14 +204,17 @@ def _run_merged(job: Job, tally: _Tally, batches: list[Inputs]) -> torch.Tensor:
 @torch.inference_mode()
 def _run(job: Job, tally: _Tally, batches: list[Inputs], add_reports: bool = False) -> torch.Tensor:
     """Time the forwards of one chunk and return the best classes of each sample, best first (N, k)."""
-    job.scores(job.model, batches[0])  # warm-up
+    model = job.model
+    job.scores(model, batches[0])  # warm-up
+    if not tally.samples:  # the first chunk: its first batch tells the memory, untimed
+        tally.peak_memory_mib = peak_memory_mib(lambda: job.scores(model, batches[0]), model, model.device)
     ranked = []
     for batch in batches:
-        with measured(tally.usage, job.model, job.model.device):
-            scores = job.scores(job.model, batch)
+        with tally.clock:
+            scores = job.scores(model, batch)
         ranked.append(scores.float().topk(min(max(TOP_K), scores.shape[-1])).indices.cpu())
         if add_reports:
-            tally.add_report(job.model, len(scores))
+            tally.add_report(model, len(scores))
     return torch.cat(ranked)
 
 
@@ -202,8 +224,8 @@ def _nothing_readable(job: Job) -> str:
         return f"Split {job.data.split!r} of {job.data.name} has no samples."
     first = skipped[0]
     return (
-        f"None of the {len(skipped)} samples in split {job.data.split!r} of {job.data.name} could be read; the first is "
-        f"{first.sample}: {first.reason}"
+        f"None of the {len(skipped)} samples in split {job.data.split!r} of {job.data.name} could be read; the first "
+        f"is {first.sample}: {first.reason}"
     )
 
 

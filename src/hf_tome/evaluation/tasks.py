@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .imagenet import JobOptions, image_classification
-from .task import Job
+from .imagenet import image_classification
+from .task import Job, JobOptions
 
 TASKS: dict[str, Callable[[JobOptions], Job]] = {
     "image-classification": image_classification,

@@ -32,6 +32,10 @@ class Merge(ABC):
     def unmerge(self, x: Tensor) -> Tensor:
         """Give every input token its merged token back: (B, M, C) -> (B, N, C)."""
 
+    def detach(self) -> Merge:
+        """Return the same merge, through whose weights no gradient runs."""
+        return self
+
     def may_pad(self, was_padded: bool) -> bool:
         """Whether some output may be padding, given whether some input may have been."""
         return was_padded

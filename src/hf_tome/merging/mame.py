@@ -93,6 +93,12 @@ class MatrixMerge(Merge):
         grouped = torch.cat([special, destinations, sources], dim=1)
         return grouped.index_select(1, self._grouped.argsort())
 
+    def detach(self) -> MatrixMerge:
+        """Return the same merge with constant weights (see the base class)."""
+        return MatrixMerge(
+            self.weights.detach(), self.sources, self.destinations, self.order, self.num_special, self.real
+        )
+
     def may_pad(self, was_padded: bool) -> bool:
         """Whether some output is padding (see the base class)."""
         return self.real is not None

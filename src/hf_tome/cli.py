@@ -1,0 +1,92 @@
+"""The command line `hf-tome`: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+import typer
+
+from .commands import demo, env, eval, show
+from .version import __version__
+
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "demo": (demo.demo_command, demo.EXAMPLE),
+    "eval": (eval.eval_command, eval.EXAMPLE),
+    "show": (show.show_command, show.EXAMPLE),
+    "env": (env.env_command, env.EXAMPLE),
+}
+"""Name of a command -> its function and the worked example in its help."""
+
+app = typer.Typer(
+    name="hf-tome",
+    help="Merge tokens in Hugging Face vision transformers, and see what that costs and saves.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for _name, (_function, _example) in COMMANDS.items():
+    app.command(_name, epilog=_example)(_function)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf_tome {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 on success, 2 on wrong usage, 130 when interrupted, else 1."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status; without `--debug` an error is one line on standard error."""
+    debug = "--debug" in arguments
+    _quieten(debug)
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except BrokenPipeError:
+        # The reader of the pipe has gone (`| head`); Python would complain again while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message alone where it was written for the user, else after the kind of error."""
+    format_message = getattr(error, "format_message", None)  # wrong usage, found by typer
+    text = " ".join((format_message() if format_message else str(error)).split())
+    if not text:
+        return f"{type(error).__name__}; --debug shows where"
+    if format_message or isinstance(error, (ValueError, OSError, ImportError)):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _quieten(debug: bool) -> None:
+    """Leave standard error to progress and errors: libraries may log there only on a terminal or with `--debug`."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if debug else "error")
+    logging.basicConfig(level=logging.WARNING if debug or sys.stderr.isatty() else logging.ERROR, format="%(message)s")
+    if not debug:
+        warnings.simplefilter("ignore")

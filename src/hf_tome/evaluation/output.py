@@ -1,0 +1,144 @@
+"""The rows of an evaluation as a table on the terminal, JSON, CSV or Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .task import Results
+
+SKIPPED_SHOWN = 20
+"""Skipped samples listed in a report; `results.json` lists all."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the key in a row, the header, and the format of its values."""
+
+    key: str
+    header: str
+    form: str = ""
+
+    def show(self, row: Mapping[str, Any]) -> str:
+        """Return the row's value as text, a dash where it is unknown."""
+        value = row[self.key]
+        return "-" if value is None else format(value, self.form)
+
+
+COLUMNS = (
+    Column("name", "config"),
+    Column("top1", "top-1 %", ".2f"),
+    Column("top5", "top-5 %", ".2f"),
+    Column("agreement", "agreement %", ".2f"),
+    Column("tokens", "tokens at the end", ".1f"),
+    Column("gflops", "GFLOPs", ".4g"),
+    Column("samples_per_second", "images/s", ".1f"),
+    Column("speedup", "speed-up", ".2f"),
+    Column("peak_memory_mib", "peak memory MiB", ".0f"),
+)
+
+NOTES = (
+    "agreement: share of the images that get the same class as from the unmerged model. "
+    "GFLOPs: multiply-adds an image, padding included. images/s: the model's forward alone, after a warm-up. "
+    "speed-up: over unmerged, in the same run. peak memory: on CUDA what was allocated, on a CPU the weights and the "
+    "rise of resident memory during a forward of one batch."
+)
+
+
+def to_json(results: Results) -> str:
+    """Return everything as one JSON object."""
+    return json.dumps(results.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(results: Results) -> str:
+    """Return the rows as CSV, with full precision; the config as the text that `--config` takes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["config" if column.key == "name" else column.key for column in COLUMNS])
+    writer.writerows([row[column.key] for column in COLUMNS] for row in results.rows)
+    return text.getvalue()
+
+
+def to_markdown(results: Results) -> str:
+    """Return the rows as a Markdown table."""
+    header = "| " + " | ".join(column.header for column in COLUMNS) + " |"
+    ruler = "|" + "|".join("---" if column.key == "name" else "---:" for column in COLUMNS) + "|"
+    rows = ["| " + " | ".join(column.show(row) for column in COLUMNS) + " |" for row in results.rows]
+    return "\n".join([header, ruler, *rows]) + "\n"
+
+
+def to_table(results: Results) -> str:
+    """Return the rows as a table for the terminal, in colour where the output is one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=_summary(results), title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column.header, justify="left" if column.key == "name" else "right", overflow="fold")
+    for row in results.rows:
+        table.add_row(*(column.show(row) for column in COLUMNS))
+    console = Console()
+    with console.capture() as capture:
+        # Piped output has no width of its own and would be wrapped at 80 columns.
+        console.print(table, width=None if console.is_terminal else 160)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+FORMATS: dict[str, Callable[[Results], str]] = {
+    "table": to_table,
+    "json": to_json,
+    "csv": to_csv,
+    "md": to_markdown,
+}
+
+
+def write_report(results: Results, folder: Path, pictures: Sequence[tuple[str, str]] = ()) -> None:
+    """Write `results.json` and `report.md` into a folder; `pictures` are (file name, caption), shown in the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(to_json(results), encoding="utf-8")
+    (folder / "report.md").write_text(_report(results, pictures), encoding="utf-8")
+
+
+def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
+    environment, run = results.environment, results.run
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    lines = [
+        "# Token merging: accuracy and speed",
+        "",
+        f"{_summary(results)}.",
+        "",
+        to_markdown(results),
+        NOTES,
+        "",
+        *(f"![{caption}]({name})\n\n{caption}\n" for name, caption in pictures),
+        "## How it was measured",
+        "",
+        f"- task {run['task']}, dtype {run['dtype']}, attention {run['attention']}, batches of {run['batch_size']}",
+        f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
+        f"{environment['platform']}, Python {environment['python']}",
+        f"- {packages}",
+        *_skipped_lines(results.data["skipped"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(results: Results) -> str:
+    data = results.data
+    skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
+    return f"{results.run['model']} on {data['num_samples']} images of {data['id']}, split {data['split']}{skipped}"
+
+
+def _skipped_lines(skipped: Sequence[Mapping[str, str]]) -> list[str]:
+    if not skipped:
+        return ["- no sample was skipped"]
+    lines = ["", f"## Skipped samples ({len(skipped)})", ""]
+    lines += [f"- {sample['sample']}: {sample['reason']}" for sample in skipped[:SKIPPED_SHOWN]]
+    if len(skipped) > SKIPPED_SHOWN:
+        lines.append(f"- and {len(skipped) - SKIPPED_SHOWN} more, in results.json")
+    return lines

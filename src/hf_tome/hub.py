@@ -1,0 +1,97 @@
+"""Save and load a model together with its merge config."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from .apply import apply, towers
+from .adapters.towers import unwrap
+from .card import write_card
+from .config import CONFIG_NAME, MergeConfig
+
+logger = logging.getLogger(__name__)
+
+CONFIG_KEY = "merge_config"
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def save_pretrained(model: Any, save_directory: str | Path, **kwargs: Any) -> None:
+    """Write a model, its `merge_config.json` and a model card into a folder.
+
+    The weights and `config.json` are those of the unmerged model, so that plain `from_pretrained` loads it, unmerged.
+
+    Args:
+        model: a model to which `apply` was called, or a pipeline around one, whose processors are saved as well.
+        save_directory: the folder, made if need be.
+        kwargs: for the model's own `save_pretrained`.
+
+    Raises:
+        ValueError: no tokens are merged in the model.
+    """
+    found = towers(model)
+    if not found:
+        raise ValueError(
+            "No tokens are merged in this model, so there is no merge config to save. Call `hf_tome.apply` first, or the "
+            "model's own `save_pretrained`."
+        )
+    saved = model if isinstance(model, transformers.Pipeline) else unwrap(model)
+    saved.save_pretrained(save_directory, **kwargs)
+    found[0].config.save_pretrained(save_directory)
+    write_card(model, Path(save_directory))
+
+
+def from_pretrained(
+    id_or_dir: str | Path,
+    merge_config: MergeConfig | None = None,
+    auto_class: Any = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a model and merge its tokens.
+
+    The config is `merge_config` if given, else the repository's `merge_config.json`, else the key `merge_config` of the
+    model's `config.json`.
+
+    Args:
+        id_or_dir: Hub id or folder.
+        merge_config (`MergeConfig`, *optional*): beats what is saved.
+        auto_class (*optional*): the class to load with, such as `AutoModelForImageClassification`; by default the one that
+            `config.json` names.
+        kwargs: for the class's `from_pretrained`.
+
+    Raises:
+        ValueError: there is no merge config anywhere.
+        UnsupportedModelError: see `apply`.
+    """
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    config = AutoConfig.from_pretrained(id_or_dir, **hub)
+    chosen = merge_config if merge_config is not None else find_merge_config(id_or_dir, config, **hub)
+    if chosen is None:
+        raise ValueError(
+            f"{id_or_dir} has neither a {CONFIG_NAME} nor the key {CONFIG_KEY!r} in its config.json; pass "
+            "`merge_config=MergeConfig(r=16)`."
+        )
+    model = (auto_class or _own_class(config)).from_pretrained(id_or_dir, **kwargs)
+    return apply(model, chosen)
+
+
+def find_merge_config(id_or_dir: str | Path, config: Any = None, **hub_kwargs: Any) -> MergeConfig | None:
+    """Return the merge config that is saved with a model, or `None`: `merge_config.json` first, then `config.json`'s key."""
+    try:
+        return MergeConfig.from_pretrained(id_or_dir, **hub_kwargs)
+    except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError):
+        logger.debug("no %s in %s", CONFIG_NAME, id_or_dir)
+    if config is None:
+        config = AutoConfig.from_pretrained(id_or_dir, **hub_kwargs)
+    values = getattr(config, CONFIG_KEY, None)
+    return None if values is None else MergeConfig.from_dict(values)
+
+
+def _own_class(config: Any) -> Any:
+    names = getattr(config, "architectures", None) or []
+    return getattr(transformers, names[0], AutoModel) if names else AutoModel

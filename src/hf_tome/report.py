@@ -1,0 +1,178 @@
+"""What merging does to a model, tower by tower: in words, and as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+from .adapters.towers import unwrap
+from .apply import towers
+from .flops import EncoderShape, merged_flops, planned_tokens
+from .shapes import encoder_shape
+from .state import ForwardState, Tower
+
+
+@dataclass(frozen=True)
+class TowerReport:
+    """What merging does to one tower.
+
+    Attributes:
+        path: the tower's name in the model, empty for the model itself.
+        tower: class of the tower.
+        method: as in the config.
+        config: the config's plain values.
+        backend: the attention implementation.
+        proportional_attention: whether log(size) is added to the attention logits.
+        num_special: leading tokens that are never merged.
+        heads: what is done with the tokens after the last block, in words.
+        measured: whether the numbers below are those of the last forward pass; else they follow from the config.
+        tokens: tokens into and out of each block, means over the images, padding left out; `None` where only a forward pass can
+            tell.
+        computed: the same with the padding that a batch of unequal images is computed with.
+        gflops, gflops_unmerged: multiply-adds an image, padding included.
+        notes: what the user should know, e.g. that nothing merges.
+    """
+
+    path: str
+    tower: str
+    method: str
+    config: dict[str, Any]
+    backend: str
+    proportional_attention: bool
+    num_special: int
+    heads: tuple[str, ...]
+    measured: bool
+    tokens: tuple[tuple[float, float], ...] | None
+    computed: tuple[tuple[float, float], ...] | None
+    gflops: float | None
+    gflops_unmerged: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def tokens_out(self) -> float | None:
+        """Tokens after the last block, the mean over the images."""
+        return self.tokens[-1][1] if self.tokens else None
+
+    def __str__(self) -> str:
+        name = f"{self.path} ({self.tower})" if self.path else self.tower
+        lines = [
+            f"{name}: {self.method}, attention {self.backend}, "
+            f"proportional attention {'on' if self.proportional_attention else 'off'}",
+            f"  protected: {self.num_special} leading tokens",
+            *(f"  head: {says}" for says in self.heads),
+        ]
+        if self.tokens is not None:
+            path = " -> ".join(f"{count:.4g}" for count in (self.tokens[0][0], *(after for _, after in self.tokens)))
+            lines.append(f"  tokens{'' if self.measured else ' (planned)'}: {path}")
+        if self.gflops is not None and self.gflops_unmerged is not None:
+            share = self.gflops / self.gflops_unmerged
+            lines.append(f"  GFLOPs an image: {self.gflops_unmerged:.4g} -> {self.gflops:.4g} ({share:.0%})")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What merging does to a model; print it, or read `towers`."""
+
+    model: str
+    towers: tuple[TowerReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.towers:
+            return f"{self.model}: no tokens are merged; call `hf_tome.apply(model, MergeConfig(r=16))`."
+        return "\n".join([self.model, *map(str, self.towers)])
+
+
+def report(model: object) -> Report:
+    """Report what merging does to a model: planned from its configs, or measured in the last forward pass, where there was one."""
+    root = unwrap(model)
+    return Report(type(root).__name__, tuple(_report_tower(root, tower) for tower in towers(model)))
+
+
+def _report_tower(root: nn.Module, tower: Tower) -> TowerReport:
+    module = attrgetter(tower.path)(root) if tower.path else root
+    shape = _shape(module, tower)
+    state = tower.last
+    tokens = computed = None
+    if state is not None:
+        computed = list(zip(state.tokens[:-1], state.tokens[1:]))
+        tokens = _real_tokens(state)
+    elif shape is not None and not _depends_on_images(tower):
+        tokens = computed = planned_tokens(shape, tower.config)
+    counts = (None, None)
+    if shape is not None and computed:
+        shape = _at_length(shape, computed[0][0])
+        unmerged = merged_flops(shape, [(shape.num_tokens, shape.num_tokens)] * tower.num_layers, _nothing(tower))
+        counts = (merged_flops(shape, computed, tower.config).gflops, unmerged.gflops)
+    return TowerReport(
+        path=tower.path,
+        tower=tower.family.tower,
+        method=tower.config.method,
+        config=tower.config.to_dict(),
+        backend=module.config._attn_implementation,  # type: ignore[union-attr]
+        proportional_attention=tower.proportional,
+        num_special=tower.num_special,
+        heads=tuple(dict.fromkeys(head.says for head in tower.heads if head.says)),
+        measured=state is not None,
+        tokens=tuple(tokens) if tokens is not None else None,
+        computed=tuple(computed) if computed is not None else None,
+        gflops=counts[0],
+        gflops_unmerged=counts[1],
+        notes=tuple(_notes(tower, computed)),
+    )
+
+
+def _notes(tower: Tower, computed: list[tuple[int, int]] | None) -> list[str]:
+    notes = []
+    if not any(tower.merging):
+        notes.append("nothing merges: the config asks for no token in any block; the output is the unmerged model's, bit by bit")
+    elif computed is None:
+        notes.append("how many tokens merge depends on the images; run the model on some, and report again")
+    elif all(before == after for before, after in computed):
+        notes.append("nothing merged in the last forward pass; lower `threshold`, or use batching='pad' instead of 'union'")
+    for block, r in enumerate(tower.schedule if computed else ()):
+        before, after = computed[block]  # type: ignore[index]
+        if r > before - after:
+            notes.append(f"from block {block} on fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
+            break
+    if tower.restore:
+        notes.append("the full grid of tokens is given back after the last block")
+    return notes
+
+
+def _real_tokens(state: ForwardState) -> list[tuple[float, float]]:
+    counts = [
+        float((size[..., 0] > 0).sum(dim=1).float().mean()) if padded and size is not None else float(count)
+        for size, padded, count in zip(state.size, state.padded, state.tokens)
+    ]
+    return list(zip(counts[:-1], counts[1:]))
+
+
+def _depends_on_images(tower: Tower) -> bool:
+    return tower.config.method == "mame" and tower.config.keep_ratio is None and any(tower.merging)
+
+
+def _shape(module: nn.Module, tower: Tower) -> EncoderShape | None:
+    try:
+        shape = encoder_shape(module.config)  # type: ignore[arg-type]
+    except ValueError:
+        return None  # a config whose sizes are not known costs the report its GFLOPs, nothing else
+    return replace(shape, num_special=tower.num_special)
+
+
+def _at_length(shape: EncoderShape, num_tokens: int) -> EncoderShape:
+    """Return the shape for inputs of another size than the config's: patches cost in proportion."""
+    patches, now = shape.num_tokens - shape.num_special, num_tokens - shape.num_special
+    patch_flops = round(shape.patch_flops * now / patches) if patches else shape.patch_flops
+    return replace(shape, num_tokens=num_tokens, patch_flops=patch_flops)
+
+
+def _nothing(tower: Tower):
+    return type(tower.config)()

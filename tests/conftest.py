@@ -1,0 +1,42 @@
+"""What all tests share: no network, one thread a core, and where the shared test data lies."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("RUN_SLOW") == "1":
+        return
+    skip = pytest.mark.skip(reason="slow; run with RUN_SLOW=1")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data and weights, or skip."""
+    folder = Path(os.environ.get("HF_TOME_TEST_DATA", SHARED / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared test data in {folder} (or the folder in HF_TOME_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """The folder of vectors that the papers' authors' code returned, or skip."""
+    folder = Path(os.environ.get("HF_TOME_TEST_SHARED", SHARED)) / "conformance"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared conformance vectors in {folder} (or in HF_TOME_TEST_SHARED)")
+    return folder
