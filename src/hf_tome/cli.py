@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import typer
+from huggingface_hub.utils import disable_progress_bars
+from transformers.utils import logging as transformers_logging
 
 from .commands import demo, env, eval, show
 from .version import __version__
@@ -84,9 +86,11 @@ def _one_line(error: Exception) -> str:
 
 def _quieten(debug: bool) -> None:
     """Leave standard error to progress and errors: libraries may log there only on a terminal or with `--debug`."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if debug else "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # not imported yet
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    if not debug:
+        transformers_logging.set_verbosity_error()
     logging.basicConfig(level=logging.WARNING if debug or sys.stderr.isatty() else logging.ERROR, format="%(message)s")
     if not debug:
         warnings.simplefilter("ignore")

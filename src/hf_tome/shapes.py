@@ -135,13 +135,18 @@ def _attention_pool(config: Any) -> tuple[int, int]:
     return fixed, 2 * width**2 + 2 * width  # key, value; the two products of attention
 
 
+def _query_pool(config: Any) -> tuple[int, int]:
+    width = config.hidden_size
+    return (width**2, 2 * width**2 + 2 * width) if config.use_head else (0, 0)  # output; key, value, two products
+
+
 # --- MLPs ----------------------------------------------------------------------------------------------------------
 
 
 def _ratio(config: Any) -> int:
     hidden = int(config.hidden_size * config.mlp_ratio)
     # SwiGLU keeps two thirds of the width, rounded up to a multiple of 8 (Dinov2SwiGLUFFN).
-    return (int(hidden * 2 / 3) + 7) // 8 * 8 if config.use_swiglu_ffn else hidden
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if _swiglu(config) else hidden
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ def _registers(config: Any) -> int:
 
 
 def _swiglu(config: Any) -> bool:
-    return config.use_swiglu_ffn
+    return getattr(config, "use_swiglu_ffn", False)
 
 
 _DINOV2 = _Row(head=_class_and_mean_classifier, intermediate=_ratio, gated=_swiglu)
@@ -184,11 +189,18 @@ ROWS: dict[str, _Row] = {
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, special=_registers),
     "dinov3_vit": _Row(special=_registers, head=_no_head, gated=lambda config: config.use_gated_mlp),
+    "tipsv2_vision_model": replace(_DINOV2, special=_registers, head=_no_head),
+    "pixio": replace(_DINOV2, special=lambda config: config.n_cls_tokens, head=_no_head),
     "ijepa": _Row(special=_none),
     "videomae": _Row(patches=_tubelets, special=_none),
     "vivit": _Row(patches=_vivit_tubelets),
     "clip_vision_model": _Row(head=_projection),
     "metaclip_2_vision_model": _Row(head=_projection),
+    "altclip_vision_model": _Row(head=_projection),
+    "chinese_clip_vision_model": _Row(head=_projection),
+    "clipseg_vision_model": _Row(head=_no_head),
+    "kosmos_2_vision_model": _Row(head=_no_head),
+    "aimv2_vision_model": _Row(special=_none, head=_query_pool, gated=lambda config: True),
     "siglip_vision_model": _Row(special=_none, head=_attention_pool),
     "siglip2_vision_model": _Row(patches=_padded_image, special=_none, head=_attention_pool),
     "audio-spectrogram-transformer": _Row(patches=_spectrogram, special=_two),

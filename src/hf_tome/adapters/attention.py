@@ -118,7 +118,8 @@ def with_bias_channel(
     precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8.
     """
     batch_size, num_heads, num_tokens, head_dim = key.shape
-    exact = bias.clamp(min=MASKED)[:, None, :, None] / scaling  # (B, N) -> (B, 1, N, 1)
+    exact = bias.to(torch.promote_types(bias.dtype, key.dtype)).clamp(min=MASKED)
+    exact = exact[:, None, :, None] / scaling  # (B, N) -> (B, 1, N, 1)
     high = exact.to(key.dtype)
     low = (exact - high.to(exact.dtype)).to(key.dtype)
     padding = -(head_dim + 2) % CHANNEL_ALIGNMENT

@@ -43,7 +43,8 @@ ConfigsOption = Annotated[
     typer.Option(
         "--config",
         help="A merge config, many times if you like: r=8, r=[0,8,8], r=(16,-1.0), "
-        "method=mame,threshold=0.8,layers=0-7, or the path of a merge_config.json. The unmerged model always runs too.",
+        "method=mame,threshold=0.8,layers=0-7, or the path of a merge_config.json. The unmerged model always "
+        "runs too.",
     ),
 ]
 

@@ -70,6 +70,7 @@ def _merged_digits(job: Job) -> Image.Image:
 
     from transformers import AutoImageProcessor
 
+    from ..evaluation.config_text import short_name
     from ..evaluation.digits import MODEL_DIR
     from ..visualize import contact_sheet, merged_image, readable_scale
     from .pictures import trace_image
@@ -84,5 +85,5 @@ def _merged_digits(job: Job) -> Image.Image:
                 pictures.append(view.resize((view.width * scale, view.height * scale), resample=0))
                 labels.append("input")
             pictures.append(merged_image(view, sources[-1], grid, scale=scale))
-            labels.append(f"{text.split('=')[-1] if 'mame' in text else text}: {sources[-1].unique().numel()} tokens")
+            labels.append(f"{short_name(text)}: {sources[-1].unique().numel()} patch tokens")
     return contact_sheet(pictures, len(PICTURED) + 1, labels)

@@ -60,6 +60,12 @@ def format_config(config: MergeConfig) -> str:
     return ",".join(parts)
 
 
+def short_name(text: str) -> str:
+    """Return what `format_config` gave without the words that a reader can do without: `mame 0.8`, `kmeans r=8`."""
+    method, comma, rest = text.removeprefix("method=").replace("threshold=", "").partition(",")
+    return f"{method} {rest}" if comma and text.startswith("method=") else text
+
+
 def is_unmerged(config: MergeConfig) -> bool:
     """Tell whether the config merges nothing in any model."""
     numbers = config.r if isinstance(config.r, list) else [config.r[0] if isinstance(config.r, tuple) else config.r]

@@ -26,7 +26,7 @@ def image_classification(options: JobOptions) -> Job:
     rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
     model, processor = load_classifier(options)
     images = read_labelled_images(rows, split, model, options)
-    return _job(options.model, model, processor, images)
+    return _job(public_name(options.model), model, processor, images)
 
 
 def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
@@ -71,7 +71,7 @@ def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options:
         class_names = labels.find_class_names(Path(options.data).expanduser(), split)
     to_model = labels.match_labels(names, model.config.id2label, class_names)
     return LabelledImages(
-        name=options.data,
+        name=public_name(options.data),
         split=split,
         rows=data.take(data.undecoded(rows, image_column), options.limit, options.seed),
         image_column=image_column,
@@ -86,6 +86,12 @@ def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledImag
         return dict(processor([sample.image for sample in samples], return_tensors="pt"))
 
     return Job(TASK, name, model, images, prepare, class_scores)
+
+
+def public_name(source: str) -> str:
+    """Return a Hub id as it is and a local folder by its name alone, so that results name no path of a machine."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.is_dir() else source
 
 
 def class_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:

@@ -10,19 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config_text import short_name
 from .task import Results
 
+PIPED_WIDTH = 160
 SKIPPED_SHOWN = 20
 """Skipped samples listed in a report; `results.json` lists all."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: the key in a row, the header, and the format of its values."""
+    """One column: the key in a row, the header in lines for a narrow terminal, and the format of its values."""
 
     key: str
     header: str
     form: str = ""
+
+    @property
+    def one_line_header(self) -> str:
+        """The header in one line."""
+        return self.header.replace("-\n", "-").replace("\n", " ").replace(" /", "/")
 
     def show(self, row: Mapping[str, Any]) -> str:
         """Return the row's value as text, a dash where it is unknown."""
@@ -32,20 +39,21 @@ class Column:
 
 COLUMNS = (
     Column("name", "config"),
-    Column("top1", "top-1 %", ".2f"),
-    Column("top5", "top-5 %", ".2f"),
-    Column("agreement", "agreement %", ".2f"),
-    Column("tokens", "tokens at the end", ".1f"),
-    Column("gflops", "GFLOPs", ".4g"),
-    Column("samples_per_second", "images/s", ".1f"),
-    Column("speedup", "speed-up", ".2f"),
-    Column("peak_memory_mib", "peak memory MiB", ".0f"),
+    Column("top1", "top-1\n%", ".2f"),
+    Column("top5", "top-5\n%", ".2f"),
+    Column("agreement", "agrees\n%", ".2f"),
+    Column("tokens", "tokens\nat end", ".1f"),
+    Column("gflops", "GFLOPs", ".3f"),
+    Column("samples_per_second", "images\n/s", ".1f"),
+    Column("speedup", "speed-\nup", ".2f"),
+    Column("peak_memory_mib", "peak\nMiB", ".0f"),
 )
 
 NOTES = (
-    "agreement: share of the images that get the same class as from the unmerged model. "
+    "agrees: share of the images that get the same class as from the unmerged model. tokens at end: after the last "
+    "block, the mean over the images. "
     "GFLOPs: multiply-adds an image, padding included. images/s: the model's forward alone, after a warm-up. "
-    "speed-up: over unmerged, in the same run. peak memory: on CUDA what was allocated, on a CPU the weights and the "
+    "speed-up: over unmerged, in the same run. peak MiB: memory; on CUDA what was allocated, on a CPU the weights and the "
     "rise of resident memory during a forward of one batch."
 )
 
@@ -66,7 +74,7 @@ def to_csv(results: Results) -> str:
 
 def to_markdown(results: Results) -> str:
     """Return the rows as a Markdown table."""
-    header = "| " + " | ".join(column.header for column in COLUMNS) + " |"
+    header = "| " + " | ".join(column.one_line_header for column in COLUMNS) + " |"
     ruler = "|" + "|".join("---" if column.key == "name" else "---:" for column in COLUMNS) + "|"
     rows = ["| " + " | ".join(column.show(row) for column in COLUMNS) + " |" for row in results.rows]
     return "\n".join([header, ruler, *rows]) + "\n"
@@ -82,11 +90,12 @@ def to_table(results: Results) -> str:
     for column in COLUMNS:
         table.add_column(column.header, justify="left" if column.key == "name" else "right", overflow="fold")
     for row in results.rows:
-        table.add_row(*(column.show(row) for column in COLUMNS))
-    console = Console()
+        table.add_row(*(short_name(row["name"]) if column.key == "name" else column.show(row) for column in COLUMNS))
+    terminal = Console()
+    # Piped output has no width of its own, and would be wrapped at 80 columns.
+    console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
     with console.capture() as capture:
-        # Piped output has no width of its own and would be wrapped at 80 columns.
-        console.print(table, width=None if console.is_terminal else 160)
+        console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 

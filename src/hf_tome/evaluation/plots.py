@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .config_text import short_name
 from .task import Results
 
 if TYPE_CHECKING:
@@ -70,14 +71,20 @@ def _label_points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> No
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     for row, point in zip(rows, points):
         label = axis.annotate(
-            _short_name(row), point, xycoords="figure pixels", fontsize=8, ha="center", va="center", color=_colour(row)
+            short_name(row["name"]),
+            point,
+            xycoords="figure pixels",
+            fontsize=8,
+            ha="center",
+            va="center",
+            color=_colour(row),
         )
         size = label.get_window_extent()
         box = _free_spot(point, size.width, size.height, taken, axis.get_window_extent())
         label.remove()
         taken.append(box)
         axis.annotate(
-            _short_name(row),
+            short_name(row["name"]),
             point,
             ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2),
             xycoords="figure pixels",
@@ -114,7 +121,3 @@ def _method(row: Mapping[str, Any]) -> str:
 
 def _colour(row: Mapping[str, Any]) -> str:
     return COLOURS.get(_method(row), OTHER_COLOUR)
-
-
-def _short_name(row: Mapping[str, Any]) -> str:
-    return row["name"].replace("method=", "").replace("threshold=", "").replace(",", " ", 1)
