@@ -19,7 +19,9 @@ def attend(query, key, value, bias=None, scaling=None):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 3e-2)]
+)
 @pytest.mark.parametrize("head_dim", [64, 62, 80])
 def test_bias_channel_equals_the_mask(dtype, tolerance, head_dim):
     # bfloat16: one ulp of outputs of size 1 to 4 is 2^-7 to 2^-6, and the mask form rounds too.
@@ -45,11 +47,14 @@ def test_log_size_weighs_a_key_as_that_many_copies():
     torch.testing.assert_close(attend(query, key, value, bias), repeated, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("config", [MergeConfig(r=6), MergeConfig(method="mame", threshold=0.3, layers=range(3))], ids=str)
+@pytest.mark.parametrize(
+    "config", [MergeConfig(r=6), MergeConfig(method="mame", threshold=0.3, layers=range(3))], ids=str
+)
 @pytest.mark.parametrize("name", ["vit", "dinov3", "clip-projection"])
 @pytest.mark.parametrize("backend", CHANNEL_BACKENDS)
 def test_backends_without_masks(monkeypatch, backend, name, config):
-    # Stands in for kernels that this machine cannot run: like them it takes no additive mask, and heads of 8 k channels.
+    # Stands in for kernels that this machine cannot run: like them it takes no additive mask, and heads of 8 k
+    # channels.
     def kernel(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
         assert attention_mask is None
         assert query.shape[-1] == key.shape[-1] == value.shape[-1]
@@ -84,7 +89,7 @@ def test_unknown_backend_is_refused_and_named():
     model = BY_NAME["vit"].make()
     ALL_ATTENTION_FUNCTIONS.register("my_attention", lambda *args, **kwargs: None)
     model.config._attn_implementation = "my_attention"
-    with pytest.raises(UnsupportedModelError, match="my_attention.*Supported are.*set_attn_implementation"):
+    with pytest.raises(UnsupportedModelError, match=r"my_attention.*Supported are.*set_attn_implementation"):
         apply(model, MergeConfig(r=4))
     model.set_attn_implementation("sdpa")
     apply(model, MergeConfig(r=4))
@@ -104,7 +109,8 @@ def run_with_hidden_keys(model, blocks, hidden, hide, **kwargs):
 
 @pytest.mark.parametrize("name", ["dinov3", "beit", "beit-shared"])
 def test_positions_follow_the_tokens(name):
-    # Pruning in block 0 is the same as hiding the pruned tokens from attention ever after. Upstream's blocks do the latter with
+    # Pruning in block 0 is the same as hiding the pruned tokens from attention ever after. Upstream's blocks do the
+    # latter with
     # their own rotary tables and position biases, so a wrong row of ours would show.
     zoo = BY_NAME[name]
     model = zoo.make("eager")

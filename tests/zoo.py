@@ -102,7 +102,7 @@ NAFLEX = {**SMALL, "num_patches": 64, "patch_size": 4}
 VIDEO = {**SMALL, "image_size": 16, "patch_size": 4, "num_frames": 8, "tubelet_size": 2}
 AUDIO = {**SMALL, "num_mel_bins": 32, "max_length": 40, "patch_size": 8, "frequency_stride": 4, "time_stride": 4}
 BEIT = {**SMALL, **IMAGE, "layer_scale_init_value": 0.6, "drop_path_rate": 0.1}
-LAST = "last_hidden_state"
+LAST, POOLED = "last_hidden_state", "pooler_output"
 
 ZOO: tuple[Zoo, ...] = (
     Zoo("vit", "ViTModel", build("ViTForImageClassification", "ViTConfig", **SMALL, **IMAGE, **LABELS), IMG),
@@ -122,7 +122,12 @@ ZOO: tuple[Zoo, ...] = (
         IMG,
     ),
     Zoo("deit-cls", "DeiTModel", build("DeiTForImageClassification", "DeiTConfig", **SMALL, **IMAGE, **LABELS), IMG),
-    Zoo("vit_msn", "ViTMSNModel", build("ViTMSNForImageClassification", "ViTMSNConfig", **SMALL, **IMAGE, **LABELS), IMG),
+    Zoo(
+        "vit_msn",
+        "ViTMSNModel",
+        build("ViTMSNForImageClassification", "ViTMSNConfig", **SMALL, **IMAGE, **LABELS),
+        IMG,
+    ),
     Zoo(
         "vit_mae",
         "ViTMAEModel",
@@ -157,7 +162,7 @@ ZOO: tuple[Zoo, ...] = (
         "Dinov2Model",
         build("Dinov2Model", "Dinov2Config", **DINO, use_swiglu_ffn=True),
         IMG,
-        "pooler_output",
+        POOLED,
     ),
     Zoo(
         "dinov2-registers",
@@ -171,7 +176,7 @@ ZOO: tuple[Zoo, ...] = (
         ),
         IMG,
     ),
-    Zoo("dinov3", "DINOv3ViTModel", build("DINOv3ViTModel", "DINOv3ViTConfig", **DINOV3), IMG, "pooler_output"),
+    Zoo("dinov3", "DINOv3ViTModel", build("DINOv3ViTModel", "DINOv3ViTConfig", **DINOV3), IMG, POOLED),
     Zoo(
         "videomae",
         "VideoMAEModel",
@@ -223,7 +228,7 @@ ZOO: tuple[Zoo, ...] = (
         "Siglip2VisionModel",
         build("Siglip2VisionModel", "Siglip2VisionConfig", **NAFLEX),
         naflex,
-        "pooler_output",
+        POOLED,
     ),
     Zoo(
         "siglip2-classifier",
@@ -232,5 +237,27 @@ ZOO: tuple[Zoo, ...] = (
         naflex,
         restores=True,
     ),
+    Zoo(
+        "altclip", "AltCLIPVisionModel", build("AltCLIPVisionModel", "AltCLIPVisionConfig", **CLIP_VISION), IMG, POOLED
+    ),
+    Zoo(
+        "chinese_clip",
+        "ChineseCLIPVisionModel",
+        build("ChineseCLIPVisionModel", "ChineseCLIPVisionConfig", **CLIP_VISION),
+        IMG,
+        POOLED,
+    ),
+    Zoo(
+        "clipseg", "CLIPSegVisionModel", build("CLIPSegVisionModel", "CLIPSegVisionConfig", **CLIP_VISION), IMG, POOLED
+    ),
+    Zoo(
+        "aimv2",
+        "Aimv2VisionModel",
+        build("Aimv2VisionModel", "Aimv2VisionConfig", **CLIP_VISION, is_native=False, use_head=True),
+        IMG,
+        POOLED,
+    ),
+    Zoo("pixio", "PixioModel", build("PixioModel", "PixioConfig", **SMALL, **IMAGE, n_cls_tokens=3), IMG, POOLED),
+    Zoo("tipsv2", "Tipsv2VisionModel", build("Tipsv2VisionModel", "Tipsv2VisionConfig", **DINOV3), IMG, POOLED),
     Zoo("ast", "ASTModel", build("ASTForAudioClassification", "ASTConfig", **AUDIO, **LABELS), spectrogram),
 )

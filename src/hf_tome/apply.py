@@ -19,7 +19,8 @@ ModelT = TypeVar("ModelT")
 def apply(model: ModelT, config: MergeConfig) -> ModelT:
     """Merge tokens in every vision or audio tower of a model, in place.
 
-    The blocks' classes are swapped for subclasses; parameters, state dict, config and the model's own class stay as they
+    The blocks' classes are swapped for subclasses; parameters, state dict, config and the model's own class stay as
+    they
     are. A second call replaces the first config.
 
     Args:
@@ -30,7 +31,8 @@ def apply(model: ModelT, config: MergeConfig) -> ModelT:
         The same object.
 
     Raises:
-        UnsupportedModelError: the model, its head or its attention implementation cannot take merged tokens; it says why.
+        UnsupportedModelError: the model, its head or its attention implementation cannot take merged tokens; it says
+        why.
         ValueError: the config does not fit the model, e.g. a schedule longer than the model.
     """
     if not isinstance(config, MergeConfig):
@@ -51,7 +53,7 @@ def remove(model: ModelT) -> ModelT:
 
 
 def towers(model: object) -> list[Tower]:
-    """Return the towers of a model in which tokens are merged, in the order of its modules; empty if there are none."""
+    """Return the towers of a model in which tokens are merged, in the order of its modules."""
     found: dict[int, Tower] = {}
     for link in _links(unwrap(model)):
         found.setdefault(id(link.tower), link.tower)

@@ -48,7 +48,7 @@ def write_card(model: Any, folder: Path) -> Path:
     path = folder / CARD_NAME
     path.write_text(
         _TEMPLATE.format(
-            base_model=getattr(root.config, "_name_or_path", "") or "unknown",  # type: ignore[union-attr]
+            base_model=getattr(root.config, "_name_or_path", "") or "unknown",
             method=found.towers[0].method,
             name=found.model,
             report=str(found),

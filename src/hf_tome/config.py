@@ -128,7 +128,9 @@ class MergeConfig:
         if self.keep_ratio is not None:
             _check_number("keep_ratio", self.keep_ratio, 0.5, 1.0)
         if self.proportional_attention != "auto" and not isinstance(self.proportional_attention, bool):
-            raise ValueError(f"`proportional_attention` is {self.proportional_attention!r}; it takes True, False or 'auto'.")
+            raise ValueError(
+                f"`proportional_attention` is {self.proportional_attention!r}; it takes True, False or 'auto'."
+            )
         _check_choice("batching", self.batching, BATCHINGS)
         for name, choices in _CHOICES.items():
             if getattr(self, name) is not None:
@@ -242,7 +244,9 @@ class MergeConfig:
         if path.is_dir():
             path = path / CONFIG_NAME
             if not path.is_file():
-                raise FileNotFoundError(f"No {CONFIG_NAME} in {id_or_dir}; write one with `MergeConfig.save_pretrained`.")
+                raise FileNotFoundError(
+                    f"No {CONFIG_NAME} in {id_or_dir}; write one with `MergeConfig.save_pretrained`."
+                )
         elif not path.is_file():
             path = Path(hf_hub_download(str(id_or_dir), CONFIG_NAME, **hub_kwargs))
         try:

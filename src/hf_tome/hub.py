@@ -10,8 +10,8 @@ import transformers
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from .apply import apply, towers
 from .adapters.towers import unwrap
+from .apply import apply, towers
 from .card import write_card
 from .config import CONFIG_NAME, MergeConfig
 
@@ -37,7 +37,8 @@ def save_pretrained(model: Any, save_directory: str | Path, **kwargs: Any) -> No
     found = towers(model)
     if not found:
         raise ValueError(
-            "No tokens are merged in this model, so there is no merge config to save. Call `hf_tome.apply` first, or the "
+            "No tokens are merged in this model, so there is no merge config to save. Call `hf_tome.apply` first, or "
+            "the "
             "model's own `save_pretrained`."
         )
     saved = model if isinstance(model, transformers.Pipeline) else unwrap(model)
@@ -54,13 +55,15 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """Load a model and merge its tokens.
 
-    The config is `merge_config` if given, else the repository's `merge_config.json`, else the key `merge_config` of the
+    The config is `merge_config` if given, else the repository's `merge_config.json`, else the key `merge_config` of
+    the
     model's `config.json`.
 
     Args:
         id_or_dir: Hub id or folder.
         merge_config (`MergeConfig`, *optional*): beats what is saved.
-        auto_class (*optional*): the class to load with, such as `AutoModelForImageClassification`; by default the one that
+        auto_class (*optional*): the class to load with, such as `AutoModelForImageClassification`; by default the
+        one that
             `config.json` names.
         kwargs: for the class's `from_pretrained`.
 
@@ -81,7 +84,7 @@ def from_pretrained(
 
 
 def find_merge_config(id_or_dir: str | Path, config: Any = None, **hub_kwargs: Any) -> MergeConfig | None:
-    """Return the merge config that is saved with a model, or `None`: `merge_config.json` first, then `config.json`'s key."""
+    """Return the merge config saved with a model, or `None`: `merge_config.json`, else `config.json`'s key."""
     try:
         return MergeConfig.from_pretrained(id_or_dir, **hub_kwargs)
     except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError):

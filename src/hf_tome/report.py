@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
-from torch import nn
-
 from .adapters.towers import unwrap
 from .apply import towers
+from .config import MergeConfig
 from .flops import EncoderShape, merged_flops, planned_tokens
 from .shapes import encoder_shape
 from .state import ForwardState, Tower
@@ -29,7 +29,8 @@ class TowerReport:
         num_special: leading tokens that are never merged.
         heads: what is done with the tokens after the last block, in words.
         measured: whether the numbers below are those of the last forward pass; else they follow from the config.
-        tokens: tokens into and out of each block, means over the images, padding left out; `None` where only a forward pass can
+        tokens: tokens into and out of each block, means over the images, padding left out; `None` where only a
+        forward pass can
             tell.
         computed: the same with the padding that a batch of unequal images is computed with.
         gflops, gflops_unmerged: multiply-adds an image, padding included.
@@ -91,32 +92,33 @@ class Report:
 
 
 def report(model: object) -> Report:
-    """Report what merging does to a model: planned from its configs, or measured in the last forward pass, where there was one."""
+    """Report what merging does to a model: measured in the last forward pass, or planned where there was none."""
     root = unwrap(model)
     return Report(type(root).__name__, tuple(_report_tower(root, tower) for tower in towers(model)))
 
 
-def _report_tower(root: nn.Module, tower: Tower) -> TowerReport:
+def _report_tower(root: Any, tower: Tower) -> TowerReport:
     module = attrgetter(tower.path)(root) if tower.path else root
     shape = _shape(module, tower)
     state = tower.last
-    tokens = computed = None
+    tokens: list | None = None
+    computed: list | None = None
     if state is not None:
-        computed = list(zip(state.tokens[:-1], state.tokens[1:]))
+        computed = list(pairwise(state.tokens))
         tokens = _real_tokens(state)
     elif shape is not None and not _depends_on_images(tower):
         tokens = computed = planned_tokens(shape, tower.config)
-    counts = (None, None)
+    counts: tuple[float | None, float | None] = (None, None)
     if shape is not None and computed:
         shape = _at_length(shape, computed[0][0])
-        unmerged = merged_flops(shape, [(shape.num_tokens, shape.num_tokens)] * tower.num_layers, _nothing(tower))
+        unmerged = merged_flops(shape, [(shape.num_tokens, shape.num_tokens)] * tower.num_layers, MergeConfig())
         counts = (merged_flops(shape, computed, tower.config).gflops, unmerged.gflops)
     return TowerReport(
         path=tower.path,
         tower=tower.family.tower,
         method=tower.config.method,
         config=tower.config.to_dict(),
-        backend=module.config._attn_implementation,  # type: ignore[union-attr]
+        backend=module.config._attn_implementation,
         proportional_attention=tower.proportional,
         num_special=tower.num_special,
         heads=tuple(dict.fromkeys(head.says for head in tower.heads if head.says)),
@@ -132,15 +134,21 @@ def _report_tower(root: nn.Module, tower: Tower) -> TowerReport:
 def _notes(tower: Tower, computed: list[tuple[int, int]] | None) -> list[str]:
     notes = []
     if not any(tower.merging):
-        notes.append("nothing merges: the config asks for no token in any block; the output is the unmerged model's, bit by bit")
+        notes.append(
+            "nothing merges: the config asks for no token in any block; the output is the unmerged model's, bit by bit"
+        )
     elif computed is None:
         notes.append("how many tokens merge depends on the images; run the model on some, and report again")
     elif all(before == after for before, after in computed):
-        notes.append("nothing merged in the last forward pass; lower `threshold`, or use batching='pad' instead of 'union'")
-    for block, r in enumerate(tower.schedule if computed else ()):
-        before, after = computed[block]  # type: ignore[index]
+        notes.append(
+            "nothing merged in the last forward pass; lower `threshold`, or use batching='pad' instead of 'union'"
+        )
+    for block, (r, (before, after)) in enumerate(zip(tower.schedule, computed or ())):
         if r > before - after:
-            notes.append(f"from block {block} on fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
+            notes.append(
+                f"from block {block} on fewer than the r={r} asked for can merge: {before - after} of {before} tokens "
+                f"did"
+            )
             break
     if tower.restore:
         notes.append("the full grid of tokens is given back after the last block")
@@ -152,16 +160,16 @@ def _real_tokens(state: ForwardState) -> list[tuple[float, float]]:
         float((size[..., 0] > 0).sum(dim=1).float().mean()) if padded and size is not None else float(count)
         for size, padded, count in zip(state.size, state.padded, state.tokens)
     ]
-    return list(zip(counts[:-1], counts[1:]))
+    return list(pairwise(counts))
 
 
 def _depends_on_images(tower: Tower) -> bool:
     return tower.config.method == "mame" and tower.config.keep_ratio is None and any(tower.merging)
 
 
-def _shape(module: nn.Module, tower: Tower) -> EncoderShape | None:
+def _shape(module: Any, tower: Tower) -> EncoderShape | None:
     try:
-        shape = encoder_shape(module.config)  # type: ignore[arg-type]
+        shape = encoder_shape(module.config)
     except ValueError:
         return None  # a config whose sizes are not known costs the report its GFLOPs, nothing else
     return replace(shape, num_special=tower.num_special)
@@ -172,7 +180,3 @@ def _at_length(shape: EncoderShape, num_tokens: int) -> EncoderShape:
     patches, now = shape.num_tokens - shape.num_special, num_tokens - shape.num_special
     patch_flops = round(shape.patch_flops * now / patches) if patches else shape.patch_flops
     return replace(shape, num_tokens=num_tokens, patch_flops=patch_flops)
-
-
-def _nothing(tower: Tower):
-    return type(tower.config)()

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 class ForwardState:
     """One forward pass through one tower.
 
-    Block i reads entry i of each list and writes entry i + 1, so that a block that is run again by gradient checkpointing
-    finds what it found the first time, and gives the same. It is handed from block to block as an argument, never shared
+    Block i reads entry i of each list and writes entry i + 1, so that a block that is run again by gradient
+    checkpointing
+    finds what it found the first time, and gives the same. It is handed from block to block as an argument, never
+    shared
     between passes.
 
     Attributes:
         size: (B, N_i, 1) going into block i, 0 for padding; `None` while nothing has merged and nothing is padded.
-        position: (B, N_i) int64, the input position that each token keeps; `None` while nothing has merged, or where no
+        position: (B, N_i) int64, the input position that each token keeps; `None` while nothing has merged, or where
+        no
             part of the model asks for it.
         source: (B, N_0) int64, the token that holds each input token going into block i; with `trace` only.
         match: the merge that block i did; kept with `trace` or `restore` only.
@@ -133,7 +136,8 @@ class Tower:
         state = self.last if torch.compiler.is_compiling() else getattr(self._threads, "state", None)
         if state is None:
             raise RuntimeError(
-                f"A block of {self.family.tower} ran before the first one; merging needs the blocks to run in order from "
+                f"A block of {self.family.tower} ran before the first one; merging needs the blocks to run in order "
+                f"from "
                 "block 0. Call `hf_tome.remove(model)` to run them one by one."
             )
         return state

@@ -36,7 +36,9 @@ def trace(model: object, tower: int = 0) -> Trace:
     """
     found = towers(model)
     if not found:
-        raise ValueError("No tokens are merged in this model; call `hf_tome.apply(model, MergeConfig(..., trace=True))`.")
+        raise ValueError(
+            "No tokens are merged in this model; call `hf_tome.apply(model, MergeConfig(..., trace=True))`."
+        )
     if tower >= len(found):
         raise ValueError(f"`tower` is {tower}, but the model has {len(found)} merged towers.")
     chosen = found[tower]

@@ -24,7 +24,7 @@ SUPPORTED_BACKENDS = MASK_BACKENDS + CHANNEL_BACKENDS
 
 CHANNEL_ALIGNMENT = 8  # head sizes of flash kernels are multiples of this
 MASKED = -1e4
-"""Logit of a masked token where the bias is a channel: exp(-1e4) is exactly 0, and no infinity meets a 0 in a product."""
+"""Logit of a masked token where the bias is a channel: exp(-1e4) is exactly 0, and no infinity meets a 0."""
 
 
 @dataclass
@@ -49,7 +49,12 @@ class MergedAttention(Swapped):
     """Attention that hands out its projections and weighs each key by its token's size."""
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Any = None, *, merge_call: AttentionCall | None = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        *,
+        merge_call: AttentionCall | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over `hidden_states` (B, N, C); the mask is what transformers made for the backend."""
         call = merge_call or AttentionCall()
@@ -95,14 +100,16 @@ def check_backend(backend: str) -> str:
     """
     if backend not in SUPPORTED_BACKENDS:
         raise UnsupportedModelError(
-            f"The attention implementation {backend!r} is not supported: hf_tome does not know how to weigh keys by size in "
-            f"it. Supported are {', '.join(map(repr, SUPPORTED_BACKENDS))}; use `model.set_attn_implementation('sdpa')`."
+            f"The attention implementation {backend!r} is not supported: hf_tome does not know how to weigh keys by "
+            f"size in "
+            f"it. Supported are {', '.join(map(repr, SUPPORTED_BACKENDS))}; use "
+            f"`model.set_attn_implementation('sdpa')`."
         )
     return backend
 
 
 def log_size(size: Tensor, proportional: bool) -> Tensor:
-    """Return the bias (B, N) of sizes (B, N, 1): log(size) (ToMe, equation 1), or 0 if not `proportional`; -inf for padding."""
+    """Return the bias (B, N) of sizes (B, N, 1): log(size) (ToMe, equation 1) or 0, and -inf for padding."""
     size = size[..., 0]
     real = size > 0
     bias = torch.where(real, size, torch.ones_like(size)).log() if proportional else torch.zeros_like(size)
@@ -136,7 +143,8 @@ def _rotate(
     rotate = getattr(sys.modules[type(module).__module__], name)
     if call.position is None:
         return rotate(query, key, *tables)
-    # A merged token keeps the position of the token it was merged into; tables are (patches, d) -> (B, 1, N - special, d)
+    # A merged token keeps the position of the token it was merged into; tables are (patches, d) -> (B, 1, N -
+    # special, d)
     rows = call.position[:, call.num_special :] - call.num_special
     return rotate(query, key, *(table[rows][:, None] for table in tables))
 

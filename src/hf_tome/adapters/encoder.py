@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..state import ForwardState, Link
 from .attention import AttentionCall, log_size
@@ -43,30 +44,32 @@ class MergedBlock(Swapped):
 
         before = hidden_states
         attention = attrgetter(family.attention)(self)
-        attended = attention(attrgetter(family.norm1)(self)(hidden_states), attention_mask, merge_call=call, **kwargs)[0]
-        hidden_states = _steps(self, family.after_attention, attended) + hidden_states
+        attended = attention(attrgetter(family.norm1)(self)(hidden_states), attention_mask, merge_call=call, **kwargs)[
+            0
+        ]
+        hidden_states = hidden_states + _steps(self, family.after_attention, attended)
 
         hidden_states = _merge(link, merge_state, call, before, hidden_states)
 
         fed_forward = _steps(self, family.mlp, attrgetter(family.norm2)(self)(hidden_states))
-        hidden_states = fed_forward + hidden_states
+        hidden_states = hidden_states + fed_forward
         if index == tower.num_layers - 1 and tower.restore:
             hidden_states = _restore(merge_state, hidden_states)
         return hidden_states
 
 
-def _real_tokens(attention_mask: Any, hidden_states: Tensor) -> Tensor:
-    """Return sizes (B, N, 1) that are 0 where a padding mask, in any backend's form, leaves a token out.
+def _real_tokens(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
+    """Return sizes (B, N, 1) that are 0 where a padding mask, in any backend's form, leaves a token out, if it does.
 
     Raises:
         ValueError: the mask is no padding mask, so that sizes cannot stand in for it.
     """
-    if not torch.is_tensor(attention_mask):
-        raise ValueError(
-            f"Merging cannot read an attention mask of type {type(attention_mask).__name__}; use the attention "
-            "implementation 'sdpa' or 'eager' for padded input."
-        )
     batch_size, num_tokens = hidden_states.shape[:2]
+    if isinstance(attention_mask, BlockMask):
+        # transformers makes one for flex attention whether or not there is padding.
+        attention_mask = create_mask(attention_mask.mask_mod, batch_size, 1, 1, num_tokens, hidden_states.device)
+        if not torch.compiler.is_compiling() and bool(attention_mask.all()):
+            return None
     if attention_mask.ndim == 4 and attention_mask.shape[1] == 1:
         attention_mask = attention_mask[:, 0, 0]  # (B, 1, N or 1, N) -> (B, N): padding is the same for every query
     if attention_mask.ndim != 2 or attention_mask.shape[-1] != num_tokens:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-from torch import nn
+from typing import Any
 
 from .spec import (
     CLASS_TOKEN,
+    POOLS,
     RESTORE,
     TOKENS,
     Family,
     Head,
     attention_pool,
     class_and_registers,
+    class_tokens,
     mean_of,
     one,
     two,
@@ -25,12 +26,12 @@ SEGMENTATION = "its segmentation head reads the grid of tokens after several blo
 PIXEL_DECODER = "its decoder puts masked patches back by position among the encoder's tokens, which merging reorders"
 
 
-def _first_if_pooled(tower: nn.Module) -> int:
+def _first_if_pooled(tower: Any) -> int:
     # I-JEPA has no class token; its optional pooler reads the first patch, which must then stay what it is.
     return int(tower.pooler is not None)
 
 
-def _first_unless_mean(tower: nn.Module) -> int:
+def _first_unless_mean(tower: Any) -> int:
     # VideoMAE has no class token; without mean pooling its classifier reads the first patch.
     return int(not tower.config.use_mean_pooling)
 
@@ -124,6 +125,15 @@ FAMILIES: tuple[Family, ...] = (
     ),
     replace(
         VIT,
+        model_types=("pixio",),
+        tower="PixioModel",
+        num_special=class_tokens,
+        heads={"PixioModel": (CLASS_TOKEN, TOKENS), "PixioBackbone": BACKBONE},
+        after_attention=("dropout", "drop_path"),
+        mlp=("mlp", "dropout", "drop_path"),
+    ),
+    replace(
+        VIT,
         model_types=("ijepa",),
         tower="IJepaModel",
         num_special=_first_if_pooled,
@@ -204,6 +214,50 @@ FAMILIES: tuple[Family, ...] = (
             "MetaClip2VisionModelWithProjection": (CLASS_TOKEN,),
             "MetaClip2Model": (CLASS_TOKEN,),
             "MetaClip2ForImageClassification": (mean_of("vision_model.encoder"),),
+        },
+    ),
+    replace(
+        CLIP,
+        model_types=("altclip_vision_model", "altclip"),
+        tower="AltCLIPVisionModel",
+        heads={"AltCLIPVisionModel": (CLASS_TOKEN, TOKENS), "AltCLIPModel": (CLASS_TOKEN,)},
+    ),
+    replace(
+        CLIP,
+        model_types=("chinese_clip_vision_model", "chinese_clip"),
+        tower="ChineseCLIPVisionModel",
+        heads={"ChineseCLIPVisionModel": (CLASS_TOKEN, TOKENS), "ChineseCLIPModel": (CLASS_TOKEN,)},
+    ),
+    replace(
+        CLIP,
+        model_types=("clipseg_vision_model", "clipseg"),
+        tower="CLIPSegVisionModel",
+        heads={
+            "CLIPSegVisionModel": (CLASS_TOKEN, TOKENS),
+            "CLIPSegModel": (CLASS_TOKEN,),
+            "CLIPSegForImageSegmentation": SEGMENTATION,
+        },
+    ),
+    replace(
+        CLIP,
+        model_types=("aimv2_vision_model", "aimv2"),
+        tower="Aimv2VisionModel",
+        num_special=zero,
+        heads={"Aimv2VisionModel": (Head("functional_pool", "head", POOLS), TOKENS), "Aimv2Model": ()},
+        norm1="rms_norm1",
+        attention="attention",
+        norm2="rms_norm2",
+        mlp=("ffn",),
+    ),
+    replace(
+        DINOV2,
+        model_types=("tipsv2_vision_model", "tipsv2"),
+        tower="Tipsv2VisionModel",
+        num_special=class_and_registers,
+        heads={
+            "Tipsv2VisionModel": (CLASS_TOKEN, TOKENS),
+            "Tipsv2Model": (CLASS_TOKEN,),
+            "Tipsv2VisionBackbone": BACKBONE,
         },
     ),
     SIGLIP,

@@ -12,11 +12,11 @@ from .swap import LINK, Swapped
 
 
 class MeanOutput(Swapped):
-    """A module whose output tokens the model averages: they come out scaled, so that the plain mean is weighted by size."""
+    """A module whose output tokens the model averages: they come out scaled, so that the mean is weighted by size."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module, and scale its tokens, be they its output or its `last_hidden_state`."""
-        out = super().forward(*args, **kwargs)  # type: ignore[misc]
+        out = super().forward(*args, **kwargs)
         link: Link = getattr(self, LINK)
         if isinstance(out, Tensor):
             return _weight(out, link)
@@ -29,20 +29,47 @@ class MeanInput(Swapped):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the module on the scaled tokens (B, M, C)."""
-        return super().forward(_weight(hidden_states, getattr(self, LINK)), *args, **kwargs)  # type: ignore[misc]
+        return super().forward(_weight(hidden_states, getattr(self, LINK)), *args, **kwargs)
 
 
 class AttentionPool(Swapped):
-    """An `nn.MultiheadAttention` that pools over tokens: each key gets log(size), whatever blocks do (ToMe, equation 1)."""
+    """An `nn.MultiheadAttention` that pools over tokens: each key gets log(size) (ToMe, equation 1)."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    num_heads: int
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """Attend from `query` (B, L, C) to tokens (B, M, C)."""
         size = getattr(self, LINK).tower.current().final_size()
         if size is not None:
             bias = log_size(size, proportional=True).to(key.dtype)
             # (B, M) -> (B * H, L, M)
             attn_mask = bias.repeat_interleave(self.num_heads, dim=0)[:, None].expand(-1, query.shape[1], -1)
-        return super().forward(query, key, value, attn_mask=attn_mask, **kwargs)  # type: ignore[misc]
+        return super().forward(query, key, value, attn_mask=attn_mask, **kwargs)
+
+
+class FunctionalPool(Swapped):
+    """AIMv2's head, in which a learned query attends to the tokens: each key gets log(size) (ToMe, equation 1)."""
+
+    num_heads: int
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Pool tokens (B, M, C) to (B, C); nothing but the mask differs from the module's own forward."""
+        size = getattr(self, LINK).tower.current().final_size()
+        if size is None:
+            return super().forward(hidden_states)
+        batch_size, _, width = hidden_states.shape
+
+        def split(states: Tensor) -> Tensor:
+            # (B, L, C) -> (B, H, L, C / H)
+            return states.reshape(batch_size, -1, self.num_heads, width // self.num_heads).transpose(1, 2)
+
+        query = split(self.cls_token.expand(batch_size, -1, -1))
+        key, value = split(self.k_proj(hidden_states)), split(self.v_proj(hidden_states))
+        bias = log_size(size, proportional=True)[:, None, None].to(key.dtype)  # (B, M) -> (B, 1, 1, M)
+        pooled = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.output_proj(pooled.transpose(1, 2).reshape(batch_size, width))
 
 
 class DropMask(Swapped):
@@ -52,7 +79,7 @@ class DropMask(Swapped):
         """Run the head without the mask if tokens have merged."""
         if getattr(self, LINK).tower.current().final_size() is not None:
             attention_mask = None
-        return super().forward(hidden_states, attention_mask)  # type: ignore[misc]
+        return super().forward(hidden_states, attention_mask)
 
 
 HEADS: dict[str, type | None] = {
@@ -62,6 +89,7 @@ HEADS: dict[str, type | None] = {
     "mean_output": MeanOutput,
     "mean_input": MeanInput,
     "attention_pool": AttentionPool,
+    "functional_pool": FunctionalPool,
     "drop_mask": DropMask,
 }
 """What is swapped at a head's site, by the head's kind; `None` where nothing is."""
@@ -88,5 +116,3 @@ def site_of(owner: nn.Module, path: str) -> nn.Module | None:
         if module is None:
             return None
     return module
-
-

@@ -102,9 +102,8 @@ BY_REASON: dict[str, str] = {
         nemo_speechlm qwen2_audio qwen3_asr vibevoice_asr voxtral voxtral_realtime
     """,
     NO_ROW: """
-        data2vec-vision aimv2 aimv2_vision_model altclip blip blip-2 chinese_clip clipseg flava idefics
-        instructblip instructblipvideo kosmos-2 kosmos-2.5 mlcd mlcd_vision_model pix2struct pixio tipsv2
-        tipsv2_vision_model vjepa2 whisper
+        blip blip-2 data2vec-vision flava idefics instructblip instructblipvideo kosmos-2 kosmos-2.5 mlcd
+        mlcd_vision_model pix2struct vjepa2 whisper
     """,
 }
 

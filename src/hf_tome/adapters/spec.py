@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
 
-
-def one(tower: nn.Module) -> int:
+def one(tower: Any) -> int:
     """A class token."""
     return 1
 
 
-def two(tower: nn.Module) -> int:
+def two(tower: Any) -> int:
     """A class and a distillation token."""
     return 2
 
 
-def zero(tower: nn.Module) -> int:
+def zero(tower: Any) -> int:
     """No special token."""
     return 0
 
 
-def class_and_registers(tower: nn.Module) -> int:
+def class_tokens(tower: Any) -> int:
+    """As many class tokens as the config says."""
+    return tower.config.n_cls_tokens
+
+
+def class_and_registers(tower: Any) -> int:
     """A class token and the registers behind it."""
     return 1 + tower.config.num_register_tokens
 
@@ -34,7 +38,7 @@ class Head:
 
     Attributes:
         kind (`str`): `"class_token"`, `"tokens"`, `"mean_input"`, `"mean_output"`, `"attention_pool"`, `"drop_mask"`,
-            `"restore"`; see `heads.HEADS`.
+            `"functional_pool"`, `"restore"`; see `heads.HEADS`.
         site (`str`): dotted path, from the model that owns the head, of the module that is swapped.
         says (`str`): how `report` puts it.
     """
@@ -54,9 +58,12 @@ def mean_of(site: str, where: str = "output") -> Head:
     return Head(f"mean_{where}", site, "averages the tokens, weighted by size")
 
 
+POOLS = "pools with attention, with log(size) added to its logits"
+
+
 def attention_pool(site: str) -> Head:
     """Return a head that pools with the `nn.MultiheadAttention` at `site`."""
-    return Head("attention_pool", site, "pools with attention, with log(size) added to its logits")
+    return Head("attention_pool", site, POOLS)
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,11 @@ class Family:
             `position_embeddings`.
         position_bias: the attention mask is a bias per pair of positions, followed by token; blocks may hold their own
             module of this name.
-        grid: name of the input whose last dimensions, divided by the patch size, are the grid of tokens.
     """
 
     model_types: tuple[str, ...]
     tower: str
-    num_special: Callable[[nn.Module], int]
+    num_special: Callable[[Any], int]
     heads: Mapping[str, tuple[Head, ...] | str]
     layers: str = "layers"
     norm1: str = "layernorm_before"
@@ -106,4 +112,3 @@ class Family:
     proportional: bool = True
     rotary: str | None = None
     position_bias: str | None = None
-    notes: str = field(default="", compare=False)

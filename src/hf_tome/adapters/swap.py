@@ -15,7 +15,11 @@ from ..state import Link
 LINK = "_hf_tome"
 
 
-class Swapped:
+# The classes made here inherit the rest from the module's own class, of which a type checker cannot know.
+_Module: Any = object
+
+
+class Swapped(_Module):
     """Marks the classes made here, and pickles their instances, whose class no module holds by name."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
@@ -25,7 +29,8 @@ class Swapped:
 
 def swap(module: nn.Module, mixin: type, link: Link) -> None:
     """Give `module` the behaviour of `mixin`, and the link that it reads."""
-    module.__class__ = _subclass(mixin, type(module))
+    base: Any = type(module)
+    module.__class__ = _subclass(mixin, base)
     # Not a module or parameter, so this bypasses nn.Module's registration on purpose.
     module.__dict__[LINK] = link
 
@@ -42,8 +47,9 @@ def is_swapped(module: nn.Module) -> bool:
 
 
 @cache
-def _subclass(mixin: type, base: type) -> type:
-    # The name stays: device maps, FSDP policies and printed models go by it. GradientCheckpointingLayer wraps the forward of
+def _subclass(mixin: Any, base: Any) -> type:
+    # The name stays: device maps, FSDP policies and printed models go by it. GradientCheckpointingLayer wraps the
+    # forward of
     # every new subclass, so the mixin's is checkpointed as the original is.
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (mixin, base), names)
@@ -51,4 +57,4 @@ def _subclass(mixin: type, base: type) -> type:
 
 def _rebuild(mixin: type, base: type) -> nn.Module:
     subclass = _subclass(mixin, base)
-    return subclass.__new__(subclass)
+    return subclass.__new__(subclass)  # type: ignore[call-overload]

@@ -36,7 +36,7 @@ class Plan:
     sites: list[tuple[nn.Module, type]]
 
 
-def unwrap(model: Any) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """Return the transformers model inside a pipeline, a compiled model, a PEFT model or a parallel wrapper.
 
     Raises:
@@ -48,7 +48,7 @@ def unwrap(model: Any) -> nn.Module:
         if "_orig_mod" in model._modules:  # torch.compile
             model = model._orig_mod
         elif hasattr(model, "get_base_model"):  # peft
-            model = model.get_base_model()
+            model = model.get_base_model()  # type: ignore[operator]
         elif type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
             model = model.module
         else:
@@ -90,7 +90,8 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     needs_grid = any(head.kind == "restore" for _, head in owned_heads)
     if needs_grid and method.prunes:
         raise UnsupportedModelError(
-            f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens for "
+            f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens "
+            f"for "
             "good. Use a method that merges, such as 'tome'."
         )
     proportional = config.proportional_attention
@@ -153,7 +154,8 @@ def _check_forwards(modules: list[nn.Module]) -> None:
         if "forward" in module.__dict__:
             by = "accelerate's hooks" if hasattr(module, "_hf_hook") else "something else"
             raise UnsupportedModelError(
-                f"The forward of a {type(module).__name__} has been replaced by {by}, so merging in it would do nothing. Call "
+                f"The forward of a {type(module).__name__} has been replaced by {by}, so merging in it would do "
+                f"nothing. Call "
                 "`hf_tome.apply` first and dispatch, offload or wrap the model after it, or load it on one device."
             )
 

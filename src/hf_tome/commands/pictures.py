@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 
 from ..apply import apply, remove
 from ..config import MergeConfig
+from ..evaluation.source import is_folder
 from ..trace import trace
 from ..visualize import model_view
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
     """Load a model in the class that it was saved as, and its image processor."""
+    is_folder(name, "model")  # a path that is none would be taken for a Hub id
     architectures = AutoConfig.from_pretrained(name).architectures or []
     loader = getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
     model = loader.from_pretrained(name, dtype="float32").to(device).eval()

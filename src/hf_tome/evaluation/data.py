@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .source import is_folder
+
 if TYPE_CHECKING:
     import datasets
     from PIL import Image
@@ -90,9 +92,10 @@ def open_split(source: str, split: str | None = None, *, streaming: bool = False
     files, or what `Dataset.save_to_disk` wrote. As everywhere in `datasets`, a folder `val` is split `validation`.
 
     Raises:
+        SourceError: it looks like a folder and is none.
         DataError: nothing is there, it holds no data, or it has no such split; the message names those it has.
     """
-    splits = _open_folder(Path(source), streaming) if _is_folder(source) else _open_hub(source, streaming)
+    splits = _open_folder(Path(source), streaming) if is_folder(source, "data set") else _open_hub(source, streaming)
     name = _choose_split(source, split, list(splits))
     return splits[name], name
 
@@ -155,15 +158,6 @@ def undecoded(rows: Any, image_column: str) -> Any:
     import datasets
 
     return rows.cast_column(image_column, datasets.Image(decode=False))
-
-
-def _is_folder(source: str) -> bool:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return True
-    if path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise DataError(f"{source} is not a folder; give a local folder of images or the id of a data set on the Hub.")
-    return False
 
 
 def _open_folder(path: Path, streaming: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from . import data, digits, labels
 from .data import LabelledImages, Sample
+from .source import is_folder, public_name
 from .task import Inputs, Job, JobOptions
 
 TASK = "image-classification"
@@ -44,6 +45,7 @@ def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
         ValueError: the checkpoint has no classifier, which transformers would make up at random.
         OSError: there is no such model.
     """
+    is_folder(options.model, "model")  # a path that is none would be taken for a Hub id
     processor = AutoImageProcessor.from_pretrained(options.model)
     model, loading = AutoModelForImageClassification.from_pretrained(
         options.model, dtype=options.dtype, output_loading_info=True
@@ -86,12 +88,6 @@ def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledImag
         return dict(processor([sample.image for sample in samples], return_tensors="pt"))
 
     return Job(TASK, name, model, images, prepare, class_scores)
-
-
-def public_name(source: str) -> str:
-    """Return a Hub id as it is and a local folder by its name alone, so that results name no path of a machine."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.is_dir() else source
 
 
 def class_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:

@@ -1,22 +1,18 @@
-"""Seconds and peak memory of a stretch of model forwards, on a CPU or a GPU."""
+"""Seconds and peak memory of model forwards, on a CPU or a GPU."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
-import sys
 import time
+import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 MIB = 2**20
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass
@@ -35,53 +31,54 @@ class Clock:
         self.seconds += time.perf_counter() - self._start
 
 
-def peak_memory_mib(run: Callable[[], object], model: torch.nn.Module, device: torch.device) -> float | None:
-    """Run once and return the peak of the memory held meanwhile, model included; `None` where it is unknown.
+def peak_memory_mib(run: Callable[[], object], model: torch.nn.Module, device: torch.device) -> float:
+    """Run once and return the model's weights plus the peak of the memory that torch allocated meanwhile.
 
-    On CUDA it is `torch.cuda.max_memory_allocated`. On a CPU under Linux it is the size of the model's weights plus
-    the rise of the process's resident memory above what it was before: freed memory is handed back first and the
-    kernel's high-water mark is reset. Elsewhere it is unknown.
+    On CUDA the allocator tells the peak. Elsewhere the storages of the tensors that operators return are counted while
+    they live, which leaves out what a kernel needs inside itself; the process's resident memory would be no better, for
+    it moves by tens of MiB with what malloc keeps.
     """
-    before = _reset_peak(device)
-    run()
-    _synchronize(device)
-    return _peak_mib(model, device, before)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    if device.type == "cuda":
+        _synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (weights + torch.cuda.max_memory_allocated(device) - before) / MIB
+    with _LiveStorages(model) as storages:
+        run()
+    return (weights + storages.peak) / MIB
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of the storages that operators made and that are still alive."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.live = self.peak = 0
+        # A view of a weight is no new memory.
+        self.known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self.known:
+            return
+        self.known.add(storage._cdata)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes()).atexit = False
+
+    def _drop(self, address: int, size: int) -> None:
+        self.known.discard(address)
+        self.live -= size
 
 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _reset_peak(device: torch.device) -> float | None:
-    """Start a new peak and return the resident memory in MiB, where it is needed and known."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return None
-    if device.type != "cpu" or not sys.platform.startswith("linux"):
-        return None
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        _CLEAR_REFS.write_text("5")
-        return _status_mib("VmRSS")
-    except OSError:
-        return None
-
-
-def _peak_mib(model: torch.nn.Module, device: torch.device, before: float | None) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    if before is None:
-        return None
-    tensors = (*model.parameters(), *model.buffers())
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return weights / MIB + max(_status_mib("VmHWM") - before, 0.0)
-
-
-def _status_mib(field: str) -> float:
-    match = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"No {field} in {_STATUS}.")
-    return int(match[1]) / 1024

@@ -53,8 +53,8 @@ NOTES = (
     "agrees: share of the images that get the same class as from the unmerged model. tokens at end: after the last "
     "block, the mean over the images. "
     "GFLOPs: multiply-adds an image, padding included. images/s: the model's forward alone, after a warm-up. "
-    "speed-up: over unmerged, in the same run. peak MiB: memory; on CUDA what was allocated, on a CPU the weights and the "
-    "rise of resident memory during a forward of one batch."
+    "speed-up: over unmerged, in the same run. peak MiB: the weights and what torch "
+    "allocates at most during the forward of one batch."
 )
 
 

@@ -81,7 +81,7 @@ class _Tally:
 
     config: MergeConfig
     clock: Clock
-    peak_memory_mib: float | None = None
+    peak_memory_mib: float = 0.0
     samples: int = 0
     tokens: float = 0.0
     gflops: float | None = 0.0
