@@ -1,0 +1,41 @@
+# Every target does its own set-up, in .venv. torch comes first and alone: whatever depends on it would bring a build with
+# several GB of CUDA packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: install demo test quality style docs clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --editable ".[test,quality]"
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/hf-tome demo --out demo
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+
+quality: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/make_docs.py --check
+
+style: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install
+	$(BIN)/python scripts/make_docs.py
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info src/*.egg-info

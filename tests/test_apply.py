@@ -1,0 +1,259 @@
+"""What `apply` takes, what it refuses and how, and that a refusal leaves the model as it was."""
+
+import ast
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+from zoo import BEIT, DINO, IMAGE, IMG, SMALL, ZOO
+
+import hf_tome
+from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report, trace
+from hf_tome.adapters.swap import is_swapped
+from hf_tome.apply import towers
+
+BY_NAME = {zoo.name: zoo for zoo in ZOO}
+PACKAGE = Path(hf_tome.__file__).parent
+
+
+def untouched(model):
+    return not any(is_swapped(module) for module in model.modules())
+
+
+REFUSED = {
+    "resnet": (lambda: tf.ResNetModel(tf.ResNetConfig(hidden_sizes=[8, 8, 8, 8])), "ResNetModel.*convolutions"),
+    "swin": (lambda: tf.SwinModel(tf.SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 1])), "SwinModel.*windows"),
+    "bert": (
+        lambda: tf.BertModel(
+            tf.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+        ),
+        "BertModel.*bert.*supported",
+    ),
+    "backbone": (lambda: tf.Dinov2Backbone(tf.Dinov2Config(**DINO)), "Dinov2Backbone"),
+    "beit-segmentation": (
+        lambda: tf.BeitForSemanticSegmentation(tf.BeitConfig(**{**BEIT, "num_hidden_layers": 4}, out_indices=[1, 2, 3, 4])),
+        "BeitForSemanticSegmentation.*segmentation head",
+    ),
+    "vit_mae-pretraining": (
+        lambda: tf.ViTMAEForPreTraining(tf.ViTMAEConfig(**SMALL, **IMAGE)),
+        "ViTMAEForPreTraining.*decoder",
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_models_say_what_was_found_and_why(build, message):
+    model = build()
+    with pytest.raises(UnsupportedModelError, match=rf"(?s){message}.*docs/models.md"):
+        apply(model, MergeConfig(r=4))
+    assert untouched(model)
+    assert issubclass(UnsupportedModelError, ValueError)
+
+
+def test_a_wrapper_with_a_head_of_its_own_is_refused_and_its_encoder_taken():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = BY_NAME["vit-tower"].make()
+
+    model = Mine()
+    with pytest.raises(UnsupportedModelError, match=r"Mine.*not supported.*hf_tome.apply\(model.encoder"):
+        apply(model, MergeConfig(r=4))
+    assert untouched(model)
+    apply(model.encoder, MergeConfig(r=4))
+    assert len(towers(model.encoder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MergeConfig(r=[1, 2, 3, 4]), "`r` lists 4 blocks, but the model has 3"),
+        (MergeConfig(r=4, layers=[3]), r"blocks \[3\], but the model has blocks 0 to 2"),
+    ],
+)
+def test_a_config_that_does_not_fit_leaves_the_earlier_merging(config, message):
+    zoo = BY_NAME["vit"]
+    model = apply(zoo.make(), MergeConfig(r=6))
+    with torch.no_grad():
+        before = zoo.run(model)
+        with pytest.raises(ValueError, match=message):
+            apply(model, config)
+        assert torch.equal(zoo.run(model), before)
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match="`config` is a dict; it takes a MergeConfig"):
+        apply(BY_NAME["vit"].make(), {"r": 4})
+    with pytest.raises(TypeError, match="`model` is a str"):
+        apply("google/vit-base-patch16-224", MergeConfig(r=4))
+
+
+def test_an_instance_forward_would_be_a_silent_no_op_and_is_refused():
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    model = BY_NAME["vit"].make()
+    add_hook_to_module(model.vit.layers[1], AlignDevicesHook(execution_device="cpu"))
+    with pytest.raises(UnsupportedModelError, match="replaced by accelerate's hooks.*hf_tome.apply"):
+        apply(model, MergeConfig(r=4))
+    assert untouched(model)
+
+
+def test_hooks_after_apply_work():
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    zoo = BY_NAME["vit"]
+    model = apply(zoo.make(), MergeConfig(r=6))
+    with torch.no_grad():
+        before = zoo.run(model)
+        for layer in model.vit.layers:
+            add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
+        assert torch.equal(zoo.run(model), before)
+
+
+def test_compiled_and_parallel_models_are_unwrapped():
+    zoo = BY_NAME["vit"]
+    model = zoo.make()
+    with torch.no_grad():
+        expected = zoo.run(apply(zoo.make(), MergeConfig(r=6)))
+        compiled = torch.compile(model, backend="eager")
+        plain = zoo.run(compiled)
+        assert apply(compiled, MergeConfig(r=6)) is compiled
+        torch.testing.assert_close(zoo.run(compiled), expected)
+        assert remove(compiled) is compiled
+        torch.testing.assert_close(zoo.run(compiled), plain)
+    parallel = nn.DataParallel(zoo.make())
+    assert apply(parallel, MergeConfig(r=6)) is parallel
+    assert len(towers(parallel)) == 1
+
+
+@pytest.mark.parametrize("order", ["lora first", "merging first"])
+def test_lora_on_the_projections(order):
+    peft = pytest.importorskip("peft")
+    zoo = BY_NAME["vit"]
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)
+    config = MergeConfig(r=6)
+    torch.manual_seed(0)
+    model = zoo.make() if order == "lora first" else apply(zoo.make(), config)
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(model, lora).eval()
+    if order == "lora first":
+        assert apply(adapted, config) is adapted
+    with torch.no_grad():
+        merged = adapted(**IMG(2)).logits
+        # The same weights, folded in: what a user deploys.
+        folded = remove(adapted).merge_and_unload()
+        expected = apply(folded, config)(**IMG(2)).logits
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_threads_do_not_see_each_others_sizes():
+    zoo = BY_NAME["dinov2"]  # its head reads the sizes
+    model = apply(zoo.make(), MergeConfig(method="mame", threshold=0.3, layers=range(3)))
+    inputs = [{"pixel_values": torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))} for n in (1, 2, 3)]
+    with torch.no_grad():
+        expected = [model(**one).logits for one in inputs]
+    wrong = []
+
+    def serve(index):
+        with torch.no_grad():
+            for _ in range(20):
+                if not torch.allclose(model(**inputs[index]).logits, expected[index], atol=1e-5):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=serve, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_block_alone_says_what_is_wrong():
+    model = apply(BY_NAME["vit"].make(), MergeConfig(r=6))
+    with pytest.raises(RuntimeError, match=r"ran before the first one.*hf_tome.remove"):
+        model.vit.layers[1](torch.randn(1, 65, 32))
+
+
+def test_text_towers_are_left_alone():
+    model = apply(BY_NAME["clip"].make(), MergeConfig(r=6))
+    assert untouched(model.text_model)
+    assert [tower.path for tower in towers(model)] == ["vision_model"]
+
+
+def test_report_tells_what_the_user_should_know():
+    zoo = BY_NAME["vit"]
+    model = zoo.make()
+    assert "no tokens are merged" in str(report(model))
+    text = str(report(apply(model, MergeConfig(r=30))))
+    assert "fewer than the r=30 asked for can merge: 17 of 35" in text
+    assert "protected: 1 leading" in text
+    assert "attention sdpa, proportional attention on" in text
+    apply(model, MergeConfig(method="mame", threshold=1.0))
+    assert "depends on the images" in str(report(model))
+    with torch.no_grad():
+        zoo.run(model)
+    assert "nothing merged in the last forward pass" in str(report(model))
+    found = report(apply(model, MergeConfig(r=6))).to_dict()["towers"][0]
+    assert found["tokens"] == ((65, 59), (59, 53), (53, 47))
+    assert found["gflops"] < found["gflops_unmerged"]
+
+
+def test_trace_needs_a_traced_run():
+    zoo = BY_NAME["vit"]
+    model = zoo.make()
+    with pytest.raises(ValueError, match="No tokens are merged"):
+        trace(model)
+    with pytest.raises(ValueError, match="trace=False"):
+        trace(apply(model, MergeConfig(r=6)))
+    with pytest.raises(ValueError, match="has not run"):
+        trace(apply(model, MergeConfig(r=6, trace=True)))
+
+
+def test_the_library_is_quiet_and_light():
+    code = (
+        "import sys, transformers; from transformers import PreTrainedModel, Pipeline; before = set(sys.modules)\n"
+        "import hf_tome; new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "heavy = new & {'datasets', 'diffusers', 'matplotlib', 'evaluate', 'sklearn', 'PIL', 'av', 'typer', 'rich'}\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert not logging.getLogger("hf_tome").handlers
+
+
+# Each package may import those before it (DESIGN.md: merging <- config, state <- adapters <- apply <- the rest <- cli).
+ORDER = ["version", "errors", "merging", "config", "state", "adapters", "apply"]
+
+
+def imports(path: Path) -> set[str]:
+    package = ("hf_tome", *path.relative_to(PACKAGE).with_suffix("").parts)
+    found = set()
+    # Blocks under TYPE_CHECKING import nothing at run time.
+    tree = ast.parse(path.read_text())
+    hidden = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in hidden:
+            target = (*package[: -node.level], *(node.module.split(".") if node.module else ()))
+            found |= {target[1]} if len(target) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("layer", ORDER)
+def test_imports_run_one_way(layer):
+    files = [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").is_file() else sorted((PACKAGE / layer).glob("*.py"))
+    assert files
+    for path in files:
+        later = imports(path) - set(ORDER[: ORDER.index(layer) + 1])
+        assert not later, f"{path.name} imports {later}"
