@@ -1,6 +1,6 @@
 """Write the pages of docs/ that follow from the tables in the code, or check that they are up to date.
 
-    python scripts/make_docs.py [--check]
+python scripts/make_docs.py [--check]
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ READS = {
 
 def supported_table() -> list[str]:
     """Return a Markdown table with a line for each family."""
-    lines = ["| model type | tower | models, and what their heads read | proportional attention |", "|---|---|---|---|"]
+    lines = [
+        "| model type | tower | models, and what their heads read | proportional attention |",
+        "|---|---|---|---|",
+    ]
     for family in FAMILIES:
         models = []
         for name, heads in family.heads.items():

@@ -121,11 +121,12 @@ class Tower:
 
     def begin(self) -> ForwardState:
         """Start a forward pass; called by the first block."""
-        self.last = ForwardState(self.num_layers)
+        state = ForwardState(self.num_layers)
+        self.last = state
         if not torch.compiler.is_compiling():
-            # Several threads may serve requests with one model; each follows its own pass.
-            self._threads.state = self.last
-        return self.last
+            # Several threads may serve requests with one model; each follows its own pass, while `last` is whoever's.
+            self._threads.state = state
+        return state
 
     def current(self) -> ForwardState:
         """Return this thread's forward pass.

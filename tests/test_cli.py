@@ -1,0 +1,163 @@
+"""`hf-tome` as a user meets it: results on standard output, one-line errors, exit statuses."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hf_tome.cli import COMMANDS, run
+from hf_tome.commands.common import Format
+from hf_tome.evaluation.digits import MODEL_DIR, load_digits
+from hf_tome.evaluation.output import FORMATS
+
+
+@pytest.fixture(scope="module")
+def digit_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    for position, sample in enumerate(load_digits("test").select(range(12))):
+        place = folder / "test" / str(sample["label"])
+        place.mkdir(parents=True, exist_ok=True)
+        sample["image"].save(place / f"{position:02}.png")
+    return folder
+
+
+def fails(capsys, *arguments, status=1):
+    """Run the command in this process; return its error, which is one line on standard error and nothing else."""
+    assert run([str(argument) for argument in arguments]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_one_worked_example(capsys, command):
+    assert run([command, "--help"]) == 0
+    assert capsys.readouterr().out.count(f"Example:\n    hf-tome {command}") == 1
+
+
+def test_formats_are_those_of_the_output():
+    assert {form.value for form in Format} == set(FORMATS)
+
+
+@pytest.mark.parametrize("form", Format)
+def test_env(capsys, form):
+    assert run(["env", "--format", form.value]) == 0
+    printed = capsys.readouterr().out
+    assert "transformers" in printed
+    if form is Format.json:
+        assert json.loads(printed)["packages"]["torch"]
+
+
+def test_eval_end_to_end_in_a_process_of_its_own(digit_folder, tmp_path):
+    """Standard output is the JSON alone, standard error is silent when piped, and the files are there."""
+    arguments = ["--task", "image-classification", "--model", MODEL_DIR, "--data", digit_folder, "--split", "test"]
+    arguments += ["--config", "r=0", "--config", "r=16", "--config", "method=mame,threshold=0.8,layers=0-3"]
+    arguments += ["--limit", 8, "--batch-size", 4, "--seed", 0, "--out", tmp_path / "results", "--format", "json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_tome.cli", "eval", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads(done.stdout)
+    assert [row["name"] for row in results["rows"]] == ["unmerged", "r=16", "method=mame,threshold=0.8,layers=0-3"]
+    assert results["data"]["num_samples"] == 8
+    assert results == json.loads((tmp_path / "results" / "results.json").read_text())
+    assert {file.name for file in (tmp_path / "results").iterdir()} == {"results.json", "report.md", "pareto.png"}
+
+
+def test_eval_prints_csv(capsys, digit_folder):
+    assert run(["eval", "--model", str(MODEL_DIR), "--data", str(digit_folder), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["config"] == "unmerged"
+
+
+def test_show_writes_a_picture(capsys, digit_folder, tmp_path):
+    image = next(digit_folder.rglob("*.png"))
+    out = tmp_path / "new" / "merged.png"
+    arguments = ["show", image, "--model", MODEL_DIR, "--config", "method=mame", "--out", out, "--all-blocks"]
+    assert run([str(argument) for argument in arguments]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    with Image.open(out) as picture:
+        assert picture.width > 4 * 192
+
+
+def test_demo_writes_everything(capsys, tmp_path, monkeypatch):
+    from hf_tome.commands import demo
+    from hf_tome.evaluation import digits
+
+    monkeypatch.setattr(demo, "CONFIGS", ("r=32", "method=mame,threshold=0.8"))
+    monkeypatch.setattr(digits, "load_digits", lambda split: load_digits(split).select(range(40)))
+    assert run(["demo", "--out", str(tmp_path / "demo"), "--format", "md"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2 + 3
+    written = {file.name for file in (tmp_path / "demo").iterdir()}
+    assert written == {"results.json", "report.md", "pareto.png", "merged.png"}
+
+
+EVAL = ("eval", "--model", MODEL_DIR)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*EVAL, "--data", "{digits}", "--split", "tset"), "no split 'tset'; it has 'test'"),
+        ((*EVAL, "--data", "{digits}", "--config", "bogus"), "neither a file nor fields"),
+        ((*EVAL, "--data", "{digits}", "--config", "r=-1"), "it takes an integer of at least 0"),
+        ((*EVAL, "--data", "{digits}", "--config", "r=[1,1,1,1,1,1,1,1,1]"), "the model has 8"),
+        ((*EVAL, "--data", "{digits}", "--task", "juggling"), "Unknown task 'juggling'"),
+        ((*EVAL, "--data", "{digits}", "--device", "toaster"), "Unknown device 'toaster'"),
+        ((*EVAL, "--data", "{tmp}"), "No images in"),
+        ((*EVAL, "--data", "./absent"), "./absent is not a folder"),
+        (("eval", "--model", "./absent", "--data", "{digits}"), "./absent is not a folder"),
+        (("show", __file__, "--model", MODEL_DIR), "as an image"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, digit_folder, tmp_path, arguments, message):
+    texts = [str(argument).format(digits=digit_folder, tmp=tmp_path) for argument in arguments]
+    assert message in fails(capsys, *texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evil",), "No such command 'evil'"),
+        (EVAL, "Missing option '--data'"),
+        ((*EVAL, "--data", "x", "--format", "xml"), "xml"),
+        ((*EVAL, "--data", "x", "--batch-size", "0"), "'--batch-size'"),
+    ],
+)
+def test_wrong_usage_is_one_line_too(capsys, arguments, message):
+    assert message in fails(capsys, *arguments, status=2)
+
+
+def test_debug_shows_the_traceback(digit_folder):
+    with pytest.raises(ValueError, match="tset"):
+        run([*map(str, EVAL), "--data", str(digit_folder), "--split", "tset", "--debug"])
+
+
+def test_unexpected_errors_name_their_kind(capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the sky\nfell")
+
+    monkeypatch.setattr("hf_tome.evaluation.environment.describe_environment", broken)
+    assert "RuntimeError: the sky fell (--debug shows where)" in fails(capsys, "env")
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("hf_tome ")
+
+
+def test_no_path_of_a_machine_is_shipped():
+    for file in MODEL_DIR.iterdir():
+        if file.suffix != ".safetensors":
+            assert str(Path.home()) not in file.read_text()
