@@ -1,0 +1,113 @@
+"""Every ablation of ToMe's tables 1 and 2 and of MaMe's figure 2 is reachable from the config, and does something."""
+
+import pytest
+import torch
+import transformers as tf
+from zoo import IMAGE, IMG, SMALL, ZOO
+
+from hf_tome import MergeConfig, apply, remove, report
+from hf_tome.apply import towers
+from hf_tome.config import COMBINES, DISTANCES, HEAD_AGGREGATIONS, METRICS, PARTITIONS
+
+VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
+ABLATIONS = {
+    "metric": METRICS,
+    "distance": DISTANCES,
+    "head_aggregation": HEAD_AGGREGATIONS,
+    "combine": COMBINES,
+    "partition": PARTITIONS,
+    "proportional_attention": (True, False),
+}
+MAME = {
+    "metric": METRICS,
+    "distance": DISTANCES,
+    "partition": PARTITIONS,
+    "adaptive_pruning": (True, False),
+    "head_aggregation": HEAD_AGGREGATIONS,
+}
+
+
+def outputs(base: dict, name: str, values: tuple) -> list[torch.Tensor]:
+    model, found = VIT.make(), []
+    for value in values:
+        apply(model, MergeConfig(**base, **{name: value}))
+        with torch.no_grad():
+            found.append(VIT.run(model))
+        assert torch.isfinite(found[-1]).all()
+    return found
+
+
+def all_different(found: list[torch.Tensor]) -> bool:
+    return not any(torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_tome(name):
+    base = {"r": 12}
+    found = outputs(base, name, ABLATIONS[name])
+    assert all_different(found)
+
+
+@pytest.mark.parametrize("name", MAME)
+def test_mame(name):
+    # Keys of one head where heads are what differs; a threshold at which every similarity merges something.
+    base = {"method": "mame", "threshold": 0.02, "layers": range(3)}
+    if name == "head_aggregation":
+        base["metric"] = "k"
+    assert all_different(outputs(base, name, MAME[name]))
+
+
+@pytest.mark.parametrize("method", ["random_prune", "kmeans"])
+def test_seeds_choose_and_repeat(method):
+    found = outputs({"method": method, "r": 12}, "seed", (0, 1, 2, 0))
+    assert torch.equal(found[0], found[3])
+    assert all_different(found[:3])
+
+
+def test_random_partition_takes_a_seed():
+    found = outputs({"r": 12, "partition": "random"}, "seed", (0, 1, 0))
+    assert torch.equal(found[0], found[2])
+    assert all_different(found[:2])
+
+
+def test_kmeans_iterations_matter():
+    assert all_different(outputs({"method": "kmeans", "r": 32}, "kmeans_iterations", (1, 2, 5)))
+
+
+def test_proportional_attention_auto_follows_method_and_model():
+    expected = {"vit": True, "clip": True, "videomae": False, "vit_mae": False, "ast": False}
+    for name, on in expected.items():
+        model = next(zoo for zoo in ZOO if zoo.name == name).make()
+        assert towers(apply(model, MergeConfig(r=4)))[0].proportional is on, name
+        assert towers(apply(model, MergeConfig(r=4, proportional_attention=not on)))[0].proportional is not on, name
+        assert towers(apply(model, MergeConfig(method="mame")))[0].proportional is False, name
+
+
+def test_mame_merges_in_the_first_two_thirds_by_default():
+    config = tf.ViTConfig(**{**SMALL, "num_hidden_layers": 12}, **IMAGE)
+    tower = towers(apply(tf.ViTModel(config), MergeConfig(method="mame")))[0]
+    assert [layer for layer, merges in enumerate(tower.merging) if merges] == list(range(8))
+
+
+def test_any_tower_in_an_encoder_decoder_and_a_dual_encoder():
+    text = tf.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, is_decoder=True
+    )
+    text.add_cross_attention = True
+    vit = tf.ViTConfig(**SMALL, **IMAGE)
+    captioner = tf.VisionEncoderDecoderModel(encoder=tf.ViTModel(vit), decoder=tf.BertLMHeadModel(text)).eval()
+    inputs = {**IMG(2), "decoder_input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}
+    with torch.no_grad():
+        plain = captioner(**inputs).logits
+        assert not torch.equal(captioner(**inputs).logits, apply(captioner, MergeConfig(r=8))(**inputs).logits)
+        assert report(captioner).towers[0].tokens_out == 41
+        assert torch.equal(remove(captioner)(**inputs).logits, plain)
+    text = tf.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    )
+    dual = tf.VisionTextDualEncoderModel(vision_model=tf.ViTModel(vit), text_model=tf.BertModel(text)).eval()
+    apply(dual, MergeConfig(r=8))
+    with torch.no_grad():
+        out = dual(**IMG(2), input_ids=torch.tensor([[1, 2], [3, 4]]))
+    assert out.logits_per_image.shape == (2, 2)
+    assert [tower.path for tower in towers(dual)] == ["vision_model"]
