@@ -71,7 +71,7 @@ def test_random_partition_takes_a_seed():
 
 
 def test_kmeans_iterations_matter():
-    assert all_different(outputs({"method": "kmeans", "r": 32}, "kmeans_iterations", (1, 2, 5)))
+    assert all_different(outputs({"method": "kmeans", "r": 32}, "kmeans_iterations", (1, 5)))
 
 
 def test_proportional_attention_auto_follows_method_and_model():
