@@ -6,8 +6,10 @@ import transformers as tf
 from zoo import IMAGE, IMG, SMALL, ZOO
 
 from hf_tome import MergeConfig, apply, remove, report
+from hf_tome.adapters.matching import METHODS, Request
 from hf_tome.apply import towers
 from hf_tome.config import COMBINES, DISTANCES, HEAD_AGGREGATIONS, METRICS, PARTITIONS
+from hf_tome.merging import kmeans
 
 VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
 ABLATIONS = {
@@ -70,8 +72,13 @@ def test_random_partition_takes_a_seed():
     assert all_different(found[:2])
 
 
-def test_kmeans_iterations_matter():
-    assert all_different(outputs({"method": "kmeans", "r": 32}, "kmeans_iterations", (1, 5)))
+def test_kmeans_iterations_are_those_of_the_config():
+    model = apply(VIT.make(), MergeConfig(method="kmeans", r=32, kmeans_iterations=5))
+    metric = torch.randn(2, 65, 16, generator=torch.Generator().manual_seed(0))
+    request = Request(metric, 50, 1, None, 0, towers(model)[0].config)
+    once, often = (kmeans(metric, 50, 1, iterations=iterations).source for iterations in (1, 5))
+    assert torch.equal(METHODS["kmeans"].match(request).source, often)
+    assert not torch.equal(once, often)
 
 
 def test_proportional_attention_auto_follows_method_and_model():
