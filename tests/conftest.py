@@ -12,7 +12,8 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+# The models are tiny: a second thread costs more than it brings, and each pytest-xdist worker has a core to itself.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

@@ -26,7 +26,6 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 app = typer.Typer(
     name="hf-tome",
     help="Merge tokens in Hugging Face vision transformers, and see what that costs and saves.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -58,7 +57,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     _quieten(debug)
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except BrokenPipeError:
         # The reader of the pipe has gone (`| head`); Python would complain again while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,3 +93,7 @@ def _quieten(debug: bool) -> None:
     logging.basicConfig(level=logging.WARNING if debug or sys.stderr.isatty() else logging.ERROR, format="%(message)s")
     if not debug:
         warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    main()

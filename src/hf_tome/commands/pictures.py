@@ -53,7 +53,7 @@ def trace_image(
     apply(model, dataclasses.replace(config, trace=True))
     try:
         if hasattr(model, "get_image_features"):  # CLIP and its like want text too when called as a whole
-            model.get_image_features(**inputs)
+            model.get_image_features(**inputs)  # type: ignore[operator]
         else:
             model(**inputs)
         traced = trace(model)

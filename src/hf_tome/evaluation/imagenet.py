@@ -67,11 +67,7 @@ def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options:
     """
     image_column, label_column = data.image_and_label_columns(rows, options.data)
     names = data.label_names(rows, label_column, options.data)
-    if options.labels is not None:
-        class_names = labels.read_class_names(options.labels)
-    else:
-        class_names = labels.find_class_names(Path(options.data).expanduser(), split)
-    to_model = labels.match_labels(names, model.config.id2label, class_names)
+    to_model = labels.match_labels(names, dict(model.config.id2label or {}), _class_names(options, split))
     return LabelledImages(
         name=public_name(options.data),
         split=split,
@@ -81,6 +77,12 @@ def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options:
         # A ClassLabel column holds indices into `names`, a column of strings the names.
         model_label=lambda label: to_model[label if isinstance(label, str) else names[label]],
     )
+
+
+def _class_names(options: JobOptions, split: str) -> labels.ClassNames | None:
+    if options.labels is not None:
+        return labels.read_class_names(options.labels)
+    return labels.find_class_names(Path(options.data).expanduser(), split)
 
 
 def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledImages) -> Job:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CLASSES_FILE = "classes.csv"
 _WNID = re.compile(r"\bn\d{8}\b")
@@ -57,7 +58,7 @@ def find_class_names(data_folder: Path, split: str) -> ClassNames | None:
 
 
 def match_labels(
-    data_labels: Sequence[str], model_labels: Mapping[int, str], class_names: ClassNames | None = None
+    data_labels: Sequence[str], model_labels: Mapping[Any, str], class_names: ClassNames | None = None
 ) -> dict[str, int]:
     """Return the model's index of each label of the data set.
 
@@ -101,7 +102,7 @@ def _unnumbered(name: str) -> str:
 _FORMS: tuple[Callable[[str], str], ...] = (_exact, _normalised, _first_synonym, _unnumbered)
 
 
-def _look_up(names: Mapping[str, str], model_labels: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+def _look_up(names: Mapping[str, str], model_labels: Mapping[Any, str]) -> dict[str, tuple[int, ...]]:
     by_form: list[dict[str, list[int]]] = []
     for form in _FORMS[:3]:
         table: dict[str, list[int]] = defaultdict(list)
@@ -141,7 +142,7 @@ def _explain(
     wrong: Sequence[str],
     names: Mapping[str, str],
     found: Mapping[str, tuple[int, ...]],
-    model_labels: Mapping[int, str],
+    model_labels: Mapping[Any, str],
     class_names: ClassNames | None,
 ) -> str:
     described = [repr(label) if names[label] == label else f"{label!r} ({names[label]!r})" for label in wrong]

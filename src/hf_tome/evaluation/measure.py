@@ -35,8 +35,8 @@ def peak_memory_mib(run: Callable[[], object], model: torch.nn.Module, device: t
     """Run once and return the model's weights plus the peak of the memory that torch allocated meanwhile.
 
     On CUDA the allocator tells the peak. Elsewhere the storages of the tensors that operators return are counted while
-    they live, which leaves out what a kernel needs inside itself; the process's resident memory would be no better, for
-    it moves by tens of MiB with what malloc keeps.
+    they live, which leaves out what a kernel needs inside itself; the process's resident memory would be no better,
+    for it moves by tens of MiB with what malloc keeps.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     if device.type == "cuda":

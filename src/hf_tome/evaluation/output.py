@@ -86,7 +86,7 @@ def to_table(results: Results) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=_summary(results), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in COLUMNS:
         table.add_column(column.header, justify="left" if column.key == "name" else "right", overflow="fold")
     for row in results.rows:
@@ -95,7 +95,7 @@ def to_table(results: Results) -> str:
     # Piped output has no width of its own, and would be wrapped at 80 columns.
     console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
     with console.capture() as capture:
-        console.print(table)
+        console.print(_summary(results), table, sep="\n", highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -46,6 +46,20 @@ class JobOptions:
     dtype: str = "float32"
 
 
+class Data(Protocol):
+    """Samples of one split, and which of them had to be skipped while they were iterated over."""
+
+    name: str
+    split: str
+    skipped: list[Skipped]
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Read the samples one by one."""
+
+    def __len__(self) -> int:
+        """Return the number of samples, skipped ones included; 0 where it is unknown."""
+
+
 @dataclass
 class Job:
     """A model, its data and how the two meet; a task is a function that builds one."""
@@ -53,8 +67,7 @@ class Job:
     task: str
     model_name: str
     model: PreTrainedModel
-    data: Any
-    """Iterable of `Sample`s with `name`, `split` and `skipped`, such as `LabelledImages`."""
+    data: Data
     prepare: Callable[[Sequence[Sample]], Inputs]
     """Samples to model inputs, one row a sample, on the CPU."""
     scores: Callable[[PreTrainedModel, Inputs], torch.Tensor]
@@ -92,9 +105,10 @@ class _Tally:
         """Add the tokens and GFLOPs of the last forward, of `samples` samples."""
         towers = report(model).towers
         self.samples += samples
-        self.tokens += samples * towers[0].tokens_out
-        counts = [tower.gflops for tower in towers]
-        self.gflops = None if self.gflops is None or None in counts else self.gflops + samples * sum(counts)
+        self.tokens += samples * (towers[0].tokens_out or 0)
+        counts = [tower.gflops for tower in towers if tower.gflops is not None]
+        known = self.gflops is not None and len(counts) == len(towers)
+        self.gflops = (self.gflops or 0) + samples * sum(counts) if known else None
 
     def row(self, baseline: _Tally) -> dict[str, Any]:
         return {
@@ -219,7 +233,7 @@ def _run(job: Job, tally: _Tally, batches: list[Inputs], add_reports: bool = Fal
 
 
 def _nothing_readable(job: Job) -> str:
-    skipped: list[Skipped] = job.data.skipped
+    skipped = job.data.skipped
     if not skipped:
         return f"Split {job.data.split!r} of {job.data.name} has no samples."
     first = skipped[0]
