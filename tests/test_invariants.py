@@ -196,6 +196,8 @@ def test_checkpointed_gradients_equal_plain_ones(zoo, config):
 @every_config({name: CONFIGS[name] for name in ("tome", "mame-fixed")})
 @every_model
 def test_compiles_without_a_graph_break(zoo, config):
+    if config is CONFIGS["mame-fixed"] and zoo.name not in ("vit", "dinov3", "beit", "siglip", "videomae"):
+        pytest.skip("compiling takes seconds; one of each kind of block and head is compiled with the second method")
     model = merged(zoo, config)
     if "siglip2" in zoo.name:
         pytest.skip("its embedding resizes positions image by image, which breaks graphs without merging too")
