@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from hf_tome.adapters.families import FAMILIES, WRAPPERS
+from hf_tome.adapters.language import FEWER, FEWER_TENSOR, GRID, VISION_LANGUAGE
 from hf_tome.adapters.refused import BY_REASON
 from hf_tome.adapters.spec import Family
 
@@ -27,6 +28,20 @@ merges with every method (`tome`, `mame` and the baselines), with the attention 
 `flash_attention_2/3/4` and `flex_attention`, as far as transformers itself offers them for the model.
 
 ## Supported
+"""
+
+LANGUAGE_INTRODUCTION = """\
+## Vision-language models
+
+Around a supported tower, together with the models around these:
+
+- The language model gets **fewer tokens**: the placeholders of each image follow its merged tokens, which stand in the
+  order of the places that they keep in the image. What `generate` returns begins with the prompt as it was passed;
+  logits, hidden states and the cache have the shorter length. Blocks behind the feature layer are not run; where
+  several feature layers are joined, earlier ones are merged as the last one is. A cache that is passed on to the next
+  turn remembers what was dropped; a new image needs the whole conversation without it.
+- The **tower alone** is merged, and its grid restored before what needs it: a projector that folds or pools
+  neighbours, line ends, or a fixed number of tokens for each image.
 """
 
 REFUSED_INTRODUCTION = """\
@@ -66,6 +81,13 @@ def supported_table() -> list[str]:
     return lines
 
 
+def language_table() -> list[str]:
+    """Return a Markdown table with a line for each vision-language model that owns a tower."""
+    says = {FEWER: "fewer tokens", FEWER_TENSOR: "fewer tokens", GRID: "all tokens; the tower alone is merged"}
+    lines = ["| model | the language model gets |", "|---|---|"]
+    return lines + [f"| `{name}` | {says[heads]} |" for name, heads in VISION_LANGUAGE.items() if heads in says]
+
+
 def refused_classes(family: Family) -> list[str]:
     """Return a line for each class of a supported family that is refused."""
     return [f"- `{name}`: {reason}." for name, reason in family.heads.items() if isinstance(reason, str)]
@@ -74,7 +96,9 @@ def refused_classes(family: Family) -> list[str]:
 def models_page() -> str:
     """Return docs/models.md."""
     lines = [INTRODUCTION, *supported_table(), ""]
-    lines += ["Around any of these towers: " + ", ".join(f"`{name}`" for name in WRAPPERS) + ".", ""]
+    general = [name for name in WRAPPERS if name not in VISION_LANGUAGE]
+    lines += ["Around any of these towers: " + ", ".join(f"`{name}`" for name in general) + ".", ""]
+    lines += [LANGUAGE_INTRODUCTION, *language_table(), ""]
     lines += [REFUSED_INTRODUCTION, "Classes of supported families:", ""]
     lines += [line for family in FAMILIES for line in refused_classes(family)]
     lines += ["", "Model types, each followed by its reason:", "", "| model types | why |", "|---|---|"]

@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Bits of MKL's products depend on where memory happens to be aligned, unless it is told to be strict.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 from pathlib import Path
 

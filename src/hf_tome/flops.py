@@ -76,6 +76,7 @@ def count_flops(
     similarity_dim: int | None,
     *,
     pairs: Sequence[float] | None = None,
+    attended: Sequence[float] | None = None,
     head_tokens: float | None = None,
 ) -> FlopCount:
     """Count the multiply-adds of an encoder that merges between attention and MLP.
@@ -84,19 +85,22 @@ def count_flops(
         tokens: for each block, tokens into it and out of it.
         similarity_dim: the width of what the matching compares, or None where nothing is compared.
         pairs: for each block, how many pairs of tokens are compared; by default ToMe's, where a block loses tokens.
+        attended: for each block, how many pairs of query and key attention computes; by default all.
         head_tokens: the tokens that the head sees, where they are not those out of the last block.
 
     Raises:
-        ValueError: `tokens` or `pairs` does not have one entry a block.
+        ValueError: `tokens`, `pairs` or `attended` does not have one entry a block.
     """
     if pairs is None:
         pairs = [_two_halves(before) if after < before else 0 for before, after in tokens]
-    for name, values in {"tokens": tokens, "pairs": pairs}.items():
+    if attended is None:
+        attended = [before**2 for before, _ in tokens]
+    for name, values in {"tokens": tokens, "pairs": pairs, "attended": attended}.items():
         if len(values) != shape.num_layers:
             raise ValueError(f"`{name}` has {len(values)} entries, but the encoder has {shape.num_layers} blocks.")
     blocks = [
-        _block_flops(shape, before, after, compared * (similarity_dim or 0))
-        for (before, after), compared in zip(tokens, pairs)
+        _block_flops(shape, before, after, attends, compared * (similarity_dim or 0))
+        for (before, after), attends, compared in zip(tokens, attended, pairs)
     ]
     if head_tokens is None:
         head_tokens = tokens[-1][1] if tokens else shape.num_tokens
@@ -104,8 +108,21 @@ def count_flops(
     return FlopCount(shape.patch_flops, tuple(blocks), head)
 
 
-def merged_flops(shape: EncoderShape, tokens: Tokens, merge_config: MergeConfig) -> FlopCount:
-    """Count the multiply-adds of an encoder with merging, from planned or measured tokens of each block."""
+def merged_flops(
+    shape: EncoderShape,
+    tokens: Tokens,
+    merge_config: MergeConfig,
+    *,
+    packed: Tokens | None = None,
+    attended: Sequence[float] | None = None,
+) -> FlopCount:
+    """Count the multiply-adds of an encoder with merging, from planned or measured tokens of each block.
+
+    Args:
+        tokens: as in `count_flops`, with the padding that the matching is computed with.
+        packed: the same, as norms, projections and MLPs are run on them, where padding is left out there.
+        attended: as in `count_flops`.
+    """
     merging = _comparing_blocks(shape, tokens, merge_config)
     count_pairs = PAIRS[merge_config.method]
     pairs = [
@@ -114,9 +131,10 @@ def merged_flops(shape: EncoderShape, tokens: Tokens, merge_config: MergeConfig)
     ]
     return count_flops(
         shape,
-        tokens,
+        tokens if packed is None else packed,
         similarity_dim(shape, merge_config),
         pairs=pairs,
+        attended=attended,
         head_tokens=shape.num_tokens if merge_config.restore else None,
     )
 
@@ -172,10 +190,10 @@ def _comparing_blocks(shape: EncoderShape, tokens: Tokens, merge_config: MergeCo
     return {block for block, (before, after) in enumerate(tokens) if after < before}
 
 
-def _block_flops(shape: EncoderShape, before: float, after: float, similarity: float) -> BlockFlops:
+def _block_flops(shape: EncoderShape, before: float, after: float, attended: float, similarity: float) -> BlockFlops:
     width = shape.hidden_size
     return BlockFlops(
-        attention=4 * before * width**2 + 2 * before**2 * width,
+        attention=4 * before * width**2 + 2 * attended * width,
         mlp=(3 if shape.gated_mlp else 2) * after * width * shape.intermediate_size,
         norms=NORM_FLOPS * (before + after) * width,
         similarity=similarity,

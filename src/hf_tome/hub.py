@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .adapters.towers import unwrap
 from .apply import apply, towers
 from .card import write_card
 from .config import CONFIG_NAME, MergeConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def from_pretrained(
         UnsupportedModelError: see `apply`.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    config = AutoConfig.from_pretrained(id_or_dir, **hub)
+    config = transformers.AutoConfig.from_pretrained(id_or_dir, **hub)
     chosen = merge_config if merge_config is not None else find_merge_config(id_or_dir, config, **hub)
     if chosen is None:
         raise ValueError(
@@ -90,11 +92,11 @@ def find_merge_config(id_or_dir: str | Path, config: Any = None, **hub_kwargs: A
     except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError):
         logger.debug("no %s in %s", CONFIG_NAME, id_or_dir)
     if config is None:
-        config = AutoConfig.from_pretrained(id_or_dir, **hub_kwargs)
+        config = transformers.AutoConfig.from_pretrained(id_or_dir, **hub_kwargs)
     values = getattr(config, CONFIG_KEY, None)
     return None if values is None else MergeConfig.from_dict(values)
 
 
 def _own_class(config: Any) -> Any:
     names = getattr(config, "architectures", None) or []
-    return getattr(transformers, names[0], AutoModel) if names else AutoModel
+    return getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel

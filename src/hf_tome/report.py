@@ -33,7 +33,7 @@ class TowerReport:
         forward pass can
             tell.
         computed: the same with the padding that a batch of unequal images is computed with.
-        gflops, gflops_unmerged: multiply-adds an image, padding included.
+        gflops, gflops_unmerged: multiply-adds an image, those of padding included where it is computed with.
         notes: what the user should know, e.g. that nothing merges.
     """
 
@@ -101,18 +101,17 @@ def _report_tower(root: Any, tower: Tower) -> TowerReport:
     module = attrgetter(tower.path)(root) if tower.path else root
     shape = _shape(module, tower)
     state = tower.last
+    num_run = _blocks_run(tower, state)
     tokens: list | None = None
     computed: list | None = None
     if state is not None:
-        computed = list(pairwise(state.tokens))
-        tokens = _real_tokens(state)
-    elif shape is not None and not _depends_on_images(tower):
-        tokens = computed = planned_tokens(shape, tower.config)
+        computed = list(pairwise(state.tokens))[:num_run]
+        tokens = _real_tokens(state)[:num_run]
+    elif shape is not None and not depends_on_images(tower):
+        tokens = computed = planned_tokens(shape, tower.config)[:num_run]
     counts: tuple[float | None, float | None] = (None, None)
     if shape is not None and computed:
-        shape = _at_length(shape, computed[0][0])
-        unmerged = merged_flops(shape, [(shape.num_tokens, shape.num_tokens)] * tower.num_layers, MergeConfig())
-        counts = (merged_flops(shape, computed, tower.config).gflops, unmerged.gflops)
+        counts = _gflops(_at_length(shape, computed[0][0]), computed, tower, state)
     return TowerReport(
         path=tower.path,
         tower=tower.family.tower,
@@ -127,11 +126,41 @@ def _report_tower(root: Any, tower: Tower) -> TowerReport:
         computed=tuple(computed) if computed is not None else None,
         gflops=counts[0],
         gflops_unmerged=counts[1],
-        notes=tuple(_notes(tower, computed)),
+        notes=tuple(_notes(tower, computed, num_run)),
     )
 
 
-def _notes(tower: Tower, computed: list[tuple[int, int]] | None) -> list[str]:
+def _blocks_run(tower: Tower, state: ForwardState | None) -> int:
+    """Return the number of blocks with merged tokens that run: those after the hidden states that are read do not."""
+    reads = tower.reads if state is None else state.reads
+    return tower.num_layers if tower.restore or not reads else min(max(reads), tower.num_layers)
+
+
+def _gflops(shape: EncoderShape, computed: list, tower: Tower, state: ForwardState | None) -> tuple[float, float]:
+    """Return the GFLOPs of an image with merging and without."""
+    full = (shape.num_tokens, shape.num_tokens)
+    behind = [full if tower.restore else (0, 0)] * (shape.num_layers - len(computed))
+    tokens = [*computed, *behind]
+    packed, attended = list(tokens), [before**2 for before, _ in tokens]
+    for block in range(len(computed) if state is not None else 0):
+        ends = [_tokens_run(state, index) for index in (block, block + 1)]  # type: ignore[arg-type]
+        packed[block], attended[block] = (ends[0][0], ends[1][0]), ends[0][1]
+    unmerged = merged_flops(shape, [full] * shape.num_layers, MergeConfig())
+    merged = merged_flops(shape, tokens, tower.config, packed=packed, attended=attended)
+    return merged.gflops, unmerged.gflops
+
+
+def _tokens_run(state: ForwardState, index: int) -> tuple[float, float]:
+    """Return the tokens an image that enter block `index` and are computed with, and the pairs that attention takes."""
+    packing, count = state.packing[index], state.tokens[index]
+    if packing.lengths is None:
+        return count, count**2
+    images = len(packing.lengths)
+    pairs = sum(length**2 for length in packing.lengths) / images if packing.alone else count**2
+    return sum(packing.lengths) / images, pairs
+
+
+def _notes(tower: Tower, computed: list[tuple[int, int]] | None, num_run: int) -> list[str]:
     notes = []
     if not any(tower.merging):
         notes.append(
@@ -151,7 +180,9 @@ def _notes(tower: Tower, computed: list[tuple[int, int]] | None) -> list[str]:
             )
             break
     if tower.restore:
-        notes.append("the full grid of tokens is given back after the last block")
+        notes.append(f"the full grid of tokens is given back after block {tower.num_layers - 1}")
+    if num_run < tower.num_layers:
+        notes.append(f"the blocks from {num_run} on are not run, as nobody reads them")
     return notes
 
 
@@ -163,7 +194,8 @@ def _real_tokens(state: ForwardState) -> list[tuple[float, float]]:
     return list(pairwise(counts))
 
 
-def _depends_on_images(tower: Tower) -> bool:
+def depends_on_images(tower: Tower) -> bool:
+    """Return whether the number of tokens that a tower merges depends on the images (MaMe's threshold)."""
     return tower.config.method == "mame" and tower.config.keep_ratio is None and any(tower.merging)
 
 

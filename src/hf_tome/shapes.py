@@ -202,6 +202,9 @@ ROWS: dict[str, _Row] = {
     "kosmos_2_vision_model": _Row(head=_no_head),
     "aimv2_vision_model": _Row(special=_none, head=_query_pool, gated=lambda config: True),
     "siglip_vision_model": _Row(special=_none, head=_attention_pool),
+    "internvl_vision": _Row(head=_no_head),
+    "idefics3_vision": _Row(special=_none, head=_no_head),
+    "smolvlm_vision": _Row(special=_none, head=_no_head),
     "siglip2_vision_model": _Row(patches=_padded_image, special=_none, head=_attention_pool),
     "audio-spectrogram-transformer": _Row(patches=_spectrogram, special=_two),
 }

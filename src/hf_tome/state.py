@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .adapters.packing import WHOLE, Whole
+
 if TYPE_CHECKING:
+    from .adapters.matching import Method
     from .adapters.spec import Family, Head
     from .config import MergeConfig
     from .merging import Merge
@@ -30,14 +35,17 @@ class ForwardState:
         no
             part of the model asks for it.
         source: (B, N_0) int64, the token that holds each input token going into block i; with `trace` only.
-        match: the merge that block i did; kept with `trace` or `restore` only.
+        match: the merge that block i did; kept with `trace`, `restore` and several `reads` only.
         tokens: the number of tokens going into block i, padding included.
         merged: whether a merge has happened before block i.
         padded: whether there may be padding among the tokens going into block i.
+        packing: how the tokens going into block i lie in what works token by token (see `adapters.packing`).
         restored: whether the last block gave the full grid back.
+        reads: the hidden states that are read, as numbers of the blocks that they go into; blocks after the last of
+            them need not run. `None` where nobody said, so that all blocks run.
     """
 
-    def __init__(self, num_layers: int):
+    def __init__(self, num_layers: int, reads: tuple[int, ...] | None = None):
         self.size: list[Tensor | None] = [None] * (num_layers + 1)
         self.position: list[Tensor | None] = [None] * (num_layers + 1)
         self.source: list[Tensor | None] = [None] * (num_layers + 1)
@@ -45,7 +53,13 @@ class ForwardState:
         self.tokens: list[int] = [0] * (num_layers + 1)
         self.merged: list[bool] = [False] * (num_layers + 1)
         self.padded: list[bool] = [False] * (num_layers + 1)
+        self.packing: list[Whole] = [WHOLE] * (num_layers + 1)
         self.restored = False
+        self.reads = reads
+
+    def is_needed(self, index: int) -> bool:
+        """Return whether anybody reads what block `index` gives out."""
+        return self.reads is None or index < max(self.reads)
 
     def enter(self, hidden_states: Tensor, size: Tensor | None) -> None:
         """Begin with tokens (B, N, C), and sizes (B, N, 1) where some of them are padding."""
@@ -64,7 +78,7 @@ class ForwardState:
                 position = kept if position is None else position.gather(1, kept)
             if tower.config.trace:
                 source = match.source if source is None else _follow(source, match.source)
-            if tower.config.trace or tower.restore:
+            if tower.config.trace or tower.restore or (self.reads is not None and len(self.reads) > 1):
                 self.match[index] = match
         self.position[index + 1], self.source[index + 1] = position, source
 
@@ -85,11 +99,14 @@ class Tower:
     Attributes:
         family: the row.
         config: what to merge.
+        method: the row of the config's method.
         schedule: tokens that each block is asked to merge; for MaMe all 0.
         merging: whether each block merges.
         num_special: leading tokens that are never merged.
         proportional: whether log(size) is added to the attention logits.
         restore: whether the full grid is given back after the last block.
+        reads: the hidden states that a model around the tower reads, as numbers of the blocks that they go into;
+            empty where it reads the tower's output.
         path: the tower's name in the model.
         heads: what is done with the tokens after the last block.
         last: the latest forward pass, for `report` and `trace`.
@@ -97,11 +114,13 @@ class Tower:
 
     family: Family
     config: MergeConfig
+    method: Method
     schedule: tuple[int, ...]
     merging: tuple[bool, ...]
     num_special: int
     proportional: bool
     restore: bool
+    reads: tuple[int, ...] = ()
     path: str = ""
     heads: tuple[Head, ...] = ()
     last: ForwardState | None = None
@@ -116,17 +135,31 @@ class Tower:
 
     @property
     def follows_position(self) -> bool:
-        """Whether some part of the blocks goes by the tokens' positions."""
-        return self.family.rotary is not None or self.family.position_bias is not None
+        """Whether some part of the model goes by the tokens' positions."""
+        hands_on = bool(self.reads) and not self.restore  # language models take image tokens in order
+        return self.family.rotary is not None or self.family.position_bias is not None or hands_on
 
     def begin(self) -> ForwardState:
         """Start a forward pass; called by the first block."""
-        state = ForwardState(self.num_layers)
+        is_compiling = torch.compiler.is_compiling()  # graphs know no threads
+        state = ForwardState(self.num_layers, None if is_compiling else getattr(self._threads, "reads", None))
         self.last = state
-        if not torch.compiler.is_compiling():
+        if not is_compiling:
             # Several threads may serve requests with one model; each follows its own pass, while `last` is whoever's.
             self._threads.state = state
         return state
+
+    @contextmanager
+    def reading(self, layers: Sequence[int], whole: bool = False) -> Iterator[None]:
+        """Say which hidden states are read of the passes that this thread begins meanwhile (see `ForwardState`).
+
+        With `whole`, all blocks run all the same.
+        """
+        self._threads.reads = (*layers, *([self.num_layers] if whole else []))
+        try:
+            yield
+        finally:
+            self._threads.reads = None
 
     def current(self) -> ForwardState:
         """Return this thread's forward pass.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import UnsupportedModelError
+from .packing import WHOLE, Whole, attend_alone
 from .swap import LINK, Swapped
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class AttentionCall:
         bias (`Tensor`, *optional*): (B, N), added to the logits of each key: log(size), minus infinity for padding.
         position (`Tensor`, *optional*): (B, N) int64, the input position of each token, for rotary tables.
         feature (`str`, *optional*): `"k"`, `"q"`, `"v"` (before any rotary embedding) or `"received"`, to be returned.
+        packing (`Whole`): how the tokens lie in the attention's input and output.
         result (`Tensor`, *optional*): (B, H, N, d) for a projection, (B, N) for the attention each token received.
     """
 
@@ -42,6 +43,7 @@ class AttentionCall:
     position: Tensor | None = None
     num_special: int = 0
     feature: str | None = None
+    packing: Whole = WHOLE
     result: Tensor | None = None
 
 
@@ -60,14 +62,15 @@ class MergedAttention(Swapped):
         call = merge_call or AttentionCall()
         family: Family = getattr(self, LINK).tower.family
         head_dim = getattr(self, family.head_dim)
-        batch_size, num_tokens, _ = hidden_states.shape
 
-        def project(name: str) -> Tensor:
-            # (B, N, H*d) -> (B, H, N, d)
+        def project(name: str, norm: str | None = None) -> Tensor:
+            # (1, R, H*d) -> (B, N, H*d) where padding is left out; -> (B, H, N, d)
             states = getattr(self, name)(hidden_states)
-            return states.view(batch_size, num_tokens, -1, head_dim).transpose(1, 2)
+            states = call.packing.unpack(states if norm is None else getattr(self, norm)(states))
+            return states.view(*states.shape[:2], -1, head_dim).transpose(1, 2)
 
-        query, key, value = project(family.query), project(family.key), project(family.value)
+        query, key = project(family.query, family.query_norm), project(family.key, family.key_norm)
+        value = project(family.value)
         if call.feature in ("q", "k", "v"):
             call.result = {"q": query, "k": key, "v": value}[call.feature]
         if family.rotary is not None:
@@ -78,18 +81,26 @@ class MergedAttention(Swapped):
         if call.feature == "received":
             call.result = _received(query, key, scaling, call.bias)
         dropout = getattr(self, family.dropout) if self.training else 0.0
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, _eager_of(self))
+        # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
+        modeling = sys.modules[type(self).__module__]
+        attend = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(backend, modeling.eager_attention_forward)
+        options = {"dropout": dropout, "scaling": scaling, **kwargs}
+        if call.packing.alone:
+            bias = call.bias if getattr(self, LINK).tower.proportional else None  # no padding, no mask
+            out = attend_alone(attend, self, query, key, value, bias, call.packing, **options)
+            return self._project_out(out.flatten(2), family), None
         if call.bias is not None and backend in CHANNEL_BACKENDS:
             query, key, value = with_bias_channel(query, key, value, call.bias, scaling)
         elif call.bias is not None:
             bias = call.bias[:, None, None, :].to(query.dtype)  # (B, N) -> (B, 1, 1, N)
             attention_mask = bias if attention_mask is None else attention_mask + bias
-        out, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
-        )
+        out, weights = attend(self, query, key, value, attention_mask, is_causal=False, **options)
         # (B, N, H, d) -> (B, N, H*d); a bias channel and its padding are cut off
-        out = out[..., :head_dim].reshape(batch_size, num_tokens, -1).contiguous()
-        return (getattr(self, family.out)(out) if family.out else out), weights
+        out = call.packing.pack(out[..., :head_dim].flatten(2).contiguous())
+        return self._project_out(out, family), weights
+
+    def _project_out(self, out: Tensor, family: Family) -> Tensor:
+        return getattr(self, family.out)(out) if family.out else out
 
 
 def check_backend(backend: str) -> str:
@@ -110,10 +121,9 @@ def check_backend(backend: str) -> str:
 
 def log_size(size: Tensor, proportional: bool) -> Tensor:
     """Return the bias (B, N) of sizes (B, N, 1): log(size) (ToMe, equation 1) or 0, and -inf for padding."""
+    # The logarithm of padding's 0 is minus infinity by itself; sizes carry no gradient that it could spoil.
     size = size[..., 0]
-    real = size > 0
-    bias = torch.where(real, size, torch.ones_like(size)).log() if proportional else torch.zeros_like(size)
-    return bias.masked_fill(~real, -torch.inf)
+    return size.log() if proportional else torch.zeros_like(size).masked_fill(size <= 0, -torch.inf)
 
 
 def with_bias_channel(
@@ -155,8 +165,3 @@ def _received(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -
     if bias is not None:
         logits = logits + bias[:, None, None, :]
     return logits.softmax(dim=-1).mean(dim=(1, 2)).detach()
-
-
-def _eager_of(module: nn.Module) -> Any:
-    # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own.
-    return sys.modules[type(module).__module__].eager_attention_forward

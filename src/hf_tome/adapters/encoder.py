@@ -11,11 +11,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..state import ForwardState, Link
 from .attention import AttentionCall, log_size
-from .matching import METHODS, Request
+from .matching import Request
+from .packing import packing_of
 from .swap import LINK, Swapped
 
 if TYPE_CHECKING:
     from ..merging import Merge
+    from .spec import Family
 
 
 class MergedBlock(Swapped):
@@ -36,26 +38,38 @@ class MergedBlock(Swapped):
         if index == 0:
             is_padding_mask = attention_mask is not None and family.position_bias is None
             merge_state.enter(hidden_states, _real_tokens(attention_mask, hidden_states) if is_padding_mask else None)
+        if not merge_state.is_needed(index):
+            merge_state.leave(index, hidden_states, merge_state.size[index], None, tower)
+            return hidden_states
         call = _attention_call(link, merge_state)
         if family.position_bias is not None:
             attention_mask = _position_bias(self, family.position_bias, attention_mask, merge_state, index, kwargs)
         elif merge_state.merged[index]:
             attention_mask = None  # it has the first block's length; padding is in the sizes by now
 
-        before = hidden_states
-        attention = attrgetter(family.attention)(self)
-        attended = attention(attrgetter(family.norm1)(self)(hidden_states), attention_mask, merge_call=call, **kwargs)[
-            0
-        ]
-        hidden_states = hidden_states + _steps(self, family.after_attention, attended)
+        hidden_states = self._attend(hidden_states, attention_mask, call, kwargs)
+        hidden_states = _merge(self, merge_state, call, hidden_states)
 
-        hidden_states = _merge(link, merge_state, call, before, hidden_states)
-
+        packing = merge_state.packing[index + 1]
+        hidden_states = packing.pack(hidden_states)
         fed_forward = _steps(self, family.mlp, attrgetter(family.norm2)(self)(hidden_states))
-        hidden_states = hidden_states + fed_forward
+        hidden_states = _add(family, hidden_states, fed_forward)
+        hidden_states = packing.unpack(hidden_states)
         if index == tower.num_layers - 1 and tower.restore:
             hidden_states = _restore(merge_state, hidden_states)
         return hidden_states
+
+    def _attend(
+        self, hidden_states: Tensor, attention_mask: Any, call: AttentionCall, kwargs: dict[str, Any]
+    ) -> Tensor:
+        # In a method of its own, so that what it leaves behind is freed before the MLP, whose peak is the block's.
+        family = getattr(self, LINK).tower.family
+        if call.feature == "x_pre":
+            call.result = hidden_states
+        packed = call.packing.pack(hidden_states)
+        attention = attrgetter(family.attention)(self)
+        attended = attention(attrgetter(family.norm1)(self)(packed), attention_mask, merge_call=call, **kwargs)[0]
+        return call.packing.unpack(_add(family, packed, _steps(self, family.after_attention, attended)))
 
 
 def _real_tokens(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
@@ -93,28 +107,33 @@ def _attention_call(link: Link, state: ForwardState) -> AttentionCall:
         bias=bias,
         position=state.position[index],
         num_special=tower.num_special,
-        feature=_feature(link) if tower.merging[index] else None,
+        feature=(tower.method.feature or tower.config.choice("metric")) if tower.merging[index] else None,
+        packing=state.packing[index],
     )
 
 
-def _feature(link: Link) -> str:
-    return METHODS[link.tower.config.method].feature or link.tower.config.choice("metric")
-
-
-def _merge(link: Link, state: ForwardState, call: AttentionCall, before: Tensor, hidden_states: Tensor) -> Tensor:
+def _merge(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_states: Tensor) -> Tensor:
     """Merge the tokens of one block, and write down what the next one has to know."""
+    link: Link = getattr(block, LINK)
     tower, index = link.tower, link.index
     size, match = state.size[index], None
     if tower.merging[index]:
-        match = _match(link, call, before, hidden_states, size if state.padded[index] else None)
+        match = _match(link, call, hidden_states, size if state.padded[index] else None)
         hidden_states, size = match.merge(hidden_states, size)
     state.leave(index, hidden_states, size, match, tower)
+    if match is None:
+        state.packing[index + 1] = state.packing[index]
+    else:
+        family, padded = tower.family, state.padded[index + 1]
+        has_mask = family.position_bias is not None
+        state.packing[index + 1] = packing_of(size, padded, block, attrgetter(family.attention)(block), has_mask)
     return hidden_states
 
 
-def _match(link: Link, call: AttentionCall, before: Tensor, hidden_states: Tensor, size: Tensor | None) -> Merge:
+def _match(link: Link, call: AttentionCall, hidden_states: Tensor, size: Tensor | None) -> Merge:
     tower, index, config = link.tower, link.index, link.tower.config
-    metric = call.result if call.result is not None else (before if _feature(link) == "x_pre" else hidden_states)
+    metric = hidden_states if call.result is None else call.result
+    call.result = None  # it need not outlive the matching
     if metric.ndim == 4:
         mean = config.choice("head_aggregation") == "mean"
         # (B, H, N, d) -> (B, N, d) or (B, N, H*d)
@@ -123,7 +142,7 @@ def _match(link: Link, call: AttentionCall, before: Tensor, hidden_states: Tenso
     r = min(tower.schedule[index], (metric.shape[1] - tower.num_special) // 2)
     seed = config.seed * tower.num_layers + index
     request = Request(metric, r, tower.num_special, size, seed, config)
-    return METHODS[config.method].match(request)
+    return tower.method.match(request)
 
 
 def _position_bias(
@@ -153,6 +172,11 @@ def _steps(block: nn.Module, names: tuple[str, ...], hidden_states: Tensor) -> T
         step = attrgetter(name)(block)
         hidden_states = step(hidden_states) if isinstance(step, nn.Module) else step * hidden_states
     return hidden_states
+
+
+def _add(family: Family, residual: Tensor, computed: Tensor) -> Tensor:
+    # The same bits either way, but in the memory layout of the first operand, on which the sums of later means depend.
+    return residual + computed if family.residual_first else computed + residual
 
 
 def _restore(state: ForwardState, hidden_states: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from .language import VISION_LANGUAGE
 from .spec import (
     CLASS_TOKEN,
     POOLS,
@@ -67,6 +68,7 @@ CLIP = Family(
     model_types=("clip_vision_model", "clip"),
     tower="CLIPVisionModel",
     num_special=one,
+    residual_first=True,
     heads={
         "CLIPVisionModel": (CLASS_TOKEN, TOKENS),
         "CLIPVisionModelWithProjection": (CLASS_TOKEN,),
@@ -274,6 +276,31 @@ FAMILIES: tuple[Family, ...] = (
     ),
     replace(
         VIT,
+        model_types=("internvl_vision",),
+        tower="InternVLVisionModel",
+        heads={"InternVLVisionModel": (TOKENS,)},
+        layers="encoder.layer",
+        after_attention=("attention.projection_layer", "attention.projection_dropout", "lambda_1"),
+        mlp=("mlp", "dropout", "lambda_2"),
+        out=None,
+        query_norm="q_norm",
+        key_norm="k_norm",
+        scaling="scale",
+    ),
+    replace(
+        SIGLIP,
+        model_types=("idefics3_vision",),
+        tower="Idefics3VisionTransformer",
+        heads={"Idefics3VisionTransformer": (TOKENS,)},
+    ),
+    replace(
+        SIGLIP,
+        model_types=("smolvlm_vision",),
+        tower="SmolVLMVisionTransformer",
+        heads={"SmolVLMVisionTransformer": (TOKENS,)},
+    ),
+    replace(
+        VIT,
         model_types=("audio-spectrogram-transformer",),
         tower="ASTModel",
         num_special=two,
@@ -288,5 +315,6 @@ TOWERS: dict[str, Family] = {family.tower: family for family in FAMILIES}
 WRAPPERS: dict[str, tuple[Head, ...]] = {
     "VisionEncoderDecoderModel": (TOKENS,),
     "VisionTextDualEncoderModel": (CLASS_TOKEN,),
+    **VISION_LANGUAGE,
 }
-"""Models of transformers that hold any tower and take any number of tokens from it."""
+"""Models of transformers that hold any tower, and take any number of tokens from it or have the grid restored."""

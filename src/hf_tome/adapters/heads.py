@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..state import Link
 from .attention import log_size
 from .swap import LINK, Swapped
+from .vlm import MergedGenerator, MergedImageModel, MergedTensorImageModel
 
 
 class MeanOutput(Swapped):
@@ -91,6 +92,9 @@ HEADS: dict[str, type | None] = {
     "attention_pool": AttentionPool,
     "functional_pool": FunctionalPool,
     "drop_mask": DropMask,
+    "image_features": MergedImageModel,
+    "image_features_tensor": MergedTensorImageModel,
+    "generator": MergedGenerator,
 }
 """What is swapped at a head's site, by the head's kind; `None` where nothing is."""
 
@@ -109,9 +113,9 @@ def _weight(x: Tensor, link: Link) -> Tensor:
 
 
 def site_of(owner: nn.Module, path: str) -> nn.Module | None:
-    """Return the module at a dotted path, or `None` where this model was built without it."""
+    """Return the module at a dotted path, or `None` where this model was built without it; "" is the owner itself."""
     module: Any = owner
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         module = getattr(module, name, None)
         if module is None:
             return None

@@ -82,21 +82,20 @@ BY_REASON: dict[str, str] = {
         cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 glm46v glm4v glm4v_moe
         glm5_next glm_ocr glmga hunyuan_vl hyperclovax_vision_v2 inkling2 kimi_k25 lfm3_vl lighton_ocr
         minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 muse_glimmer muse_spark
-        nemotron_h_omni paddleocr_vl qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
+        nemotron_h_omni paddleocr_vl pixtral qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
         qwen3_omni_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp video_llama_3
     """,
     FOLDED: """
-        aya_vision cohere2_vision diffusion_gemma gemma3 gemma4 granite_docling idefics3 internvl lfm2_vl
-        llama4 molmo2 ovis2 phi4_multimodal qianfan_ocr shieldgemma2 smolvlm step3p7 t5gemma2
+        diffusion_gemma gemma4 granite_docling llama4 molmo2 ovis2 phi4_multimodal qianfan_ocr step3p7
     """,
-    LAID_OUT: "granite4_vision llava_next llava_next_video llava_onevision",
+    LAID_OUT: "granite4_vision",
     TILES: "mllama",
     COUNTED: "aria git idefics2",
     CODES: "chameleon emu3",
     NO_TOWER: "fuyu gemma4_unified inkling_mm_model",
     PROTEINS: "evolla",
     TEXT: "mistral4",
-    PLACEHOLDERS: "deepseek_vl janus llava paligemma pi0 video_llava vipllava",
+    PLACEHOLDERS: "janus",
     SPEECH: """
         fun_asr_nano glmasr granite_speech granite_speech_plus kyutai_speech_to_text moss_transcribe_diarize
         nemo_speechlm qwen2_audio qwen3_asr vibevoice_asr voxtral voxtral_realtime

@@ -38,7 +38,7 @@ class Head:
 
     Attributes:
         kind (`str`): `"class_token"`, `"tokens"`, `"mean_input"`, `"mean_output"`, `"attention_pool"`, `"drop_mask"`,
-            `"functional_pool"`, `"restore"`; see `heads.HEADS`.
+            `"functional_pool"`, `"restore"`, `"image_features"`, `"generator"`; see `heads.HEADS`.
         site (`str`): dotted path, from the model that owns the head, of the module that is swapped.
         says (`str`): how `report` puts it.
     """
@@ -81,6 +81,7 @@ class Family:
             parameters and numbers multiply.
         query, key, value, out: projections, from the attention module; `out` is `None` where it is a step of
             `after_attention`.
+        query_norm, key_norm: norms over all heads at once of what `query` and `key` give, where there are any.
         head_dim, scaling, dropout: the attention's attributes of these meanings.
         num_special: the leading tokens that are never merged, from the tower.
         heads: what is done with the tokens, by class name of the model that does it; a class that is not listed is
@@ -90,6 +91,8 @@ class Family:
             `position_embeddings`.
         position_bias: the attention mask is a bias per pair of positions, followed by token; blocks may hold their own
             module of this name.
+        residual_first: whether the residual is the first operand of its sum, whose memory layout (that of embeddings
+            may be transposed) the sum takes on.
     """
 
     model_types: tuple[str, ...]
@@ -106,9 +109,12 @@ class Family:
     key: str = "k_proj"
     value: str = "v_proj"
     out: str | None = "o_proj"
+    query_norm: str | None = None
+    key_norm: str | None = None
     head_dim: str = "head_dim"
     scaling: str = "scaling"
     dropout: str = "attention_dropout"
     proportional: bool = True
     rotary: str | None = None
     position_bias: str | None = None
+    residual_first: bool = False

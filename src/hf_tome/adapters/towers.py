@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+import transformers  # whose heavy classes are imported where they are used: importing hf_tome stays quick
 from torch import nn
-from transformers import Pipeline, PreTrainedModel
 
 from ..config import MergeConfig
 from ..errors import UnsupportedModelError
 from ..state import Tower
 from .attention import check_backend
 from .families import TOWERS, WRAPPERS
+from .features import IMAGE_FEATURES, cropped_tokens, has_feature_layers, read_layers
 from .heads import HEADS, site_of
+from .language import VISION_LANGUAGE
 from .matching import METHODS
 from .refused import REFUSED
 from .spec import Family, Head
@@ -42,9 +44,9 @@ def unwrap(model: Any) -> Any:
     Raises:
         TypeError: it is no model at all.
     """
-    if isinstance(model, Pipeline):
+    if isinstance(model, transformers.Pipeline):
         model = model.model
-    while isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
+    while isinstance(model, nn.Module) and not isinstance(model, transformers.PreTrainedModel):
         if "_orig_mod" in model._modules:  # torch.compile
             model = model._orig_mod
         elif hasattr(model, "get_base_model"):  # peft
@@ -76,17 +78,17 @@ def plan(model: Any, config: MergeConfig) -> list[Plan]:
 def _towers(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
     for path, module in root.named_modules():
         family = TOWERS.get(type(module).__name__)
-        if family is not None and isinstance(module, PreTrainedModel):
+        if family is not None and isinstance(module, transformers.PreTrainedModel):
             yield path, module, family
 
 
 def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, config: MergeConfig) -> Plan:
     owned_heads = list(_heads(root, path, family))
     blocks = list(attrgetter(family.layers)(module))
-    attentions = [attrgetter(family.attention)(block) for block in blocks]
-    check_backend(module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
     method, num_layers = METHODS[config.method], len(blocks)
     schedule, layers = config.schedule(num_layers), set(config.merging_layers(num_layers))
+    merging = [schedule[i] > 0 if config.method != "mame" else i in layers for i in range(num_layers)]
+    check_backend(module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
     needs_grid = any(head.kind == "restore" for _, head in owned_heads)
     if needs_grid and method.prunes:
         raise UnsupportedModelError(
@@ -94,23 +96,49 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
             f"for "
             "good. Use a method that merges, such as 'tome'."
         )
+    restore = config.restore or needs_grid
+    reads = next((read_layers(owner, num_layers) for owner, _ in owned_heads if has_feature_layers(owner)), ())
+    _check_reads(root, reads, merging, restore)
+    if restore and reads:
+        blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
+    attentions = [attrgetter(family.attention)(block) for block in blocks]
+    cropped = max((cropped_tokens(owner) for owner, head in owned_heads if head.kind in IMAGE_FEATURES), default=0)
     proportional = config.proportional_attention
     tower = Tower(
         family=family,
         config=config,
-        schedule=schedule,
-        merging=tuple(schedule[i] > 0 if config.method != "mame" else i in layers for i in range(num_layers)),
-        num_special=family.num_special(module),
+        method=method,
+        schedule=schedule[: len(blocks)],
+        merging=tuple(merging[: len(blocks)]),
+        num_special=max(family.num_special(module), cropped),
         proportional=method.proportional and family.proportional if proportional == "auto" else bool(proportional),
-        restore=config.restore or needs_grid,
+        restore=restore,
+        reads=reads,
         path=path,
-        heads=tuple(head for _, head in owned_heads),
+        heads=tuple(head for owner, head in owned_heads if owner is not module or not reads),
     )
-    # A grid that is restored is averaged as ever.
+    # A grid that is restored is averaged, and laid out, as ever.
     sites = [] if tower.restore else [_site(owner, head) for owner, head in owned_heads]
     found = [site for site in sites if site is not None]
     _check_forwards([*blocks, *attentions, *(site for site, _ in found)])
     return Plan(tower, blocks, attentions, found)
+
+
+def _check_reads(root: nn.Module, reads: tuple[int, ...], merging: list[bool], restore: bool) -> None:
+    """Raise where every merge would come after the hidden state that the model reads."""
+    if not reads or not any(merging):
+        return
+    # A restored grid is read from the first of them on; tokens read at several places follow the last.
+    last = min(reads) if restore else max(reads)
+    if not any(merging[:last]):
+        raise ValueError(
+            f"The config merges in blocks {[i for i, merges in enumerate(merging) if merges]} only, but "
+            f"{type(root).__name__} reads its image features before block {last} (`vision_feature_layer`), so nothing "
+            f"of it would be seen. Let some of the blocks 0 to {last - 1} merge."
+            if last
+            else f"{type(root).__name__} reads its image features before the first block (`vision_feature_layer`), "
+            "so that no merge can come before; set a later feature layer."
+        )
 
 
 def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Module, Head]]:
@@ -124,16 +152,17 @@ def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Modu
     for name in names:
         owners.append(getattr(owners[-1], name))
     for owner in owners:
-        if owner is not root and not isinstance(owner, PreTrainedModel):
+        if owner is not root and not isinstance(owner, transformers.PreTrainedModel):
             continue
         name = type(owner).__name__
         heads = family.heads.get(name, WRAPPERS.get(name))
         if heads is None:
             reason = REFUSED.get(getattr(getattr(owner, "config", None), "model_type", ""), "its head is not known")
-            known = ", ".join(head for head, row in family.heads.items() if not isinstance(row, str))
+            rows = {**family.heads, **{known: row for known, row in WRAPPERS.items() if known not in VISION_LANGUAGE}}
+            known = ", ".join(known for known, row in rows.items() if not isinstance(row, str))
             raise UnsupportedModelError(
                 f"{name} holds a {family.tower}, in which tokens can be merged, but {name} itself is not supported: "
-                f"{reason}. Supported around this tower: {known}, {', '.join(WRAPPERS)}. {HOW_TO_GO_ON}"
+                f"{reason}. Supported around this tower: {known}, and vision-language models. {HOW_TO_GO_ON}"
             )
         if isinstance(heads, str):
             raise UnsupportedModelError(f"{name} is not supported: {heads}. {HOW_TO_GO_ON}")
@@ -168,4 +197,7 @@ def _why_not(root: nn.Module) -> str:
     reason = REFUSED.get(model_type or "")
     if reason:
         return f"{found} is not supported, because {reason}. {HOW_TO_GO_ON}"
+    tower_type = getattr(getattr(root.config, "vision_config", None), "model_type", "") if model_type else ""
+    if tower_type in REFUSED:
+        return f"{found} is not supported around a tower of type {tower_type!r}: {REFUSED[tower_type]}. {HOW_TO_GO_ON}"
     return f"{found} holds none of the supported {', '.join(sorted(TOWERS))}. {HOW_TO_GO_ON}"

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from .indexing import flat_rows, take
+
 COMBINE_MODES = ("weighted_mean", "mean", "max", "keep_one")
 
 
@@ -30,7 +32,7 @@ class Merge(ABC):
 
     @abstractmethod
     def unmerge(self, x: Tensor) -> Tensor:
-        """Give every input token its merged token back: (B, M, C) -> (B, N, C)."""
+        """Give every input token its merged token back, (B, M, C) -> (B, N, C), zeros if pruned or padding."""
 
     def detach(self) -> Merge:
         """Return the same merge, through whose weights no gradient runs."""
@@ -43,7 +45,7 @@ class Merge(ABC):
     @property
     @abstractmethod
     def source(self) -> Tensor:
-        """For each input token, the output token that holds it, (B, N) int64; -1 where it was pruned."""
+        """For each input token, the output token that holds it, (B, N) int64; -1 where it was pruned or is padding."""
 
     @property
     @abstractmethod
@@ -61,24 +63,33 @@ class HardMerge(Merge):
         num_input (`int`): N.
         combine (`str`): how members combine: `"weighted_mean"` by size, `"mean"`, `"max"` or `"keep_one"`
             (ToMe, table 1d).
+        padding (`Tensor`, *optional*): (B, N) bool, the input tokens that count for nothing, in `kept` or in `merged`.
     """
 
-    def __init__(self, kept: Tensor, merged: Tensor, into: Tensor, num_input: int, combine: str = "weighted_mean"):
+    def __init__(
+        self,
+        kept: Tensor,
+        merged: Tensor,
+        into: Tensor,
+        num_input: int,
+        combine: str = "weighted_mean",
+        padding: Tensor | None = None,
+    ):
         if combine not in COMBINE_MODES:
             raise ValueError(f"`combine` is {combine!r}; it takes one of {', '.join(map(repr, COMBINE_MODES))}.")
-        self.kept, self.merged, self.into, self.combine = kept, merged, into, combine
+        self.kept, self.merged, self.into, self.combine, self.padding = kept, merged, into, combine, padding
         self.num_input, self.num_output = num_input, kept.shape[1]
 
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Merge tokens; only the R merged rows are computed on, the rest is copied (see the base class)."""
-        _check_tokens("x", x, self.num_input)
-        batch_size, num_input, channels = x.shape
-        kept = _flat_rows(self.kept, num_input)
-        merged = _flat_rows(self.merged, num_input)
-        into = _flat_rows(self.into, self.num_output)
+        batch_size, channels = self.kept.shape[0], x.shape[-1]
+        check_tokens(x, batch_size, self.num_input)
+        size = ones_or_checked(size, x)
+        if self.padding is not None:
+            size = size.masked_fill(self.padding[..., None], 0)
+        kept, merged = flat_rows(self.num_input, self.kept, self.merged)
+        (into,) = flat_rows(self.num_output, self.into)
 
-        if size is None:
-            size = x.new_ones((batch_size, num_input, 1), dtype=size_dtype(x))
         flat_size = size.reshape(-1)  # (B, N, 1) -> (B*N,)
         merged_size = flat_size.index_select(0, merged)
         out_size = flat_size.index_select(0, kept).index_add(0, into, merged_size)
@@ -87,29 +98,30 @@ class HardMerge(Merge):
         out = flat.index_select(0, kept)
         if self.merged.shape[1] > 0 and self.combine != "keep_one":
             out = self._combine(out, flat.index_select(0, merged), into, merged_size, out_size)
-        return out.view(batch_size, -1, channels), out_size.view(batch_size, -1, 1)
+        return out.view(batch_size, self.num_output, channels), out_size.view(batch_size, self.num_output, 1)
 
     def _combine(self, out: Tensor, members: Tensor, into: Tensor, merged_size: Tensor, out_size: Tensor) -> Tensor:
         # out (B*M, C); members (B*R, C); into, merged_size (B*R,); out_size (B*M,)
+        if self.padding is not None:  # padding that goes into a token is made equal to it, and so changes nothing
+            members = torch.where((merged_size > 0)[:, None], members, out.index_select(0, into))
         if self.combine == "max":
             return out.scatter_reduce(0, into[:, None].expand_as(members), members, "amax", include_self=True)
         if self.combine == "mean":
-            merged_size = torch.ones_like(merged_size)
+            merged_size = (merged_size > 0).to(merged_size.dtype)
             out_size = torch.ones_like(out_size).index_add(0, into, merged_size)
         # A mean over dst and its members, written as dst plus a share of each difference, touches R rows only.
         # Two tokens of padding (size 0) may meet; their share is then 0, not 0/0.
-        total = out_size.index_select(0, into)
-        share = merged_size / torch.where(total > 0, total, torch.ones_like(total))
+        share = merged_size / out_size.index_select(0, into).clamp(min=1e-12)
         difference = (members - out.index_select(0, into)) * share[:, None].to(out.dtype)
         # `out` is a fresh copy whose value no backward needs, so it can be added to in place.
         return out.index_add_(0, into, difference)
 
     def unmerge(self, x: Tensor) -> Tensor:
-        """Copy each merged token back to its members; a dropped token comes back as zeros (see the base class)."""
-        _check_tokens("x", x, self.num_output)
+        """Copy each merged token back to its members (see the base class)."""
+        check_tokens(x, self.kept.shape[0], self.num_output)
         source = self.source
-        restored = x.gather(1, source.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
-        if self.kept.shape[1] + self.merged.shape[1] < self.num_input:
+        restored = take(x, source.clamp(min=0))
+        if self.padding is not None or self.kept.shape[1] + self.merged.shape[1] < self.num_input:
             restored = restored.masked_fill((source < 0)[..., None], 0)
         return restored
 
@@ -119,7 +131,8 @@ class HardMerge(Merge):
         batch_size = self.kept.shape[0]
         source = self.kept.new_full((batch_size, self.num_input), -1)
         outputs = torch.arange(self.num_output, device=self.kept.device).expand(batch_size, -1)
-        return source.scatter(1, self.kept, outputs).scatter(1, self.merged, self.into)
+        source = source.scatter(1, self.kept, outputs).scatter(1, self.merged, self.into)
+        return source if self.padding is None else source.masked_fill(self.padding, -1)
 
     @property
     def representative(self) -> Tensor:
@@ -127,47 +140,81 @@ class HardMerge(Merge):
         return self.kept
 
 
-def identity_merge(batch_size: int, num_tokens: int, device: torch.device) -> HardMerge:
+def identity_merge(batch_size: int, num_tokens: int, device: torch.device, padding: Tensor | None = None) -> HardMerge:
     """Return the merge that changes nothing."""
     kept = torch.arange(num_tokens, device=device).expand(batch_size, -1)
     none = kept.new_empty((batch_size, 0))
-    return HardMerge(kept, none, none, num_tokens)
+    return HardMerge(kept, none, none, num_tokens, padding=padding)
 
 
-def size_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which the sizes of tokens `x` are kept: counts are never rounded to half precision."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def pair_merge(
+    merged: Tensor, partner: Tensor, rows: Tensor, num_special: int, combine: str, padding: Tensor | None = None
+) -> HardMerge:
+    """Build the merge of the tokens `merged` (B, R) into the tokens `partner` (B, R); `move_back` orders the rest."""
+    num_output = rows.shape[1] - merged.shape[1]
+    order = move_back(rows, merged, num_special, padding)
+    kept, merged_rows = order[:, :num_output], order[:, num_output:]
+    outputs = torch.arange(num_output, device=rows.device).expand(rows.shape[0], -1)
+    row_of = torch.zeros_like(rows).scatter(1, kept, outputs)
+    partner_of = torch.zeros_like(rows).scatter(1, merged, partner)
+    into = row_of.gather(1, partner_of.gather(1, merged_rows))
+    return HardMerge(kept, merged_rows, into, rows.shape[1], combine, padding)
 
 
-def pseudo_random(n: int, seed: int, device: torch.device) -> Tensor:
-    """Return `n` distinct-looking int64 numbers that depend on `seed` alone, the same on every device.
+def move_back(rows: Tensor, leaving: Tensor, num_special: int, padding: Tensor | None = None) -> Tensor:
+    """Return all tokens in the order of `rows` (B, N), but for those that are `leaving` (B, R), which come last.
 
-    Integer mixing (two rounds of a multiplicative hash) instead of a generator: generators differ between devices and
-    break compiled graphs.
+    Where some are `padding` (B, N), an image fares as if it were alone: its real tokens come first, so that the next
+    block splits them as it would then; and no more of them leave than could then, the first of `leaving`, so that the
+    last R have padding among them.
     """
-    mixed = torch.arange(n, device=device, dtype=torch.int64) + (seed + 1) * 0x9E3779B1
-    for multiplier in (0x85EBCA6B, 0xC2B2AE35):
-        mixed = (mixed ^ (mixed >> 16)) * multiplier % (1 << 32)
-    return mixed ^ (mixed >> 16)
+    leaves = torch.ones_like(leaving, dtype=torch.bool)
+    if padding is not None:
+        num_real = (~padding).sum(dim=1, keepdim=True)
+        leaves = torch.arange(leaving.shape[1], device=rows.device) < (num_real - num_special) // 2
+    gone = torch.zeros_like(rows, dtype=torch.bool).scatter(1, leaving, leaves)
+    rank = gone.int() if padding is None else torch.where(gone, 2, padding.int())
+    return rows.gather(1, rank.gather(1, rows).argsort(dim=1, stable=True))
 
 
-def check_metric(metric: Tensor, num_special: int) -> None:
-    """Raise unless `metric` is a floating (B, N, D) tensor with at least `num_special` tokens."""
-    if metric.ndim != 3 or not metric.is_floating_point():
+def check_arguments(metric: Tensor, num_special: int, r: int = 0, size: Tensor | None = None) -> None:
+    """Raise a `ValueError` unless `metric` is a floating (B, N, D) tensor, and the rest fits it."""
+    check_floating("metric", metric, "(batch_size, num_tokens, dim)")
+    batch_size, num_tokens = metric.shape[:2]
+    if not 0 <= num_special <= num_tokens:
         raise ValueError(
-            f"`metric` is a {metric.dtype} tensor of shape {tuple(metric.shape)}; it takes a floating point tensor "
-            "(batch_size, num_tokens, dim)."
+            f"`num_special` is {num_special}; with {num_tokens} tokens it takes an integer from 0 to {num_tokens}."
         )
-    if metric.shape[1] < num_special:
-        raise ValueError(f"`metric` has {metric.shape[1]} tokens, fewer than the {num_special} special ones.")
+    if r < 0:
+        raise ValueError(f"`r` is {r}; it takes an integer of at least 0.")
+    if size is not None:
+        check_size(size, batch_size, num_tokens)
 
 
-def _check_tokens(name: str, x: Tensor, expected: int) -> None:
-    if x.ndim != 3 or x.shape[1] != expected:
-        raise ValueError(f"`{name}` has shape {tuple(x.shape)}; this merge takes (batch_size, {expected}, channels).")
+def check_floating(name: str, tensor: Tensor, shape: str) -> None:
+    """Raise a `ValueError` unless a tensor is floating, and has as many dimensions as the `shape` that is told."""
+    if tensor.ndim != shape.count(",") + 1 or not tensor.is_floating_point():
+        raise ValueError(
+            f"`{name}` is a {tensor.dtype} tensor of shape {tuple(tensor.shape)}; "
+            f"it takes a floating point tensor {shape}."
+        )
 
 
-def _flat_rows(index: Tensor, num_tokens: int) -> Tensor:
-    """Turn token numbers (B, K) into row numbers of the flattened batch, (B*K,)."""
-    offsets = torch.arange(index.shape[0], device=index.device)[:, None] * num_tokens
-    return (index + offsets).reshape(-1)
+def check_size(size: Tensor, batch_size: int, num_tokens: int) -> None:
+    """Raise a `ValueError` unless `size` is (B, N, 1)."""
+    if size.shape != (batch_size, num_tokens, 1):
+        raise ValueError(f"`size` has shape {tuple(size.shape)}; it takes {(batch_size, num_tokens, 1)}.")
+
+
+def check_tokens(x: Tensor, batch_size: int, num_tokens: int) -> None:
+    """Raise a `ValueError` unless `x` is (B, N, C)."""
+    if x.ndim != 3 or x.shape[:2] != (batch_size, num_tokens):
+        raise ValueError(f"`x` has shape {tuple(x.shape)}; this merge takes ({batch_size}, {num_tokens}, channels).")
+
+
+def ones_or_checked(size: Tensor | None, x: Tensor) -> Tensor:
+    """Return `size` (B, N, 1), or sizes of 1, in float32 at least: counts are never rounded to half precision."""
+    if size is None:
+        return x.new_ones((*x.shape[:2], 1), dtype=torch.promote_types(x.dtype, torch.float32))
+    check_size(size, *x.shape[:2])
+    return size

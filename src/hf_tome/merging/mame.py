@@ -7,15 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Merge, _check_tokens, check_metric, size_dtype
+from .base import Merge, check_arguments, check_tokens, ones_or_checked
+from .indexing import take
 from .partition import split
-from .similarity import BOUNDED_DISTANCES, clean, lookup
+from .similarity import full_precision, similarity
 
 TIE = 1e-6
 """A weight that exceeds its column's threshold by no more than this is a tie, not a connection.
 
-By equations 5 to 8 a source with one destination above tau, or with equal weights, has W = zeta, so its column is zero and
-it is preserved. In floating point the sign of W - zeta is rounding noise there, and must not decide.
+By equations 5 to 8 a source with one destination above tau, or with equal weights, has W = zeta, so its column is zero
+and it is preserved. In floating point the sign of W - zeta is rounding noise there, and must not decide. (Without
+pruning the threshold is 0: a source that is just as similar as tau has weights of rounding noise alone.)
 """
 
 
@@ -24,7 +26,8 @@ class MatrixMerge(Merge):
 
     Attributes:
         weights (`Tensor`): (B, T, S), the fusion weights W^F of equation 8, columns of preserved sources zero.
-        sources, destinations (`Tensor`): (S,) and (T,) int64, their positions in the input.
+        preserved (`Tensor`): (B, S) bool, the sources that stay tokens of their own (the mask m of section 3.3).
+        sources, destinations (`Tensor`): their positions in the input, (S,) and (T,), or (B, S) and (B, T).
         order (`Tensor`): (B, M) int64, the rows of [special, destinations, sources] that come out.
         real (`Tensor` or `None`): (B, M) bool, False where a row of `order` is padding.
     """
@@ -40,58 +43,49 @@ class MatrixMerge(Merge):
     ):
         self.weights, self.sources, self.destinations = weights, sources, destinations
         self.order, self.real, self.num_special = order, real, num_special
-        self.num_input = num_special + len(sources) + len(destinations)
-        self.num_output = order.shape[1]
-        # The grouping [special, destinations, sources] of the input positions, (N,)
-        special = torch.arange(num_special, device=order.device)
-        self._grouped = torch.cat([special, destinations, sources])
-
-    @property
-    def preserved(self) -> Tensor:
-        """Which sources stay tokens of their own, (B, S) bool (the mask m of section 3.3)."""
-        return self.weights.sum(dim=1) == 0
+        self.preserved = weights.detach().sum(dim=1) == 0
+        self._lengths = [num_special, destinations.shape[-1], sources.shape[-1]]
+        self.num_input, self.num_output = sum(self._lengths), order.shape[1]
+        self._grouped = _grouped(num_special, destinations, sources)
 
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Fuse sources into destinations (equation 9) and concatenate (equation 10); see the base class.
 
         A source's size is shared out by its column, so that sizes still sum to N.
         """
-        _check_tokens("x", x, self.num_input)
-        if size is None:
-            size = x.new_ones((*x.shape[:2], 1), dtype=size_dtype(x))
-        special, destinations, sources = self._split(x)
-        special_size, destination_size, source_size = self._split(size)
+        check_tokens(x, self.order.shape[0], self.num_input)
+        size = ones_or_checked(size, x)
+        special, destinations, sources = take(x, self._grouped).split(self._lengths, dim=1)
         weights = self.weights.to(x.dtype)
-        fused = (destinations + weights @ sources) / (1 + weights.sum(dim=-1, keepdim=True))
-        # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves columns
-        # a little short of 1; a source's size is shared out whole.
-        share = self.weights.detach().to(size.dtype)
-        total = share.sum(dim=1, keepdim=True)
-        share = share / torch.where(total > 0, total, torch.ones_like(total))
-        fused_size = destination_size + share @ source_size
+        # A weight of 0 times NaN would be NaN, so that one such source would spoil every destination.
+        with full_precision(x.device):
+            shares = weights @ sources.nan_to_num(0.0, 0.0, 0.0)
+        fused = (destinations + shares) / (1 + weights.sum(dim=-1, keepdim=True))
+        out = take(torch.cat([special, fused, sources], dim=1), self.order)
 
-        grouped = torch.cat([special, fused, sources], dim=1)
-        grouped_size = torch.cat([special_size, fused_size, source_size], dim=1)
-        out_size = grouped_size.gather(1, self.order[..., None])
-        if self.real is not None:
-            out_size = out_size * self.real[..., None]
-        return grouped.gather(1, self.order[..., None].expand(-1, -1, x.shape[-1])), out_size
+        # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
+        # columns a little short of 1; a source's size is shared out whole.
+        special_size, destination_size, source_size = take(size, self._grouped).split(self._lengths, dim=1)
+        share = self.weights.detach().to(size.dtype)
+        total = share.sum(dim=1)[..., None].masked_fill(self.preserved[..., None], 1)
+        with full_precision(x.device):
+            fused_size = destination_size + share @ (source_size / total)
+        out_size = take(torch.cat([special_size, fused_size, source_size], dim=1), self.order)
+        return out, out_size if self.real is None else out_size * self.real[..., None]
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Read a fused source back as its column's weighted sum of destinations (MaRe); see the base class."""
-        _check_tokens("x", x, self.num_output)
-        batch_size, _, channels = x.shape
-        # (B, M, C) -> (B, N, C) in the order [special, destinations, sources]; fused sources are still zero.
-        rows = x if self.real is None else x.masked_fill(~self.real[..., None], 0)
-        index = self.order[..., None].expand(-1, -1, channels)
-        grouped = x.new_zeros((batch_size, self.num_input, channels)).scatter(1, index, rows)
-        special, destinations, sources = grouped.split(
-            [self.num_special, len(self.destinations), len(self.sources)], dim=1
-        )
-        restored = self.weights.to(x.dtype).transpose(1, 2) @ destinations
-        sources = torch.where(self.preserved[..., None], sources, restored)
-        grouped = torch.cat([special, destinations, sources], dim=1)
-        return grouped.index_select(1, self._grouped.argsort())
+        check_tokens(x, self.order.shape[0], self.num_output)
+        home = self._home()
+        grouped = take(x, home.clamp(min=0))  # (B, M, C) -> (B, N, C), [special, destinations, sources]
+        if self.real is not None:
+            grouped = grouped.masked_fill((home < 0)[..., None], 0)
+        special, destinations, sources = grouped.split(self._lengths, dim=1)
+        with full_precision(x.device):
+            restored = self.weights.to(x.dtype).transpose(1, 2) @ destinations.nan_to_num(0.0, 0.0, 0.0)
+        restored = torch.where(self.preserved[..., None], sources, restored)
+        grouped = torch.cat([special, destinations, restored], dim=1)
+        return take(grouped, self._grouped.argsort())
 
     def detach(self) -> MatrixMerge:
         """Return the same merge with constant weights (see the base class)."""
@@ -106,24 +100,29 @@ class MatrixMerge(Merge):
     @property
     def source(self) -> Tensor:
         """Where each input token went, a shared source to its heaviest destination (see the base class)."""
-        batch_size = self.order.shape[0]
-        home = self.order.new_full((batch_size, self.num_input), -1)  # output row of each row of `grouped`
-        outputs = torch.arange(self.num_output, device=home.device).expand(batch_size, -1)
-        if self.real is not None:
-            outputs = torch.where(self.real, outputs, -1)
-        home = home.scatter(1, self.order, outputs)
-        heaviest = self.weights.argmax(dim=1) + self.num_special  # (B, S)
-        start = self.num_special + len(self.destinations)
-        moved = torch.where(self.preserved, home[:, start:], home.gather(1, heaviest))
-        return torch.cat([home[:, :start], moved], dim=1).index_select(1, self._grouped.argsort())
+        home = self._home()
+        special, destinations, sources = home.split(self._lengths, dim=1)
+        if destinations.shape[1] > 0:
+            heaviest = destinations.gather(1, self.weights.argmax(dim=1))  # (B, S)
+            home = torch.cat([special, destinations, torch.where(self.preserved, sources, heaviest)], dim=1)
+        return take(home, self._grouped.argsort())
+
+    def _home(self) -> Tensor:
+        """Return the output row of each of [special, destinations, sources], (B, N); -1 for fused sources, padding."""
+        home = self.order.new_full((self.order.shape[0], self.num_input), -1)
+        outputs = torch.arange(self.num_output, device=home.device).expand(home.shape[0], -1)
+        return home.scatter(1, self.order, outputs if self.real is None else torch.where(self.real, outputs, -1))
 
     @property
     def representative(self) -> Tensor:
         """The input token that each output token started from (see the base class)."""
-        return self._grouped[self.order]
+        return self._grouped.expand(self.order.shape[0], -1).gather(1, self.order)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return x[:, : self.num_special], x[:, self.destinations], x[:, self.sources]
+
+def _grouped(num_special: int, destinations: Tensor, sources: Tensor) -> Tensor:
+    """Return the input positions in the order [special, destinations, sources], (N,) or (B, N)."""
+    special = torch.arange(num_special, device=sources.device).expand(*sources.shape[:-1], -1)
+    return torch.cat([special, destinations, sources], dim=-1)
 
 
 def matrix_matching(
@@ -161,44 +160,49 @@ def matrix_matching(
         `MatrixMerge`: special tokens, fused destinations, preserved sources, padding.
 
     Raises:
-        ValueError: an unknown `batching`, or a metric of the wrong shape.
+        ValueError: an unknown name, a `keep_ratio` out of range, or tensors of the wrong shape.
     """
-    check_metric(metric, num_special)
+    check_arguments(metric, num_special, size=size)
     if batching not in ("pad", "union"):
         raise ValueError(f"`batching` is {batching!r}; it takes 'pad' or 'union'.")
-    num_tokens = metric.shape[1]
-    sources, destinations = split(num_tokens, num_special, partition, metric.device, first=num_special, seed=seed)
-    metric = _precise(clean(metric))
-    similarity = lookup(distance, BOUNDED_DISTANCES)(metric[:, sources], metric[:, destinations]).transpose(1, 2)
+    if keep_ratio is not None and not 0.5 <= keep_ratio <= 1:
+        raise ValueError(f"`keep_ratio` is {keep_ratio!r}; it takes None, or a number from 0.5 to 1.")
     padding = None if size is None else size[..., 0] == 0  # (B, N)
-    if padding is not None:
-        apart = padding[:, destinations, None] | padding[:, None, sources]
-        similarity = similarity.masked_fill(apart, -torch.inf)
-
-    weights = _fusion_weights(similarity, threshold, eps, adaptive_pruning)  # (B, T, S)
+    sources, destinations = split(
+        metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding
+    )
+    scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
+    scores = (scores + bias[..., None]).transpose(1, 2)  # (B, T, S), as in the paper
+    weights = _fusion_weights(scores, threshold, eps, adaptive_pruning)  # (B, T, S)
     num_output = None
     if keep_ratio is not None:
-        weights, num_output = _best_matched(similarity, weights, keep_ratio, padding, num_special)
+        weights, num_output = _best_matched(scores, weights, keep_ratio, padding, num_special)
     elif batching == "union":
-        weights = weights * (weights.detach().sum(dim=1, keepdim=True) > 0).all(dim=0, keepdim=True)
-    merged = weights.detach().sum(dim=1) > 0  # (B, S)
-    order, real = _arrange(merged, padding, sources, destinations, num_special, num_output)
+        merges = weights.detach().sum(dim=1, keepdim=True) > 0  # (B, 1, S)
+        if padding is not None:
+            merges = merges | take(padding, sources)[:, None]
+        weights = weights * merges.all(dim=0, keepdim=True)
+    gone = weights.detach().sum(dim=1) > 0  # (B, S)
+    gone = torch.cat([gone.new_zeros((gone.shape[0], metric.shape[1] - gone.shape[1])), gone], dim=1)
+    if padding is not None:
+        gone = gone | take(padding, _grouped(num_special, destinations, sources))
+    order, real = _arrange(gone, num_output, is_padded=padding is not None)
     return MatrixMerge(weights, sources, destinations, order, num_special, real)
 
 
 def _precise(metric: Tensor) -> Tensor:
-    # Equation 8 divides by sums of differences that may be a few times TIE, so rounding of the similarities is amplified
-    # a hundredfold. Double precision is cheap on a CPU; most accelerators are slow at it, or have none.
+    # Equation 8 divides by sums of differences that may be a few times TIE, so rounding of the similarities is
+    # amplified a hundredfold. Double precision is cheap on a CPU; most accelerators are slow at it, or have none.
     return metric.double() if metric.device.type == "cpu" else metric
 
 
-def _fusion_weights(similarity: Tensor, threshold: float, eps: float, adaptive_pruning: bool) -> Tensor:
-    """Return W^F of equations 3 to 8, (B, T, S), from the similarity of destinations (rows) and sources (columns)."""
-    # Padding has a similarity of minus infinity, and relu makes it exactly 0.
-    sparse = torch.relu(similarity - threshold)
+def _fusion_weights(scores: Tensor, threshold: float, eps: float, adaptive_pruning: bool) -> Tensor:
+    """Return W^F of equations 3 to 8, (B, T, S), from the similarity of destinations (rows) to sources (columns)."""
+    # Padding scores minus infinity, and relu makes it exactly 0.
+    sparse = torch.relu(scores - threshold)
     weights = sparse / (sparse.sum(dim=1, keepdim=True) + eps)
     if not adaptive_pruning:
-        return weights
+        return torch.where(weights > TIE, weights, torch.zeros_like(weights))
     count = (weights / (weights + eps)).sum(dim=1, keepdim=True)
     zeta = weights.sum(dim=1, keepdim=True) / (count + eps)
     excess = weights - zeta
@@ -207,53 +211,44 @@ def _fusion_weights(similarity: Tensor, threshold: float, eps: float, adaptive_p
 
 
 def _best_matched(
-    similarity: Tensor, weights: Tensor, keep_ratio: float, padding: Tensor | None, num_special: int
+    scores: Tensor, weights: Tensor, keep_ratio: float, padding: Tensor | None, num_special: int
 ) -> tuple[Tensor, int]:
     """Let the best matched sources merge, as many as `keep_ratio` asks of each image.
 
     Returns the weights (B, T, S) and M, the rows that come out of the longest image.
     """
-    batch_size, num_destinations, num_sources = similarity.shape
+    _, num_destinations, num_sources = scores.shape
     num_rest = num_destinations + num_sources
-    num_output = num_special + max(math.ceil(keep_ratio * num_rest), num_destinations)
+    num_kept = max(math.ceil(keep_ratio * num_rest), num_destinations)
     if num_destinations == 0:
-        return weights, num_output
-    best, partner = similarity.detach().max(dim=1)  # (B, S)
-    if padding is None:
-        num_merged: Tensor | int = num_special + num_rest - num_output
-    else:
-        real = (~padding[:, num_special:]).sum(dim=1, keepdim=True)  # (B, 1)
-        num_merged = torch.minimum(real - torch.ceil(keep_ratio * real).long(), (real + 1) // 2)
+        return weights, num_special + num_kept
+    best, partner = scores.detach().max(dim=1)  # (B, S)
+    num_merged: Tensor | int = num_rest - num_kept
+    if padding is not None:
+        num_rest_real = (~padding[:, num_special:]).sum(dim=1, keepdim=True)  # (B, 1)
+        # In double precision, as above, so that an image keeps as many as it would alone. (MPS has none.)
+        share = num_rest_real.to(torch.float32 if scores.device.type == "mps" else torch.float64)
+        share = torch.ceil(keep_ratio * share).long()
+        num_merged = num_rest_real - torch.maximum(share, num_rest_real // 2)
     rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    merged = (rank < num_merged) & torch.isfinite(best)
+    merged = rank < num_merged
     # A chosen source that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole.
-    whole = torch.nn.functional.one_hot(partner, num_destinations).transpose(1, 2).to(weights.dtype)
+    whole = (partner[:, None] == torch.arange(num_destinations, device=scores.device)[:, None]).to(weights.dtype)
     weights = torch.where(weights.detach().sum(dim=1, keepdim=True) > 0, weights, whole)
-    return weights * merged[:, None, :], num_output
+    return weights * merged[:, None], num_special + num_kept
 
 
-def _arrange(
-    merged: Tensor,
-    padding: Tensor | None,
-    sources: Tensor,
-    destinations: Tensor,
-    num_special: int,
-    num_output: int | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the rows of [special, destinations, sources] that come out, (B, M), and which are real, (B, M).
+def _arrange(gone: Tensor, num_output: int | None, is_padded: bool) -> tuple[Tensor, Tensor | None]:
+    """Return which rows come out, (B, M), and which of those are real, (B, M), of the rows (B, N) that may be `gone`.
 
-    Real rows first, in order; where images differ in number, the shorter ones are filled up with rows that are not real.
+    Real rows first, in order; where images differ in number, the shorter ones are filled up with rows that are gone.
     `num_output` is M where it is known beforehand: then nothing depends on the data, so that graphs can be compiled.
     """
-    gone = merged.new_zeros((merged.shape[0], num_special + len(destinations)))
-    gone = torch.cat([gone, merged], dim=1)  # (B, N) in the order [special, destinations, sources]
-    if padding is not None:
-        special = torch.arange(num_special, device=merged.device)
-        gone = gone | padding[:, torch.cat([special, destinations, sources])]
-    ragged = padding is not None
     if num_output is None:
         counts = (~gone).sum(dim=1)
-        num_output, fewest = torch.stack([counts.max(), counts.min()]).tolist()
-        ragged = fewest < num_output
+        num_output, fewest = (
+            torch.stack([counts.max(), counts.min()]).tolist() if gone.shape[0] else (gone.shape[1],) * 2
+        )
+        is_padded = is_padded or fewest < num_output
     order = gone.int().argsort(dim=1, stable=True)[:, :num_output]
-    return order, ~gone.gather(1, order) if ragged else None
+    return order, ~gone.gather(1, order) if is_padded else None

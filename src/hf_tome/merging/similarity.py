@@ -3,63 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from .indexing import take
 
-def clean(metric: Tensor) -> Tensor:
-    """Return the metric in float32 at least, NaN and infinities as 0, so that such a token is like no other.
+TOO_LONG = 1e18
+"""A token of this length is broken: products of two such would come near what single precision holds."""
+LOWEST = -8e37
+"""A score lower than those of sound tokens, which is finite when two of it are added."""
 
-    Half precision is not enough to rank by: bfloat16 scores change 4 % of the chosen tokens and tie often.
+
+def similarity(
+    metric: Tensor,
+    sources: Tensor,
+    destinations: Tensor,
+    distance: str,
+    padding: Tensor | None = None,
+    *,
+    bounded: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return how alike sources and destinations are, (B, S, T), higher is more alike, and a bias (B, S) to add.
+
+    In float32 at least: bfloat16 scores change 4 % of the chosen tokens, and tie often. A token that holds a NaN or an
+    infinity, or is too long to multiply, is like no other: it scores lower than all that are sound. Padding scores
+    minus infinity. Of the sources, the bias says so: adding it to a row's maximum is cheaper than to every entry.
+
+    Args:
+        metric (`Tensor`): (B, N, D).
+        sources, destinations (`Tensor`): positions, (S,) and (T,), or (B, S) and (B, T).
+        distance (`str`): a name in `DISTANCES`.
+        padding (`Tensor`, *optional*): (B, N) bool.
+        bounded (`bool`): bring the Euclidean distance to [-1, 1], where a threshold can be set, as cosines are.
+
+    Raises:
+        ValueError: an unknown distance.
     """
-    metric = metric if metric.dtype == torch.float64 else metric.float()
-    return torch.nan_to_num(metric, nan=0.0, posinf=0.0, neginf=0.0)
+    table = BOUNDED_DISTANCES if bounded else DISTANCES
+    if distance not in table:
+        raise ValueError(f"`distance` is {distance!r}; it takes one of {', '.join(map(repr, table))}.")
+    metric, bias = sound(metric, unit=distance == "cosine")
+    if padding is not None:
+        bias = bias.masked_fill(padding, -torch.inf)
+    with full_precision(metric.device):
+        scores = table[distance](take(metric, sources), take(metric, destinations), take(bias, destinations)[:, None])
+    return scores, take(bias, sources)
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    a = torch.nn.functional.normalize(a, dim=-1)
-    b = torch.nn.functional.normalize(b, dim=-1)
-    return a @ b.transpose(-1, -2)
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Return a context in which autocast leaves products as precise as their factors."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
-def _euclidean(a: Tensor, b: Tensor) -> Tensor:
-    # -|a - b|^2, brought to [-1, 1] as 1 - |a - b|^2 / (|a|^2 + |b|^2): equal tokens score 1, opposite ones -1, so that
-    # MaMe's threshold keeps its meaning. For tokens of equal length it is the cosine.
-    lengths = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
-    return 2 * (a @ b.transpose(-1, -2)) / lengths.clamp(min=torch.finfo(a.dtype).tiny)
+def sound(metric: Tensor, *, unit: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the metric (B, N, D) in float32 at least, with broken tokens as zeros, and a bias (B, N) against those.
+
+    `unit` brings the others to length 1.
+    """
+    metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    metric = metric.nan_to_num(torch.finfo(metric.dtype).max)
+    length = torch.linalg.vector_norm(metric, dim=-1)
+    is_sound = length < TOO_LONG
+    scale = 1 / length.clamp(min=1e-12) if unit else is_sound.to(metric.dtype)
+    return metric * scale[..., None], torch.where(is_sound, 0.0, LOWEST).to(metric.dtype)
 
 
-def _negative_distance(a: Tensor, b: Tensor) -> Tensor:
-    return -torch.cdist(a, b)
+def _product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    return torch.baddbmm(bias, a, b.transpose(1, 2))
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return a @ b.transpose(-1, -2) * a.shape[-1] ** -0.5
+def _bounded_euclidean(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    # -|a - b|^2, brought to [-1, 1] as 1 - |a - b|^2 / (|a|^2 + |b|^2): equal tokens score 1, opposite ones -1, so
+    # that MaMe's threshold keeps its meaning. For tokens of equal length it is the cosine.
+    lengths = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None]
+    return 2 * (a @ b.transpose(1, 2)) / lengths.clamp(min=torch.finfo(a.dtype).tiny) + bias
 
 
-def _softmax(a: Tensor, b: Tensor) -> Tensor:
-    return torch.softmax(_dot(a, b), dim=-1)
+def _negative_distance(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    return bias - torch.cdist(a, b)
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": _cosine,
+def _dot(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    return torch.baddbmm(bias, a, b.transpose(1, 2), alpha=a.shape[-1] ** -0.5)
+
+
+def _softmax(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    # Minus infinity throughout a row would make it NaN.
+    return _dot(a, b, bias.clamp(min=LOWEST)).softmax(dim=-1) + bias
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cosine": _product,  # of tokens of length 1
     "euclidean": _negative_distance,
     "dot": _dot,
     "softmax": _softmax,
 }
-"""Similarity by name, (B, S, D), (B, T, D) -> (B, S, T), higher is more alike; a softmax runs over T."""
+"""Similarity by name, (B, S, D), (B, T, D) -> (B, S, T), with a bias (B, 1, T) added; a softmax runs over T."""
 
-BOUNDED_DISTANCES = {**DISTANCES, "euclidean": _euclidean}
-"""The same, for MaMe: the Euclidean one brought to [-1, 1], where a threshold can be set."""
-
-
-def lookup(distance: str, table: dict[str, Callable[[Tensor, Tensor], Tensor]] = DISTANCES) -> Callable:
-    """Return the similarity function of a name.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if distance not in table:
-        raise ValueError(f"`distance` is {distance!r}; it takes one of {', '.join(map(repr, table))}.")
-    return table[distance]
+BOUNDED_DISTANCES = {**DISTANCES, "euclidean": _bounded_euclidean}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import HardMerge, Merge, check_metric, identity_merge
+from .base import HardMerge, Merge, check_arguments, identity_merge, pair_merge
+from .indexing import take
 from .partition import split
-from .similarity import clean, lookup
+from .similarity import similarity
 
 
 def bipartite_soft_matching(
@@ -25,8 +26,9 @@ def bipartite_soft_matching(
 ) -> Merge:
     """Match the `r` most similar pairs of tokens between the even and the odd positions (ToMe, section 3).
 
-    Each token of set A (even positions of the whole sequence) has one edge, to its most similar token of set B; the `r`
-    strongest edges merge. Special tokens are never merged and stay first. Scores are computed in float32 or better.
+    Each token of set A (even positions of the whole sequence) has one edge, to its most similar token of set B; the
+    `r` strongest edges merge. Special tokens are never merged and stay first. Scores are computed in float32 or
+    better; a token that holds a NaN or an infinity merges only where `r` leaves no choice.
 
     Args:
         metric (`Tensor`): (B, N, D), what similarity is measured on, usually the attention's keys averaged over heads.
@@ -34,8 +36,8 @@ def bipartite_soft_matching(
         class_token (`bool`): token 0 is protected.
         distill_token (`bool`): one more leading token is protected.
         num_special (`int`, *optional*): the number of leading protected tokens, instead of the two flags.
-        size (`Tensor`, *optional*): (B, N, 1), where 0 marks padding. Padding takes no part, and comes out last, so that
-            an image's result does not depend on how far it is padded.
+        size (`Tensor`, *optional*): (B, N, 1), where 0 marks padding, at the end of an image. Padding takes no part,
+            and comes out last, so that an image's result does not depend on how far it is padded.
         distance, partition, combine (`str`): the ablations of ToMe's table 1.
         seed (`int`): for `partition="random"`.
 
@@ -44,50 +46,29 @@ def bipartite_soft_matching(
         order the unmerged tokens by falling similarity, where rounding may swap rows; here position decides.)
 
     Raises:
-        ValueError: a negative `r`, or a metric of the wrong shape.
+        ValueError: a negative `r`, an unknown name, or tensors of the wrong shape.
     """
     if num_special is None:
         num_special = int(class_token) + int(distill_token)
-    check_metric(metric, num_special)
-    if r < 0:
-        raise ValueError(f"`r` is {r}; it takes an integer of at least 0.")
+    check_arguments(metric, num_special, r, size)
     batch_size, num_tokens, _ = metric.shape
+    padding = None if size is None else size[..., 0] == 0  # (B, N)
+    a, b = split(num_tokens, num_special, partition, metric.device, seed=seed, padding=padding)
     r = min(r, (num_tokens - num_special) // 2)
     if r == 0:
-        return identity_merge(batch_size, num_tokens, metric.device)
+        return identity_merge(batch_size, num_tokens, metric.device, padding)
 
-    a, b = split(num_tokens, num_special, partition, metric.device, seed=seed)
     with torch.no_grad():
-        metric = clean(metric)
-        scores = lookup(distance)(metric[:, a], metric[:, b])  # (B, |A|, |B|)
-        scores = _without_padding(scores, size, a, b)
-        strength, partner = scores.max(dim=-1)  # (B, |A|)
-        order = strength.argsort(dim=-1, descending=True, stable=True)
+        scores, bias = similarity(metric, a, b, distance, padding)  # (B, |A|, |B|), (B, |A|)
+        order = (scores.amax(dim=-1) + bias).argsort(dim=-1, descending=True, stable=True)
         merged, unmerged = order[:, :r], order[:, r:].sort(dim=-1).values
-
+        # Partners of the merged tokens alone: finding a maximum's place costs a CPU ten times finding the maximum.
+        partner = take(scores, merged).argmax(dim=-1)  # (B, r)
         special = torch.arange(num_special, device=metric.device).expand(batch_size, -1)
-        kept = torch.cat([special, a[unmerged], b.expand(batch_size, -1)], dim=1)  # (B, N - r)
-        into = partner.gather(1, merged) + num_special + unmerged.shape[1]
-        if size is not None:
-            kept, into = _padding_last(kept, into, size)
-    return HardMerge(kept, a[merged], into, num_tokens, combine)
-
-
-def _without_padding(scores: Tensor, size: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    if size is None:
-        return scores
-    # Edges of padding come after every real one, so they are used only where real edges have run out.
-    padding = size[..., 0] == 0  # (B, N)
-    lowest = torch.finfo(scores.dtype).min
-    scores = scores.masked_fill(padding[:, None, b], lowest / 2)
-    scores = scores.masked_fill(padding[:, a, None], lowest)
-    # A real token whose only partners are padding must still be kept in preference to padding.
-    nowhere = (scores <= lowest / 2) & ~padding[:, a, None]
-    return scores.masked_fill(nowhere, -torch.inf)
-
-
-def _padding_last(kept: Tensor, into: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Move padding behind the real tokens, so that the next block splits the real ones as if they were alone."""
-    is_padding = size[..., 0].gather(1, kept) == 0
-    order = is_padding.int().argsort(dim=1, stable=True)
-    return kept.gather(1, order), order.argsort(dim=1).gather(1, into)
+        a, b = a.expand(batch_size, -1), b.expand(batch_size, -1)
+        merged = a.gather(1, merged)
+        if padding is None:
+            kept = torch.cat([special, a.gather(1, unmerged), b], dim=1)  # (B, N - r)
+            return HardMerge(kept, merged, partner + num_special + unmerged.shape[1], num_tokens, combine)
+        rows = torch.cat([special, a, b], dim=1)
+        return pair_merge(merged, b.gather(1, partner), rows, num_special, combine, padding)

@@ -1,0 +1,85 @@
+"""Which hidden states of its vision tower a vision-language model reads, and how merged ones become image features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..state import ForwardState
+
+IMAGE_FEATURES = ("image_features", "image_features_tensor")
+"""Kinds of the heads that turn a tower's merged tokens into image features."""
+
+
+def has_feature_layers(model: Any) -> bool:
+    """Return whether a model reads hidden states of its tower, rather than the tower's output."""
+    return getattr(getattr(model, "config", None), "vision_feature_layer", None) is not None
+
+
+def read_layers(model: Any, num_layers: int, layers: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """Return the hidden states that a model reads, by the numbers of the blocks that they go into.
+
+    They are `layers`, or those of the model's config.
+
+    Raises:
+        ValueError: one that the tower does not have.
+    """
+    chosen = layers if layers is not None else model.config.vision_feature_layer
+    chosen = [chosen] if isinstance(chosen, int) else list(chosen)
+    beyond = [layer for layer in chosen if not -num_layers - 1 <= layer <= num_layers]
+    if beyond:
+        raise ValueError(
+            f"`vision_feature_layer` names {beyond}, but a tower of {num_layers} blocks has hidden states 0 to "
+            f"{num_layers}, or -{num_layers + 1} to -1."
+        )
+    return tuple(layer % (num_layers + 1) for layer in chosen)
+
+
+def cropped_tokens(model: Any, strategy: str | None = None) -> int:
+    """Return how many leading tokens a model cuts off its tower's output (VipLLaVA, which has no choice, cuts one)."""
+    chosen = strategy if strategy is not None else getattr(model.config, "vision_feature_select_strategy", "default")
+    return 1 if chosen == "default" else 0
+
+
+def image_tokens(
+    hidden_states: Sequence[Tensor], reads: Sequence[int], state: ForwardState
+) -> tuple[Tensor, Tensor | None]:
+    """Return the tokens that a model reads, (B, M, C * len(reads)), and their sizes (B, M, 1), `None` if all are 1.
+
+    They stand in the order of the places that they keep in the image, as language models have learnt to read them;
+    padding stands anywhere, with size 0.
+    """
+    last = max(reads)
+    tokens, size, position = _aligned(hidden_states, reads, state), state.size[last], state.position[last]
+    if position is None:
+        return tokens, size
+    order = position.argsort(dim=1)[..., None]  # (B, M, 1)
+    return tokens.gather(1, order.expand_as(tokens)), None if size is None else size.gather(1, order)
+
+
+def _aligned(hidden_states: Sequence[Tensor], reads: Sequence[int], state: ForwardState) -> Tensor:
+    """Join the hidden states of several layers, (B, N_i, C) each, along their channels, with the last one's tokens.
+
+    Merges between an earlier layer and the last one are applied to the earlier tokens as well, so that a merged
+    token's features are those of its members in every layer.
+    """
+    last = max(reads)
+    columns = []
+    for layer in reads:
+        x, size = hidden_states[layer], state.size[layer]
+        for match in state.match[layer:last]:
+            if match is not None:
+                # Constants, because gradient checkpointing keeps no graph between blocks but their tokens.
+                x, size = match.detach().merge(x, size)
+        columns.append(x)
+    return torch.cat(columns, dim=-1) if len(columns) > 1 else columns[0]
+
+
+def split_real(features: Tensor, size: Tensor | None) -> list[Tensor]:
+    """Split features (B, M, C) by image and leave out padding, which has size (B, M, 1) 0: B tensors (M_i, C)."""
+    if size is None:
+        return list(features)
+    return [rows[real] for rows, real in zip(features, size[..., 0] > 0)]

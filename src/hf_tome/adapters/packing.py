@@ -1,0 +1,88 @@
+"""Leave padding out of the computation: where images keep unequal numbers of tokens, only the real ones are run.
+
+Norms, projections and the MLP work token by token, so they take the real tokens of all images in one row. Attention runs
+image by image where that is cheap, on the padded batch elsewhere. Between blocks the batch is padded as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class Whole:
+    """A batch that has no padding, or where padding is computed with: packing changes nothing."""
+
+    lengths: tuple[int, ...] | None = None
+    """The number of real tokens of each image, where they are packed."""
+    alone = False
+    """Whether attention runs image by image."""
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Take tokens (B, N, C) to the real ones in one row, (1, R, C)."""
+        return x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Take (1, R, C) to (B, N, C), zeros at padding."""
+        return x
+
+
+class Packed(Whole):
+    """The real tokens of a batch with padding. Every image has its real tokens first."""
+
+    def __init__(self, size: Tensor, alone: bool):
+        self.alone = alone
+        real = size[..., 0] > 0  # (B, N)
+        self.shape = real.shape
+        self.rows = real.reshape(-1).nonzero()[:, 0]  # (R,)
+        self.lengths = tuple(real.sum(dim=1).tolist())
+
+    def pack(self, x: Tensor) -> Tensor:
+        """See the base class."""
+        return x.reshape(-1, x.shape[-1]).index_select(0, self.rows)[None]  # (B, N, C) -> (B*N, C) -> (1, R, C)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """See the base class."""
+        batch_size, num_tokens = self.shape
+        padded = x.new_zeros((batch_size * num_tokens, x.shape[-1])).index_copy(0, self.rows, x[0])
+        return padded.view(batch_size, num_tokens, -1)
+
+
+WHOLE = Whole()
+
+
+def packing_of(size: Tensor | None, padded: bool, block: nn.Module, attention: Any, has_mask: bool) -> Whole:
+    """Return how tokens of `size` (B, N, 1), among which there is padding if `padded`, go through MLP and attention.
+
+    Not in training, where modules such as DropPath tell images apart by the batch dimension, and not in graphs, whose
+    shapes may not depend on the data.
+    """
+    if size is None or not padded or block.training or torch.compiler.is_compiling():
+        return WHOLE
+    # On an accelerator launching a kernel for each image costs more than the padding.
+    alone = size.device.type == "cpu" and attention.config._attn_implementation == "sdpa" and not has_mask
+    return Packed(size, alone)
+
+
+def attend_alone(
+    attend: Attend,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    packing: Whole,
+    **kwargs: Any,
+) -> Tensor:
+    """Attend in each image by itself, over its real tokens: (B, H, N, d) -> (1, R, H, d); `bias` is (B, N)."""
+    outputs = []
+    for image, length in enumerate(packing.lengths or ()):
+        states = (x[image : image + 1, :, :length] for x in (query, key, value))
+        mask = None if bias is None else bias[image, None, None, None, :length]
+        outputs.append(attend(module, *states, mask, is_causal=False, **kwargs)[0])
+    return torch.cat(outputs, dim=1)

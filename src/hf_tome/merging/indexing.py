@@ -1,0 +1,25 @@
+"""Picking tokens by their positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flat_rows(num_tokens: int, *indices: Tensor) -> list[Tensor]:
+    """Turn token numbers (B, K), of N tokens an image, into row numbers of the flattened batch, (B * K,)."""
+    batch_size = indices[0].shape[0]
+    if batch_size == 1:
+        return [index.reshape(-1) for index in indices]
+    first = torch.arange(batch_size, device=indices[0].device)[:, None] * num_tokens
+    return [(index + first).reshape(-1) for index in indices]
+
+
+def take(x: Tensor, positions: Tensor) -> Tensor:
+    """Return the tokens of (B, N, ...) at positions (K,), the same in every image, or (B, K), each image's own."""
+    if positions.ndim == 1:
+        return x.index_select(1, positions)
+    batch_size, num_tokens, *rest = x.shape
+    # One selection from the flattened batch is several times faster than a gather with an expanded index.
+    (rows,) = flat_rows(num_tokens, positions)
+    return x.reshape(batch_size * num_tokens, *rest).index_select(0, rows).view(*positions.shape, *rest)
