@@ -98,7 +98,12 @@ def test_mame_merges_in_the_first_two_thirds_by_default():
 
 def test_any_tower_in_an_encoder_decoder_and_a_dual_encoder():
     text = tf.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, is_decoder=True
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        is_decoder=True,
     )
     text.add_cross_attention = True
     vit = tf.ViTConfig(**SMALL, **IMAGE)

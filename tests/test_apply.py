@@ -37,7 +37,9 @@ REFUSED = {
     ),
     "backbone": (lambda: tf.Dinov2Backbone(tf.Dinov2Config(**DINO)), "Dinov2Backbone"),
     "beit-segmentation": (
-        lambda: tf.BeitForSemanticSegmentation(tf.BeitConfig(**{**BEIT, "num_hidden_layers": 4}, out_indices=[1, 2, 3, 4])),
+        lambda: tf.BeitForSemanticSegmentation(
+            tf.BeitConfig(**{**BEIT, "num_hidden_layers": 4}, out_indices=[1, 2, 3, 4])
+        ),
         "BeitForSemanticSegmentation.*segmentation head",
     ),
     "vit_mae-pretraining": (
@@ -99,7 +101,7 @@ def test_an_instance_forward_would_be_a_silent_no_op_and_is_refused():
 
     model = BY_NAME["vit"].make()
     add_hook_to_module(model.vit.layers[1], AlignDevicesHook(execution_device="cpu"))
-    with pytest.raises(UnsupportedModelError, match="replaced by accelerate's hooks.*hf_tome.apply"):
+    with pytest.raises(UnsupportedModelError, match=r"replaced by accelerate's hooks.*hf_tome\.apply"):
         apply(model, MergeConfig(r=4))
     assert untouched(model)
 
@@ -155,7 +157,9 @@ def test_lora_on_the_projections(order):
 def test_threads_do_not_see_each_others_sizes():
     zoo = BY_NAME["dinov2"]  # its head reads the sizes
     model = apply(zoo.make(), MergeConfig(method="mame", threshold=0.3, layers=range(3)))
-    inputs = [{"pixel_values": torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))} for n in (1, 2, 3)]
+    inputs = [
+        {"pixel_values": torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))} for n in (1, 2, 3)
+    ]
     with torch.no_grad():
         expected = [model(**one).logits for one in inputs]
     wrong = []
@@ -228,7 +232,7 @@ def test_the_library_is_quiet_and_light():
     assert not logging.getLogger("hf_tome").handlers
 
 
-# Each package may import those before it (DESIGN.md: merging <- config, state <- adapters <- apply <- the rest <- cli).
+# Each may import those before it (DESIGN.md: merging <- config, state <- adapters <- apply <- the rest <- cli).
 ORDER = ["version", "errors", "merging", "config", "state", "adapters", "apply"]
 
 
@@ -252,7 +256,8 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("layer", ORDER)
 def test_imports_run_one_way(layer):
-    files = [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").is_file() else sorted((PACKAGE / layer).glob("*.py"))
+    module = PACKAGE / f"{layer}.py"
+    files = [module] if module.is_file() else sorted((PACKAGE / layer).glob("*.py"))
     assert files
     for path in files:
         later = imports(path) - set(ORDER[: ORDER.index(layer) + 1])
