@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 
 CONFIG_NAME = "merge_config.json"
 FORMAT_VERSION = 1
-"""Raised when a file of an older `hf_tome` could no longer read what a newer one writes."""
+"""Raised when an older `hf_tome` could no longer read what a newer one writes."""
 
 METRICS = ("x_pre", "x", "k", "q", "v")
 DISTANCES = ("cosine", "euclidean", "dot", "softmax")
@@ -67,11 +68,12 @@ class MergeConfig:
         adaptive_pruning (`bool`, *optional*, defaults to `True`):
             MaMe's adaptive weight pruning (MaMe, equations 5 to 8).
         keep_ratio (`float`, *optional*):
-            MaMe with a fixed number of tokens: the share of the tokens that a merging block keeps, in [0.5, 1).
+            MaMe with a fixed number of tokens: the share of the tokens that a merging block keeps, in [0.5, 1].
         batching (`str`, *optional*, defaults to `"pad"`):
             MaMe in a batch: `"pad"` gives each image what it would get alone, `"union"` is the paper's rule.
         layers (`Iterable[int]`, *optional*):
-            The blocks that merge, counted from 0. By default all for the methods with `r`, the first two thirds for MaMe.
+            The blocks that merge, counted from 0. By default all for the methods with `r`, the first two thirds for
+            MaMe.
         proportional_attention (`bool` or `"auto"`, *optional*, defaults to `"auto"`):
             Add log(size) to the attention logits (ToMe, equation 1). `"auto"`: off for MaMe, for models that are
             usually off-the-shelf MAE models, and for audio; on elsewhere.
@@ -105,7 +107,7 @@ class MergeConfig:
     adaptive_pruning: bool = True
     keep_ratio: float | None = None
     batching: str = "pad"
-    layers: tuple[int, ...] | None = None
+    layers: Sequence[int] | None = None
     proportional_attention: bool | str = "auto"
     metric: str | None = None
     distance: str | None = None
@@ -121,12 +123,12 @@ class MergeConfig:
         _check_choice("method", self.method, tuple(METHOD_FIELDS))
         object.__setattr__(self, "r", _normalise_r(self.r))
         object.__setattr__(self, "layers", _normalise_layers(self.layers))
-        _check_number("threshold", self.threshold, -1.0, 1.0)
+        object.__setattr__(self, "threshold", _number("threshold", self.threshold, -1.0, 1.0))
         for name in ("adaptive_pruning", "trace", "restore"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it takes True or False.")
         if self.keep_ratio is not None:
-            _check_number("keep_ratio", self.keep_ratio, 0.5, 1.0)
+            object.__setattr__(self, "keep_ratio", _number("keep_ratio", self.keep_ratio, 0.5, 1.0, "None, or "))
         if self.proportional_attention != "auto" and not isinstance(self.proportional_attention, bool):
             raise ValueError(
                 f"`proportional_attention` is {self.proportional_attention!r}; it takes True, False or 'auto'."
@@ -134,7 +136,7 @@ class MergeConfig:
         _check_choice("batching", self.batching, BATCHINGS)
         for name, choices in _CHOICES.items():
             if getattr(self, name) is not None:
-                _check_choice(name, getattr(self, name), choices)
+                _check_choice(name, getattr(self, name), choices, "None, or ")
         object.__setattr__(self, "seed", _index("seed", self.seed))
         object.__setattr__(self, "kmeans_iterations", _index("kmeans_iterations", self.kmeans_iterations, minimum=1))
         self._check_applicable()
@@ -145,20 +147,26 @@ class MergeConfig:
                 continue
             users = [m for m, fields in METHOD_FIELDS.items() if field.name in fields]
             raise ValueError(
-                f"`{field.name}` is {getattr(self, field.name)!r}, but method {self.method!r} does not use it; it applies "
-                f"to {', '.join(map(repr, users))}. Leave it out, or change `method`."
+                f"`{field.name}` is {getattr(self, field.name)!r}, but method {self.method!r} does not use it; it "
+                f"applies to {', '.join(map(repr, users))}. Leave it out, or change `method`."
             )
         if self.keep_ratio is not None and self.batching == "union":
             raise ValueError(
-                "`batching` is 'union', but with `keep_ratio` every image keeps the same number of tokens, so there is "
-                "nothing to unite. Leave one of them out."
+                "`batching` is 'union', but with `keep_ratio` every image keeps the same number of tokens, so there "
+                "is nothing to unite. Leave one of them out."
             )
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.to_dict(), sort_keys=True))
+        return hash(tuple(tuple(value) if isinstance(value, list) else value for value in vars(self).values()))
 
     def choice(self, field: str) -> str:
-        """Return an ablation field (`metric`, `distance`, ...), the paper's value where it was left at `None`."""
+        """Return an ablation field (`metric`, `distance`, ...), the paper's value where it was left at `None`.
+
+        Raises:
+            ValueError: `field` is not one of these.
+        """
+        if field not in _CHOICES:
+            raise ValueError(f"{field!r} is no ablation; those are {', '.join(map(repr, _CHOICES))}.")
         value = getattr(self, field)
         return value if value is not None else METHOD_DEFAULTS.get(self.method, {}).get(field, _PAPER_DEFAULTS[field])
 
@@ -173,10 +181,10 @@ class MergeConfig:
         beyond = [layer for layer in self.layers if layer >= num_layers]
         if beyond:
             raise ValueError(f"`layers` names blocks {beyond}, but the model has blocks 0 to {num_layers - 1}.")
-        return self.layers
+        return tuple(self.layers)
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
-        """Return the tokens that each of `num_layers` blocks is asked to merge; all 0 for MaMe, which decides by itself.
+        """Return the tokens that each of `num_layers` blocks is asked to merge; all 0 for MaMe, where images decide.
 
         Raises:
             ValueError: a list of `r` or `layers` is longer than the model.
@@ -211,62 +219,62 @@ class MergeConfig:
             raise ValueError(f"A merge config is a JSON object; got {type(values).__name__}.")
         values = dict(values)
         version = values.pop("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise ValueError(f"The merge config has format_version {version!r}; it takes an integer of at least 1.")
+        if version > FORMAT_VERSION:
             raise ValueError(
                 f"The merge config has format_version {version!r}; this hf_tome reads up to {FORMAT_VERSION}. "
                 "Update it with `pip install -U hf_tome`."
             )
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(set(values) - set(known), key=str)
         if unknown:
             raise ValueError(f"Unknown merge config fields {unknown}; known are {known}.")
         r = values.get("r")
         if isinstance(r, list) and len(r) == 2 and isinstance(r[1], float):
-            values["r"] = (r[0], r[1])  # JSON has no tuples; only a schedule's second number is a float
+            values["r"] = tuple(r)  # JSON has no tuples; only a schedule's second number is a float
         return cls(**values)
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
         """Write `merge_config.json` into a folder, made if need be, and return its path."""
         path = Path(save_directory) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=2) + "\n")
+        path.write_bytes(self._to_json())
         return path
 
     @classmethod
     def from_pretrained(cls, id_or_dir: str | Path, **hub_kwargs: Any) -> MergeConfig:
-        """Read `merge_config.json` from a folder, a file or a Hub repository (`hub_kwargs` go to `hf_hub_download`).
+        """Read `merge_config.json` from a folder, a file or a Hub repository.
+
+        Args:
+            id_or_dir: folder, file or Hub id.
+            hub_kwargs: for `hf_hub_download`, as `revision` or `token`; of these `subfolder` applies to a folder too.
 
         Raises:
             ValueError: the file is not valid JSON or not a merge config.
             OSError: there is no such file.
         """
-        path = Path(id_or_dir)
-        if path.is_dir():
-            path = path / CONFIG_NAME
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"No {CONFIG_NAME} in {id_or_dir}; write one with `MergeConfig.save_pretrained`."
-                )
-        elif not path.is_file():
-            path = Path(hf_hub_download(str(id_or_dir), CONFIG_NAME, **hub_kwargs))
+        path = _find_file(Path(id_or_dir), id_or_dir, hub_kwargs)
         try:
-            values = json.loads(path.read_text())
+            return cls.from_dict(json.loads(path.read_bytes()))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}.") from error
-        return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Add the merge config", **hub_kwargs: Any) -> Any:
-        """Upload `merge_config.json` to a Hub repository (`hub_kwargs` go to `HfApi.upload_file`)."""
-        from huggingface_hub import HfApi
-
-        content = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=2) + "\n"
+        """Upload `merge_config.json` to a Hub repository that exists (`hub_kwargs` go to `HfApi.upload_file`)."""
         return HfApi().upload_file(
-            path_or_fileobj=content.encode(),
+            path_or_fileobj=self._to_json(),
             path_in_repo=CONFIG_NAME,
             repo_id=repo_id,
             commit_message=commit_message,
             **hub_kwargs,
         )
+
+    def _to_json(self) -> bytes:
+        text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=2)
+        return f"{text}\n".encode()
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -285,43 +293,74 @@ def _inflected(r: int, inflection: float, num_layers: int) -> list[int]:
     return [int(first + step * layer) for layer in range(num_layers)]
 
 
-def _index(name: str, value: Any, minimum: int = 0) -> int:
-    if isinstance(value, bool):
-        raise ValueError(f"`{name}` is {value!r}; it takes an integer of at least {minimum}.")
+def _find_file(path: Path, id_or_dir: str | Path, hub_kwargs: dict[str, Any]) -> Path:
+    if path.is_file():
+        return path
+    if path.is_dir():
+        path = path / (hub_kwargs.get("subfolder") or "") / CONFIG_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"No {CONFIG_NAME} in {path.parent}; write one with `MergeConfig.save_pretrained`."
+            )
+        return path
     try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"`{name}` is {value!r}; it takes an integer of at least {minimum}.") from None
-    if number < minimum:
-        raise ValueError(f"`{name}` is {number}; it takes an integer of at least {minimum}.")
-    return number
+        return Path(hf_hub_download(str(id_or_dir), CONFIG_NAME, **hub_kwargs))
+    except HFValidationError:
+        raise FileNotFoundError(f"{str(id_or_dir)!r} is neither a folder, a file nor a Hub id.") from None
 
 
 def _normalise_r(r: Any) -> int | tuple[int, float] | list[int]:
-    if isinstance(r, tuple) and len(r) == 2:
-        _check_number("r", r[1], -1.0, 1.0, what="an inflection (the second number of the pair `(r, inflection)`)")
-        return _index("r", r[0]), float(r[1])
-    if isinstance(r, (list, tuple)):
-        if not r:
-            raise ValueError("`r` is an empty list; it takes one number per block.")
-        return [_index("r", number) for number in r]
-    return _index("r", r)
+    is_pair, is_list = isinstance(r, tuple) and len(r) == 2, isinstance(r, (list, tuple, range))
+    numbers = _indices(r[:1] if is_pair else r if is_list else [r])
+    if not numbers or (is_pair and not _is_number(r[1], -1.0, 1.0)):
+        raise ValueError(
+            f"`r` is {r!r}; it takes an integer of at least 0, a pair (r, inflection) with an inflection from -1 to "
+            "1, or a list of one integer per block."
+        )
+    if is_pair:
+        return numbers[0], float(r[1])
+    return numbers if is_list else numbers[0]
 
 
 def _normalise_layers(layers: Any) -> tuple[int, ...] | None:
     if layers is None:
         return None
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
-        raise ValueError(f"`layers` is {layers!r}; it takes block numbers, as in range(8) or [2, 5, 8], or None.")
-    return tuple(sorted({_index("layers", layer) for layer in layers}))
+    is_listed = isinstance(layers, Iterable) and not isinstance(layers, (str, bytes))
+    given = list(layers) if is_listed else layers
+    numbers = _indices(given) if is_listed else None
+    if numbers is None:
+        raise ValueError(f"`layers` is {given!r}; it takes block numbers, as in range(8) or [2, 5, 8], or None.")
+    return tuple(sorted(set(numbers)))
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _index(name: str, value: Any, minimum: int = 0) -> int:
+    numbers = _indices([value], minimum)
+    if numbers is None:
+        raise ValueError(f"`{name}` is {value!r}; it takes an integer of at least {minimum}.")
+    return numbers[0]
+
+
+def _indices(values: Iterable[Any], minimum: int = 0) -> list[int] | None:
+    """Return integers of any library as Python's, or `None` unless all are, and at least `minimum`."""
+    try:
+        numbers = [operator.index(value) for value in values]
+    except TypeError:
+        return None
+    sound = all(number >= minimum for number in numbers) and not any(isinstance(value, bool) for value in values)
+    return numbers if sound else None
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; it takes one of {', '.join(map(repr, choices))}.")
+        raise ValueError(f"`{name}` is {value!r}; it takes {also}one of {', '.join(map(repr, choices))}.")
 
 
-def _check_number(name: str, value: Any, low: float, high: float, what: str = "a number") -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not low <= value <= high:
-        raise ValueError(f"`{name}` got {value!r}; it takes {what} from {low:g} to {high:g}.")
+def _number(name: str, value: Any, low: float, high: float, also: str = "") -> float:
+    if not _is_number(value, low, high):
+        raise ValueError(f"`{name}` is {value!r}; it takes {also}a number from {low:g} to {high:g}.")
+    return float(value)
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and bool(low <= value <= high)

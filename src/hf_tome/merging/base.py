@@ -185,7 +185,7 @@ def check_arguments(metric: Tensor, num_special: int, r: int = 0, size: Tensor |
         raise ValueError(
             f"`num_special` is {num_special}; with {num_tokens} tokens it takes an integer from 0 to {num_tokens}."
         )
-    if r < 0:
+    if isinstance(r, float) or r < 0:
         raise ValueError(f"`r` is {r}; it takes an integer of at least 0.")
     if size is not None:
         check_size(size, batch_size, num_tokens)

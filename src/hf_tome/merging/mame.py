@@ -160,13 +160,15 @@ def matrix_matching(
         `MatrixMerge`: special tokens, fused destinations, preserved sources, padding.
 
     Raises:
-        ValueError: an unknown name, a `keep_ratio` out of range, or tensors of the wrong shape.
+        ValueError: an unknown name, a number out of range, or tensors of the wrong shape.
     """
     check_arguments(metric, num_special, size=size)
     if batching not in ("pad", "union"):
         raise ValueError(f"`batching` is {batching!r}; it takes 'pad' or 'union'.")
     if keep_ratio is not None and not 0.5 <= keep_ratio <= 1:
         raise ValueError(f"`keep_ratio` is {keep_ratio!r}; it takes None, or a number from 0.5 to 1.")
+    if eps <= 0:
+        raise ValueError(f"`eps` is {eps!r}; it takes a number above 0.")
     padding = None if size is None else size[..., 0] == 0  # (B, N)
     sources, destinations = split(
         metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding
