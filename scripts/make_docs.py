@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that follow from the tables in the code, or check that they are up to date.
+"""Write the pages of docs/ that follow from tables in the code and from measurements, or check that they are current.
 
 python scripts/make_docs.py [--check]
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+
+from performance_page import performance_page
 
 from hf_tome.adapters.families import FAMILIES, WRAPPERS
 from hf_tome.adapters.language import FEWER, FEWER_TENSOR, GRID, VISION_LANGUAGE
@@ -107,7 +109,7 @@ def models_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"models.md": models_page}
+PAGES = {"models.md": models_page, "performance.md": performance_page}
 
 
 def main() -> int:

@@ -35,8 +35,9 @@ them:
 
 The limit for a schedule is the **slice oracle**: the same blocks on tokens cut plainly to the same numbers, without
 matching, merging or sizes (`hf_tome/oracle.py`). Variants run interleaved, in one process, and are compared run by
-run; a cell such as `1.953 (1.933 to 1.964)` is the median and the quartiles of those pairs. CPU times are processor time of
-one thread. Weights are random where nothing else is said: speed does not depend on them, but for MaMe's threshold.
+run; a cell such as `1.953 (1.933 to 1.964)` is the median and the quartiles of those pairs. CPU times are processor
+time of one thread, on a machine whose other core ran other jobs, which the quartiles show. Weights are random where
+nothing else is said: speed does not depend on them, but for MaMe's threshold.
 """
 NOT_RUN = "Not run: no result has been recorded. The script is ready: `python benchmarks/{name}.py`."
 NOT_RUN_TITLES = {"gpu": "On a GPU"}

@@ -151,7 +151,7 @@ def _gflops(shape: EncoderShape, computed: list, tower: Tower, state: ForwardSta
 
 
 def _tokens_run(state: ForwardState, index: int) -> tuple[float, float]:
-    """Return the tokens an image that enter block `index` and are computed with, and the pairs that attention takes."""
+    """Return the tokens an image that block `index` is computed with, and the pairs that its attention takes."""
     packing, count = state.packing[index], state.tokens[index]
     if packing.lengths is None:
         return count, count**2

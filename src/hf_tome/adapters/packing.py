@@ -1,7 +1,7 @@
 """Leave padding out of the computation: where images keep unequal numbers of tokens, only the real ones are run.
 
-Norms, projections and the MLP work token by token, so they take the real tokens of all images in one row. Attention runs
-image by image where that is cheap, on the padded batch elsewhere. Between blocks the batch is padded as ever.
+Norms, projections and the MLP work token by token, so they take the real tokens of all images in one row. Attention
+runs image by image where that is cheap, on the padded batch elsewhere. Between blocks the batch is padded as ever.
 """
 
 from __future__ import annotations

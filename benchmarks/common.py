@@ -1,0 +1,113 @@
+"""What the benchmarks share: options, one thread, the environment, and results as JSON and as a Markdown table.
+
+A benchmark is a function that returns rows. `run` gives it `--quick` and `--out`, prints the table, and writes JSON
+from which `docs/performance.md` is made (`python scripts/performance_page.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from hf_tome.evaluation.environment import describe_environment
+
+Row = dict[str, Any]
+Columns = Mapping[str, str]
+"""Key of a row -> header; the values tell how they are printed (see `show`)."""
+
+MEASURED = Path(__file__).resolve().parent / "measured"
+SHARED_DATA = Path(os.environ.get("HF_TOME_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def run(
+    doc: str,
+    measure: Callable[[bool], Sequence[Row]],
+    columns: Columns,
+    *,
+    target: str,
+    reached: Callable[[Row], bool | None] = lambda row: None,
+    device: str = "cpu",
+) -> None:
+    """Measure, print a Markdown table, and write JSON if `--out` is given.
+
+    Args:
+        doc: the script's docstring, whose first line is the title.
+        measure: called with `--quick`; returns the rows.
+        columns: what is printed.
+        target: what is to be reached, in words.
+        reached: whether a row reaches it; `None` where the target says nothing about it.
+    """
+    name = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer runs: to see that it works")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file to write; the page is made from benchmarks/measured/*.json"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_memory()
+    rows = [{**plain(row), "reached": reached(row)} for row in measure(options.quick)]
+    result = {
+        "benchmark": name,
+        "title": doc.strip().splitlines()[0],
+        "about": " ".join(doc.strip().split("\n\n")[1].split()) if "\n\n" in doc else "",
+        "command": f"python benchmarks/{name}.py" + (" --quick" if options.quick else ""),
+        "date": datetime.date.today().isoformat(),
+        "environment": describe_environment(device),
+        "target": target,
+        "columns": dict(columns),
+        "rows": rows,
+    }
+    print(markdown(result))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def plain(row: Row) -> Row:
+    """Return the row as JSON values."""
+    return {key: asdict(value) if is_dataclass(value) else value for key, value in row.items()}  # type: ignore[arg-type]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return the rows of a result as a Markdown table."""
+    columns = {**result["columns"], "reached": "reached"}
+    if all(row["reached"] is None for row in result["rows"]):
+        del columns["reached"]
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(show(row.get(key)) for key in columns) + " |" for row in result["rows"]]
+    return "\n".join(lines)
+
+
+def show(value: Any) -> str:
+    """Return a value as a cell's text: four digits of a number, a spread as its median and quartiles."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, Mapping):
+        return f"{value['median']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def keep_memory() -> None:
+    """Let glibc keep the memory that is freed: else every large tensor is mapped anew, and page faults are timed."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)

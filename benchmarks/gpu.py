@@ -1,0 +1,144 @@
+"""On a GPU: speed-up and peak memory in half precision, eager, with sdpa, compiled and in CUDA graphs.
+
+Random weights; wall time of synchronised forwards, unmerged, merged and the slice oracle interleaved. The paper's
+pairs are ViT-L@512 r=40 (2.05x), ViT-H@518 r=40 (2.06x) and VideoMAE-L r=65 (2.22x). Needs CUDA; a case that fails is
+a row that says why.
+
+    python benchmarks/gpu.py [--quick] [--out benchmarks/measured/gpu.json]
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from common import Row, run
+from torch import nn
+from transformers import PreTrainedModel, VideoMAEConfig, VideoMAEForVideoClassification, ViTConfig
+from transformers import ViTForImageClassification as ViT
+
+from hf_tome import MergeConfig
+from hf_tome.benchmark import benchmark
+from hf_tome.example_inputs import example_inputs
+
+
+def sizes(width: int, layers: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
+
+
+BASE, LARGE, HUGE = sizes(768, 12, 12), sizes(1024, 24, 16), sizes(1280, 32, 16)
+MODELS: dict[str, tuple[Callable[[], PreTrainedModel], int]] = {
+    "ViT-B 224": (lambda: ViT(ViTConfig(**BASE)), 16),
+    "ViT-L 224": (lambda: ViT(ViTConfig(**LARGE)), 8),
+    "ViT-H/14 224": (lambda: ViT(ViTConfig(**HUGE, patch_size=14)), 7),
+    "ViT-L 512": (lambda: ViT(ViTConfig(**LARGE, image_size=512)), 40),
+    "ViT-H/14 518": (lambda: ViT(ViTConfig(**HUGE, image_size=518, patch_size=14)), 40),
+    "VideoMAE-L": (lambda: VideoMAEForVideoClassification(VideoMAEConfig(**LARGE)), 65),
+}
+"""Name -> (builder, r)."""
+
+WRAPPERS: dict[str, Callable[[nn.Module], Any] | None] = {
+    "eager mode": None,
+    "compiled": partial(torch.compile, fullgraph=True),
+    "CUDA graphs": partial(torch.compile, fullgraph=True, mode="reduce-overhead"),
+}
+COLUMNS = {
+    "model": "model",
+    "r": "r",
+    "dtype": "dtype",
+    "attention": "attention",
+    "run": "run",
+    "batch_size": "batch",
+    "images_per_second": "images/s",
+    "speedup": "speed-up",
+    "oracle_share": "share of the oracle",
+    "memory_share": "memory, of unmerged",
+    "why": "note",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    dtype: str = "float16"
+    attention: str = "sdpa"
+    run: str = "eager mode"
+    batch_size: int = 32
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    if quick:
+        yield Case("ViT-B 224", batch_size=8)
+        return
+    for model in MODELS:
+        yield Case(model)
+    for batch_size in (1, 4, 16, 64, 256):  # where the speed-up begins to pay
+        yield Case("ViT-B 224", batch_size=batch_size)
+        yield Case("ViT-L 512", batch_size=min(batch_size, 64))
+    for dtype, attention in itertools.product(
+        ("float16", "bfloat16"), ("sdpa", "flash_attention_2", "flex_attention", "eager")
+    ):
+        yield Case("ViT-L 512", dtype, attention)
+    for how, batch_size in itertools.product(list(WRAPPERS)[1:], (1, 32)):
+        yield Case("ViT-L 224", run=how, batch_size=batch_size)
+
+
+def measure_case(case: Case, quick: bool) -> Row:
+    build, r = MODELS[case.model]
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = build().eval().to(getattr(torch, case.dtype))
+    model.set_attn_implementation(case.attention)
+    torch._dynamo.reset()
+    result = benchmark(
+        model,
+        example_inputs(model, case.batch_size),
+        MergeConfig(r=r),
+        rounds=5 if quick else 30,
+        warmup=5,
+        wrap=WRAPPERS[case.run],
+    )
+    memory = result.peak_memory_mib
+    return {
+        "images_per_second": result.images_per_second["merged"],
+        "speedup": result.speedup,
+        "oracle_share": result.oracle_share,
+        "memory_share": memory["merged"] / memory["unmerged"],
+        "why": result.why,
+    }
+
+
+def measure(quick: bool) -> list[Row]:
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py needs a GPU that torch sees.")
+    rows = []
+    for case in dict.fromkeys(cases(quick)):
+        try:
+            measured = measure_case(case, quick)
+        except Exception as error:  # e.g. flash attention is not installed, or out of memory: a row that says so
+            measured = {"why": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
+        rows.append({**vars(case), "r": MODELS[case.model][1], **measured})
+        print(rows[-1], file=sys.stderr)
+        torch.cuda.empty_cache()
+    return rows
+
+
+if __name__ == "__main__":
+    run(
+        __doc__,
+        measure,
+        COLUMNS,
+        target="at least 97 % of the oracle's speed-up in the median",
+        reached=lambda row: row["oracle_share"].median >= 0.97 if "oracle_share" in row else None,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )

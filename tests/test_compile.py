@@ -1,0 +1,48 @@
+"""Compiled models: one graph, compiled anew at most once for batches of other sizes, with the same results."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from zoo import ZOO
+
+from hf_tome import MergeConfig, apply
+
+CONFIGS = {"tome": MergeConfig(r=6), "mame": MergeConfig(method="mame", keep_ratio=0.6, layers=[0, 2])}
+FAMILIES = [zoo for zoo in ZOO if zoo.name in ("vit", "deit", "clip-projection", "siglip-classifier", "videomae")]
+
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+every_family = pytest.mark.parametrize("zoo", FAMILIES, ids=lambda zoo: zoo.name)
+
+
+@every_config
+@every_family
+def test_batches_of_every_size_share_a_graph(zoo, config):
+    model = apply(zoo.make(), config)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for batch_size in (2, 3, 5, 8):
+            inputs = zoo.inputs(batch_size)
+            torch.testing.assert_close(
+                zoo.run(compiled, inputs=inputs), zoo.run(model, inputs=inputs), atol=1e-5, rtol=1e-5
+            )
+            if batch_size == 3:
+                frames = counter.frame_count
+    assert frames <= 2, "compiled more than once for the first size, and once for all others"
+    assert counter.frame_count == frames, "compiled again after the second size"
+
+
+@pytest.mark.slow
+@every_config
+def test_inductor(config):
+    zoo = FAMILIES[0]
+    model = apply(zoo.make(), config)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch_size in (2, 4):
+            inputs = zoo.inputs(batch_size)
+            torch.testing.assert_close(
+                zoo.run(compiled, inputs=inputs), zoo.run(model, inputs=inputs), atol=1e-4, rtol=1e-4
+            )
