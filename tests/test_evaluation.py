@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from hf_tome import MergeConfig
-from hf_tome.evaluation import data, digits, output, plots, task
+from hf_tome.evaluation import data, digits, output, plots
 from hf_tome.evaluation.config_text import format_config, is_unmerged, parse_config, short_name
 from hf_tome.evaluation.imagenet import digits_classification
 from hf_tome.evaluation.measure import peak_memory_mib
-from hf_tome.evaluation.metrics import Agreement, TopKAccuracy
 from hf_tome.evaluation.source import SourceError
-from hf_tome.evaluation.task import JobOptions, evaluate, with_baseline
+from hf_tome.evaluation.task import JobOptions, evaluate
 from hf_tome.evaluation.tasks import build_job
+from hf_tome.evaluation.variants import as_variants
 
 CONFIG_TEXTS = (
     "r=8",
@@ -50,9 +50,8 @@ def results():
     job = digits_classification()
     job.data.rows = job.data.rows.select(range(90))
     configs = [MergeConfig(r=0), MergeConfig(r=32), MergeConfig(method="mame", threshold=0.8)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "CHUNK", 40)  # more than one chunk, the last one shorter
-        return evaluate(job, configs, batch_size=16)
+    job.chunk = 40  # more than one chunk, the last one shorter
+    return evaluate(job, configs, batch_size=16)
 
 
 # The shipped model and its data
@@ -84,7 +83,8 @@ def test_shipped_model_is_small_and_as_accurate_as_its_card_says(results):
 
 def test_unmerged_comes_first_and_once():
     merged = MergeConfig(r=8)
-    assert with_baseline([merged, MergeConfig(r=0), merged]) == [MergeConfig(), merged]
+    variants = as_variants([merged, MergeConfig(r=0), merged])
+    assert [(variant.name, variant.config) for variant in variants] == [("unmerged", MergeConfig()), ("r=8", merged)]
 
 
 def test_rows_hold_what_was_measured(results):
@@ -117,15 +117,6 @@ def test_a_config_that_does_not_fit_is_found_before_anything_runs():
     job.prepare = None
     with pytest.raises(ValueError, match="`r` lists 9 blocks, but the model has 8"):
         evaluate(job, [MergeConfig(r=[1] * 9)])
-
-
-def test_metrics_in_percent():
-    ranked = [[1, 0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 1, 3, 4, 5]]
-    metric = TopKAccuracy(keep_in_memory=True)
-    metric.add_batch(predictions=ranked[:2], references=[1, 1])
-    metric.add_batch(predictions=ranked[2:], references=[0, 2])
-    assert metric.compute() == {"top1": 50.0, "top5": 75.0}
-    assert Agreement().compute(predictions=[1, 2, 3, 4], references=[1, 2, 3, 0]) == {"agreement": 75.0}
 
 
 def test_peak_memory_counts_weights_and_what_lives_at_once():
@@ -288,7 +279,7 @@ def test_output_formats_hold_the_same_rows(results):
     assert [float(row["top1"]) for row in as_csv] == [row["top1"] for row in as_json["rows"]]
     assert as_csv[1]["config"] == "r=32"
     markdown = output.to_markdown(results).splitlines()
-    assert markdown[0].startswith("| config | top-1 % | top-5 % | agrees % | tokens at end | GFLOPs | images/s |")
+    assert markdown[0].startswith("| config | top-1 % | top-5 % | agrees % | drop, 95 % interval | tokens at end |")
     assert len(markdown) == 2 + len(results.rows)
     table = output.to_table(results)
     assert all(f"{row['top1']:.2f}" in table for row in results.rows)

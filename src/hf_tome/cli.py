@@ -12,13 +12,17 @@ import typer
 from huggingface_hub.utils import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-from .commands import demo, env, eval, show
+from .commands import bench, card, demo, env, eval, export, show, sweep
 from .version import __version__
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo_command, demo.EXAMPLE),
     "eval": (eval.eval_command, eval.EXAMPLE),
+    "sweep": (sweep.sweep_command, sweep.EXAMPLE),
+    "bench": (bench.bench_command, bench.EXAMPLE),
+    "card": (card.card_command, card.EXAMPLE),
     "show": (show.show_command, show.EXAMPLE),
+    "export": (export.export_command, export.EXAMPLE),
     "env": (env.env_command, env.EXAMPLE),
 }
 """Name of a command -> its function and the worked example in its help."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,66 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How to write the
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: cuda where there is one.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the model is run in.")]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
+
+
+def _batch_size(value: str | int) -> int:
+    """Read a number of at least 1, or `auto`, which becomes 0."""
+    if value == "auto":
+        return 0
+    if not str(value).isdigit() or int(value) < 1:
+        raise typer.BadParameter(f"{value!r} is not a number of at least 1, or auto.")
+    return int(value)
+
+
+BatchSizeOption = Annotated[
+    int,
+    typer.Option(
+        parser=_batch_size,
+        metavar="INTEGER|auto",
+        help="Samples in a batch, or auto: 16 on a CPU and 256 on a GPU. Where a GPU's memory is too small, the batch "
+        "is halved until it fits.",
+    ),
+]
+ModelOption = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
+DataOption = Annotated[
+    str,
+    typer.Option(help="Hub id or folder of the data, <split>/<class>/<file>; of clips and recordings also a CSV."),
+]
+TaskOption = Annotated[
+    str,
+    typer.Option(
+        help="What to evaluate: image-classification, video-classification, zero-shot-image-classification or "
+        "audio-classification."
+    ),
+]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Split of the data; else validation or test, whichever there is.")
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV with columns label (or wnid) and name: what the data's labels are called by the model. A "
+        "classes.csv beside the data is found by itself."
+    ),
+]
+ClassNamesOption = Annotated[
+    Path | None,
+    typer.Option(help="Zero-shot: what the classes are called, a line each or JSON, in the order of the labels."),
+]
+TemplatesOption = Annotated[
+    Path | None,
+    typer.Option(help="Zero-shot: sentences with {} for the name, a line each or JSON; they are averaged."),
+]
+ClipsOption = Annotated[int, typer.Option(min=1, help="Video: views of a clip in time, whose scores are averaged.")]
+CropsOption = Annotated[int, typer.Option(min=1, help="Video: square views of a clip along its longer side.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Evaluate so many samples, drawn at random by --seed.")]
+SeedOption = Annotated[int, typer.Option(help="For the draw of --limit.")]
+StreamingOption = Annotated[
+    bool, typer.Option("--streaming", help="Read a Hub data set without downloading all of it first.")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Throw away the samples that an earlier run left in --out.")
+]
 ConfigsOption = Annotated[
     list[str],
     typer.Option(
@@ -61,8 +121,13 @@ def parse_configs(texts: Sequence[str]) -> list[MergeConfig]:
     return [parse_config(text) for text in texts]
 
 
+def pick_batch_size(size: int, device: str) -> int:
+    """Return the batch size that `--batch-size` means."""
+    return size or (16 if device == "cpu" else 256)
+
+
 def pick_device(name: str) -> str:
-    """Return the device that `--device` means.
+    """Return the device that `--device` means; for `auto` each process of `torchrun` gets a GPU of its own.
 
     Raises:
         ValueError: it is none that torch knows, or a GPU that is not there.
@@ -70,7 +135,9 @@ def pick_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -80,6 +147,19 @@ def pick_device(name: str) -> str:
             f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs. Use --device cpu."
         )
     return name
+
+
+def is_main_process() -> bool:
+    """Tell whether this process, of those that `torchrun` started, is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def forget_samples(folder: Path | None) -> None:
+    """Delete what earlier runs left of samples in a folder."""
+    from ..evaluation.records import FILES
+
+    for file in sorted(folder.glob(FILES)) if folder is not None and is_main_process() else ():
+        file.unlink()
 
 
 def show_results(results: Results, form: Format) -> None:
@@ -119,11 +199,12 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    shown = sys.stderr.isatty() and is_main_process()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
         task = bar.add_task(description, total=None, rate="")
 
         def update(done: int, total: int) -> None:
             speed = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total or None, rate=f"{speed:.1f} images/s" if speed else "")
+            bar.update(task, completed=done, total=total or None, rate=f"{speed:.1f}/s" if speed else "")
 
         yield update

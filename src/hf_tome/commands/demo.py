@@ -15,6 +15,7 @@ from .common import (
     FormatOption,
     example,
     parse_configs,
+    pick_batch_size,
     pick_device,
     progress,
     show_results,
@@ -54,7 +55,9 @@ def demo_command(
     from ..evaluation.imagenet import digits_classification
     from ..evaluation.task import evaluate
 
-    job = digits_classification(pick_device(device))
+    device = pick_device(device)
+    job = digits_classification(device)
+    batch_size = pick_batch_size(batch_size, device)
     with progress("digits") as update:
         results = evaluate(job, parse_configs(CONFIGS), batch_size=batch_size, on_progress=update)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ def _merged_digits(job: Job) -> Image.Image:
     pictures, labels = [], []
     for sample in islice(job.data, PICTURED_DIGITS):
         for text, config in zip(PICTURED, parse_configs(PICTURED)):
-            view, sources, grid = trace_image(job.model, processor, sample.image, config)
+            view, sources, grid = trace_image(job.model, processor, sample.content, config)
             scale = readable_scale(view, grid)
             if text == PICTURED[0]:
                 pictures.append(view.resize((view.width * scale, view.height * scale), resample=0))

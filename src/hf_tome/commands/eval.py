@@ -7,87 +7,78 @@ from typing import Annotated
 
 import typer
 
-from .common import (
-    BatchSizeOption,
-    ConfigsOption,
-    DebugOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    Format,
-    FormatOption,
-    example,
-    parse_configs,
-    pick_device,
-    progress,
-    show_results,
-    write_results,
-)
+from . import common
+from .common import Dtype, Format, example
 
 EXAMPLE = example(
     "hf-tome eval --model facebook/deit-tiny-patch16-224 --data imagenet/ --split validation \\\n"
     "    --config r=8 --config r=16 --out results/",
     "evaluates the model on the images in imagenet/validation/<class>/, unmerged and merging 8 and 16 tokens a block, "
-    "prints a table, and writes results.json, report.md and pareto.png to results/.",
+    "prints a table, and writes results.json, report.md and pareto.png to results/. The same command goes on with a "
+    "run that was killed; `torchrun --nproc-per-node 4 -m hf_tome eval ...` shares it among four processes.",
 )
 
 
 def eval_command(
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
-    data: Annotated[str, typer.Option(help="Hub id or folder of the data: <split>/<class>/<image>, or Parquet.")],
-    config: ConfigsOption = [],  # noqa: B006 (typer copies it)
-    task: Annotated[str, typer.Option(help="What to evaluate: image-classification.")] = "image-classification",
-    split: Annotated[
-        str | None, typer.Option(help="Split of the data; else validation or test, whichever there is.")
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV with columns label (or wnid) and name: what the data's labels are called by the model. A "
-            "classes.csv beside the data is found by itself."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate so many images, drawn at random by --seed.")
-    ] = None,
-    batch_size: BatchSizeOption = 16,
-    seed: Annotated[int, typer.Option(help="For the draw of --limit.")] = 0,
-    streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read a Hub data set without downloading all of it first.")
-    ] = False,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.float32,
+    model: common.ModelOption,
+    data: common.DataOption,
+    config: common.ConfigsOption = [],  # noqa: B006 (typer copies it)
+    task: common.TaskOption = "image-classification",
+    split: common.SplitOption = None,
+    labels: common.LabelsOption = None,
+    class_names: common.ClassNamesOption = None,
+    templates: common.TemplatesOption = None,
+    clips: common.ClipsOption = 1,
+    crops: common.CropsOption = 1,
+    limit: common.LimitOption = None,
+    batch_size: common.BatchSizeOption = 16,
+    seed: common.SeedOption = 0,
+    streaming: common.StreamingOption = False,
+    device: common.DeviceOption = "auto",
+    dtype: common.DtypeOption = Dtype.float32,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write results.json, report.md and pareto.png to.")
+        Path | None,
+        typer.Option(help="Folder to write results.json, report.md, pareto.png and each sample's results to."),
     ] = None,
-    format: FormatOption = Format.table,
-    debug: DebugOption = False,
+    restart: common.RestartOption = False,
+    format: common.FormatOption = Format.table,
+    debug: common.DebugOption = False,
 ) -> None:
     """Evaluate a model on a data set, unmerged and with each merge config, and print one row a config.
 
-    Labels are matched to the model's by name or wnid. Images that cannot be read are skipped, counted and listed.
+    Labels are matched to the model's by name or wnid. Samples that cannot be read are skipped, counted and listed.
+    With --out, each sample's results are kept as they come, and a run that was killed goes on from there.
     """
-    configs = parse_configs(config)  # before anything heavy is loaded
+    configs = common.parse_configs(config)  # before anything heavy is loaded
 
     from ..evaluation.task import JobOptions, evaluate
     from ..evaluation.tasks import build_job
 
-    job = build_job(
-        task,
-        JobOptions(
-            model=model,
-            data=data,
-            split=split,
-            limit=limit,
-            seed=seed,
-            streaming=streaming,
-            labels=labels,
-            device=pick_device(device),
-            dtype=dtype.value,
-        ),
+    device = common.pick_device(device)
+    options = JobOptions(
+        model=model,
+        data=data,
+        split=split,
+        limit=limit,
+        seed=seed,
+        streaming=streaming,
+        labels=labels,
+        device=device,
+        dtype=dtype.value,
+        class_names=class_names,
+        templates=templates,
+        clips=clips,
+        crops=crops,
     )
-    with progress(f"{job.model_name}, {len(configs) + 1} configs") as update:
-        results = evaluate(job, configs, batch_size=batch_size, on_progress=update)
+    job = build_job(task, options)
+    if restart:
+        common.forget_samples(out)
+    with common.progress(f"{job.model_name}, {len(configs) + 1} configs") as update:
+        results = evaluate(
+            job, configs, batch_size=common.pick_batch_size(batch_size, device), on_progress=update, out=out
+        )
+    if not common.is_main_process():
+        return
     if out is not None:
-        write_results(results, out)
-    show_results(results, format)
+        common.write_results(results, out)
+    common.show_results(results, format)

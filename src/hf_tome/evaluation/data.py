@@ -1,16 +1,15 @@
-"""Open labelled images, from the Hub or a local folder, and read them one by one; what cannot be read is counted."""
+"""Open labelled images from the Hub or a local folder: a split, its columns and labels, and a draw of samples."""
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .samples import first_line
 from .source import is_folder
 
 if TYPE_CHECKING:
@@ -31,60 +30,6 @@ class DataError(ValueError):
     """The data set, its split or its columns are not as needed; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One readable, labelled image; `label` is the model's index."""
-
-    name: str
-    image: Image.Image
-    label: int
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A sample that was left out, and why."""
-
-    sample: str
-    reason: str
-
-
-@dataclass
-class LabelledImages:
-    """Images of one split, read while they are iterated over; `skipped` fills up on the way."""
-
-    name: str
-    split: str
-    rows: Any
-    image_column: str
-    label_column: str
-    model_label: Callable[[Any], int]
-    """The model's index of what stands in `label_column`."""
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        """Return the number of samples, unreadable ones included; 0 where a stream does not tell."""
-        return len(self.rows) if hasattr(self.rows, "__len__") else 0
-
-    def __iter__(self) -> Iterator[Sample]:
-        self.skipped.clear()
-        for position, row in enumerate(self.rows):
-            stored, label = row[self.image_column], row[self.label_column]
-            name = _sample_name(stored, position)
-            if label is None or label == -1:
-                self._skip(name, "it has no label")
-                continue
-            try:
-                image = _decode(stored)
-            except Exception as error:  # PIL raises half a dozen kinds, SyntaxError among them
-                self._skip(name, f"{type(error).__name__}: {_without_path(error, stored)}")
-                continue
-            yield Sample(name, image, self.model_label(label))
-
-    def _skip(self, name: str, reason: str) -> None:
-        logger.warning("Skipped %s: %s", name, reason)
-        self.skipped.append(Skipped(name, reason))
-
-
 def open_split(source: str, split: str | None = None, *, streaming: bool = False) -> tuple[Any, str]:
     """Open one split of a Hub data set or a local folder with `datasets`; return it with the split's name.
 
@@ -96,7 +41,7 @@ def open_split(source: str, split: str | None = None, *, streaming: bool = False
         DataError: nothing is there, it holds no data, or it has no such split; the message names those it has.
     """
     splits = _open_folder(Path(source), streaming) if is_folder(source, "data set") else _open_hub(source, streaming)
-    name = _choose_split(source, split, list(splits))
+    name = choose_split(source, split, list(splits))
     return splits[name], name
 
 
@@ -121,8 +66,7 @@ def image_and_label_columns(rows: Any, source: str) -> tuple[str, str]:
 
     features = rows.features or {}
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = [name for name in LABEL_COLUMNS if name in features]
-    labels += [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels = _label_columns(rows)
     if images and labels:
         return images[0], labels[0]
     missing = "an image column" if not images else f"a label column ({', '.join(LABEL_COLUMNS)} or any ClassLabel)"
@@ -133,6 +77,34 @@ def image_and_label_columns(rows: Any, source: str) -> tuple[str, str]:
     )
 
 
+def label_column(rows: Any, source: str) -> str:
+    """Return the name of the label column.
+
+    Raises:
+        DataError: there is none; the message lists the columns.
+    """
+    found = _label_columns(rows)
+    if not found:
+        raise DataError(
+            f"The data in {source} have no label column ({', '.join(LABEL_COLUMNS)} or any ClassLabel); the columns "
+            f"are {', '.join(rows.features or {})}."
+        )
+    return found[0]
+
+
+def _label_columns(rows: Any) -> list[str]:
+    import datasets
+
+    features = rows.features or {}
+    named = [name for name in LABEL_COLUMNS if name in features]
+    return named + [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+
+
+def has_several_labels(rows: Any, column: str) -> bool:
+    """Tell whether each sample has a list of labels."""
+    return hasattr(rows.features[column], "feature")
+
+
 def label_names(rows: Any, column: str, source: str) -> list[str]:
     """Return the names of the labels in `column`: of a `ClassLabel` by index, of strings the distinct ones.
 
@@ -141,7 +113,8 @@ def label_names(rows: Any, column: str, source: str) -> list[str]:
     """
     import datasets
 
-    feature = rows.features[column]
+    several = has_several_labels(rows, column)
+    feature = rows.features[column].feature if several else rows.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if feature.dtype != "string" or not hasattr(rows, "unique"):
@@ -150,7 +123,19 @@ def label_names(rows: Any, column: str, source: str) -> list[str]:
             f"The labels in column {column!r} of {source} are {what}, so they cannot be matched to the model's by "
             "name. Cast the column to ClassLabel with names, or open a string column without streaming."
         )
-    return sorted(name for name in rows.unique(column) if name is not None)
+    found = {name for names in rows[column] for name in names} if several else set(rows.unique(column))
+    return sorted(name for name in found if name is not None)
+
+
+def open_image(stored: Any) -> Image.Image:
+    """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one."""
+    from PIL import Image
+
+    if isinstance(stored, Image.Image):
+        return stored.convert("RGB")
+    content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB")
 
 
 def undecoded(rows: Any, image_column: str) -> Any:
@@ -177,7 +162,7 @@ def _open_folder(path: Path, streaming: bool) -> dict[str, Any]:
         return dict(folder)
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"No images in {path}: {_first_line(error)} It needs one folder a split and one a class: "
+            f"No images in {path}: {first_line(error)} It needs one folder a split and one a class: "
             "validation/<class>/<image>."
         ) from error
 
@@ -189,12 +174,17 @@ def _open_hub(source: str, streaming: bool) -> dict[str, datasets.Dataset]:
         return dict(datasets.load_dataset(source, streaming=streaming))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"Cannot open the data set {source!r}: {_first_line(error)} There is no local folder of that name either; "
+            f"Cannot open the data set {source!r}: {first_line(error)} There is no local folder of that name either; "
             "check the id, the network and, for a gated data set, `hf auth login`."
         ) from error
 
 
-def _choose_split(source: str, split: str | None, available: list[str]) -> str:
+def choose_split(source: str, split: str | None, available: list[str]) -> str:
+    """Return the split that is meant among those there are; "val" is "validation".
+
+    Raises:
+        DataError: there is no such split, or several and none is asked for.
+    """
     if split is None:
         split = next((name for name in PREFERRED_SPLITS if name in available), available[0])
         if split not in PREFERRED_SPLITS and len(available) > 1:
@@ -208,32 +198,3 @@ def _choose_split(source: str, split: str | None, available: list[str]) -> str:
             "(A folder with class folders and no split folders has only 'train'.)"
         )
     return split
-
-
-def _decode(stored: Any) -> Image.Image:
-    from PIL import Image
-
-    if isinstance(stored, Image.Image):
-        return stored.convert("RGB")
-    content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
-
-
-def _sample_name(stored: Any, position: int) -> str:
-    """Name a sample by the last parts of its path, which say the same on every machine, or by its position."""
-    path = stored.get("path") if isinstance(stored, dict) else None
-    return "/".join(Path(path).parts[-2:]) if path else f"sample {position}"
-
-
-def _without_path(error: Exception, stored: Any) -> str:
-    text = _first_line(error)
-    path = stored.get("path") if isinstance(stored, dict) else None
-    if path:
-        text = text.replace(str(path), Path(path).name)
-    return "cannot identify image file" if "cannot identify image file" in text else text
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if lines[0].endswith(".") else lines[0] + "."

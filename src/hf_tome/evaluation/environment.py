@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("hf_tome", "torch", "transformers", "datasets", "evaluate", "huggingface_hub", "numpy")
+PACKAGES = ("hf_tome", "torch", "transformers", "datasets", "evaluate", "accelerate", "huggingface_hub", "numpy", "av")
 
 
 def describe_environment(device: str | torch.device = "cpu") -> dict[str, Any]:

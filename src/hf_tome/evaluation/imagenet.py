@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from . import data, digits, labels
-from .data import LabelledImages, Sample
-from .source import is_folder, public_name
-from .task import Inputs, Job, JobOptions
+from . import data, digits, media
+from .job import Inputs, Job, JobOptions
+from .loading import load_model
+from .samples import LabelledSamples, Sample
+from .source import public_name
 
 TASK = "image-classification"
 
@@ -39,57 +39,34 @@ def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
 
 
 def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
-    """Load a classifier, ready to run on the device, and its image processor.
-
-    Raises:
-        ValueError: the checkpoint has no classifier, which transformers would make up at random.
-        OSError: there is no such model.
-    """
-    is_folder(options.model, "model")  # a path that is none would be taken for a Hub id
-    processor = AutoImageProcessor.from_pretrained(options.model)
-    model, loading = AutoModelForImageClassification.from_pretrained(
-        options.model, dtype=options.dtype, output_loading_info=True
-    )
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise ValueError(
-            f"{options.model} lacks weights of {type(model).__name__} ({missing}, ...), so it cannot classify images; "
-            "give a model fine-tuned for image classification."
-        )
-    return model.to(options.device).eval(), processor
+    """Load a classifier, ready to run on the device, and its image processor; raises as `load_model` does."""
+    model = load_model(AutoModelForImageClassification, options, "classify images")
+    return model, AutoImageProcessor.from_pretrained(options.model)
 
 
-def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options: JobOptions) -> LabelledImages:
+def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options: JobOptions) -> LabelledSamples:
     """Match the labels of an opened split to the model's and draw the samples.
 
     Raises:
         ValueError: there is no image or label column, or a label that the model does not have.
     """
-    image_column, label_column = data.image_and_label_columns(rows, options.data)
-    names = data.label_names(rows, label_column, options.data)
-    to_model = labels.match_labels(names, dict(model.config.id2label or {}), _class_names(options, split))
-    return LabelledImages(
-        name=public_name(options.data),
-        split=split,
-        rows=data.take(data.undecoded(rows, image_column), options.limit, options.seed),
-        image_column=image_column,
-        label_column=label_column,
-        # A ClassLabel column holds indices into `names`, a column of strings the names.
-        model_label=lambda label: to_model[label if isinstance(label, str) else names[label]],
-    )
+    columns = data.image_and_label_columns(rows, options.data)
+    names = data.label_names(rows, columns[1], options.data)
+    to_model = media.match_names(names, model.config.id2label, options, split)
+    return media.match_rows(data.undecoded(rows, columns[0]), split, columns, to_model, options, data.open_image)
 
 
-def _class_names(options: JobOptions, split: str) -> labels.ClassNames | None:
-    if options.labels is not None:
-        return labels.read_class_names(options.labels)
-    return labels.find_class_names(Path(options.data).expanduser(), split)
+def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:
+    return Job(TASK, name, model, images, prepare_images(processor), class_scores)
 
 
-def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledImages) -> Job:
+def prepare_images(processor: Any) -> Any:
+    """Return the function that makes inputs of samples of images."""
+
     def prepare(samples: Sequence[Sample]) -> Inputs:
-        return dict(processor([sample.image for sample in samples], return_tensors="pt"))
+        return dict(processor(images=[sample.content for sample in samples], return_tensors="pt"))
 
-    return Job(TASK, name, model, images, prepare, class_scores)
+    return prepare
 
 
 def class_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:

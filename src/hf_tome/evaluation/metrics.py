@@ -1,4 +1,9 @@
-"""Accuracy and agreement as metrics of the `evaluate` library, usable without a network; values in percent."""
+"""Accuracy, agreement and what merging costs as metrics of the `evaluate` library, without a network; in percent.
+
+They name their inputs alike, so that `evaluate.combine` runs any of them together: `predictions` are each sample's
+classes by rank, best first, `references` the right classes, `unmerged` what the unmerged model predicts, `scores` one
+number a class, and `targets` one 0 or 1 a class.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +14,89 @@ import evaluate
 import numpy as np
 
 TOP_K = (1, 5)
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+_CLASS = datasets.Value("int64")
+_RANKED = datasets.Sequence(_CLASS)
+
+
+class Accuracy(evaluate.Metric):
+    """How often the predicted class is the right one: `{"top1": ...}`; `predictions` are single classes here."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, {"predictions": _CLASS, "references": _CLASS})
+
+    def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
+        return {"top1": _percent(np.asarray(predictions) == np.asarray(references))}
 
 
 class TopKAccuracy(evaluate.Metric):
     """How often the right class is among the k ranked first: `{"top1": ..., "top5": ...}`.
 
-    `predictions` are class indices, best first, at least `max(TOP_K)` of them or all that the model has;
-    `references` are the right ones.
+    `predictions` hold at least `max(TOP_K)` classes, or all that the model has.
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        ranked = datasets.Sequence(datasets.Value("int64"))
-        return _info(self, {"predictions": ranked, "references": datasets.Value("int64")})
+        return _info(self, {"predictions": _RANKED, "references": _CLASS})
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
         hits = np.asarray(predictions) == np.asarray(references)[:, None]
         return {f"top{k}": _percent(hits[:, :k].any(axis=1)) for k in TOP_K}
 
 
 class Agreement(evaluate.Metric):
-    """How often two models give the same class: `{"agreement": ...}`; both arguments are class indices."""
+    """How often the merged and the unmerged model rank the same class first: `{"agreement": ...}`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self, {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+        return _info(self, {"predictions": _RANKED, "unmerged": _RANKED})
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"agreement": _percent(np.asarray(predictions) == np.asarray(references))}
+    def _compute(self, predictions: Any, unmerged: Any, **_: Any) -> dict[str, float]:
+        return {"agreement": _percent(np.asarray(predictions)[:, 0] == np.asarray(unmerged)[:, 0])}
+
+
+class PairedDrop(evaluate.Metric):
+    """The points of top-1 accuracy that merging costs, and their 95 % interval, from the same samples.
+
+    `{"drop": ..., "drop_low": ..., "drop_high": ...}`; above 0 the merged model is worse. The interval is the
+    percentile bootstrap over samples, drawn with `seed`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, {"predictions": _RANKED, "unmerged": _RANKED, "references": _CLASS})
+
+    def _compute(
+        self, predictions: Any, unmerged: Any, references: Any, seed: int = 0, resamples: int = RESAMPLES, **_: Any
+    ) -> dict[str, float]:
+        right = np.asarray(references)
+        merged_hits = np.asarray(predictions)[:, 0] == right
+        lost = (np.asarray(unmerged)[:, 0] == right).astype(int) - merged_hits
+        # Each sample loses, keeps or gains a hit, so a resample is a draw of three counts, whatever their number.
+        counts = np.array([(lost == value).sum() for value in (1, 0, -1)])
+        drawn = np.random.default_rng(seed).multinomial(len(lost), counts / len(lost), size=resamples)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(100 * (drawn[:, 0] - drawn[:, 2]) / len(lost), [tail, 1 - tail])
+        drop = 100 * int(counts[0] - counts[2]) / len(lost)
+        return {"drop": drop, "drop_low": float(low), "drop_high": float(high)}
+
+
+class MeanAveragePrecision(evaluate.Metric):
+    """The mean over classes of the average precision, as for AudioSet: `{"map": ...}`.
+
+    `scores` and `targets` hold one value a class for each sample; classes without a positive sample are left out.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, {"scores": datasets.Sequence(datasets.Value("float64")), "targets": _RANKED})
+
+    def _compute(self, scores: Any, targets: Any, **_: Any) -> dict[str, float]:
+        from sklearn.metrics import average_precision_score
+
+        scores, targets = np.asarray(scores), np.asarray(targets)
+        present = targets.any(axis=0)
+        if not present.any():
+            raise ValueError("No sample has a target, so there is no average precision.")
+        return {"map": 100 * float(average_precision_score(targets[:, present], scores[:, present], average="macro"))}
 
 
 def _percent(hits: np.ndarray) -> float:

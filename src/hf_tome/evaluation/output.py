@@ -20,42 +20,67 @@ SKIPPED_SHOWN = 20
 
 @dataclass(frozen=True)
 class Column:
-    """One column: the key in a row, the header in lines for a narrow terminal, and the format of its values."""
+    """One column: the key in a row, the header in lines for a narrow terminal, and the format of its values.
+
+    `interval` are the keys of the value's lower and upper bound, where it has them.
+    """
 
     key: str
     header: str
     form: str = ""
+    interval: tuple[str, ...] = ()
 
     @property
-    def one_line_header(self) -> str:
-        """The header in one line."""
-        return self.header.replace("-\n", "-").replace("\n", " ").replace(" /", "/")
+    def keys(self) -> tuple[str, ...]:
+        """All keys that the column shows."""
+        return (self.key, *self.interval)
+
+    def one_line_header(self, unit: str) -> str:
+        """Return the header in one line."""
+        return self.header.format(unit=unit).replace("-\n", "-").replace("\n", " ").replace(" /", "/")
 
     def show(self, row: Mapping[str, Any]) -> str:
         """Return the row's value as text, a dash where it is unknown."""
-        value = row[self.key]
-        return "-" if value is None else format(value, self.form)
+        shown = ["-" if row[key] is None else format(row[key], self.form) for key in self.keys]
+        return shown[0] if not self.interval else f"{shown[0]} ({' to '.join(shown[1:])})"
 
 
 COLUMNS = (
     Column("name", "config"),
     Column("top1", "top-1\n%", ".2f"),
     Column("top5", "top-5\n%", ".2f"),
+    Column("map", "mAP\n%", ".2f"),
     Column("agreement", "agrees\n%", ".2f"),
+    Column("drop", "drop, 95 %\ninterval", ".2f", ("drop_low", "drop_high")),
     Column("tokens", "tokens\nat end", ".1f"),
     Column("gflops", "GFLOPs", ".3f"),
-    Column("samples_per_second", "images\n/s", ".1f"),
+    Column("samples_per_second", "{unit}\n/s", ".1f"),
     Column("speedup", "speed-\nup", ".2f"),
     Column("peak_memory_mib", "peak\nMiB", ".0f"),
 )
 
+UNITS = {"video-classification": "clips", "audio-classification": "recordings"}
+"""What the samples of a task are called; images where not listed."""
+
 NOTES = (
-    "agrees: share of the images that get the same class as from the unmerged model. tokens at end: after the last "
-    "block, the mean over the images. "
-    "GFLOPs: multiply-adds an image, padding included. images/s: the model's forward alone, after a warm-up. "
+    "agrees: share of the {unit} that get the same class as from the unmerged model. drop: points of top-1 accuracy "
+    "lost, with the 95 % interval of a bootstrap over the same {unit}. tokens at end: after the last "
+    "block, the mean over the {unit}. "
+    "GFLOPs: multiply-adds of the vision or audio tower, padding included, for one image or view. {unit}/s: the "
+    "model's forward alone, after a warm-up. "
     "speed-up: over unmerged, in the same run. peak MiB: the weights and what torch "
     "allocates at most during the forward of one batch."
 )
+
+
+def columns(results: Results) -> list[Column]:
+    """Return the columns that the results have."""
+    return [column for column in COLUMNS if column.key in results.rows[0]]
+
+
+def unit(results: Results) -> str:
+    """Return what the samples are called."""
+    return UNITS.get(results.run["task"], "images")
 
 
 def to_json(results: Results) -> str:
@@ -67,16 +92,17 @@ def to_csv(results: Results) -> str:
     """Return the rows as CSV, with full precision; the config as the text that `--config` takes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["config" if column.key == "name" else column.key for column in COLUMNS])
-    writer.writerows([row[column.key] for column in COLUMNS] for row in results.rows)
+    keys = [key for column in columns(results) for key in column.keys]
+    writer.writerow(["config" if key == "name" else key for key in keys])
+    writer.writerows([row[key] for key in keys] for row in results.rows)
     return text.getvalue()
 
 
 def to_markdown(results: Results) -> str:
     """Return the rows as a Markdown table."""
-    header = "| " + " | ".join(column.one_line_header for column in COLUMNS) + " |"
-    ruler = "|" + "|".join("---" if column.key == "name" else "---:" for column in COLUMNS) + "|"
-    rows = ["| " + " | ".join(column.show(row) for column in COLUMNS) + " |" for row in results.rows]
+    header = "| " + " | ".join(column.one_line_header(unit(results)) for column in columns(results)) + " |"
+    ruler = "|" + "|".join("---" if column.key == "name" else "---:" for column in columns(results)) + "|"
+    rows = ["| " + " | ".join(column.show(row) for column in columns(results)) + " |" for row in results.rows]
     return "\n".join([header, ruler, *rows]) + "\n"
 
 
@@ -87,10 +113,13 @@ def to_table(results: Results) -> str:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
-        table.add_column(column.header, justify="left" if column.key == "name" else "right", overflow="fold")
+    for column in columns(results):
+        header = column.header.format(unit=unit(results))
+        table.add_column(header, justify="left" if column.key == "name" else "right", overflow="fold")
     for row in results.rows:
-        table.add_row(*(short_name(row["name"]) if column.key == "name" else column.show(row) for column in COLUMNS))
+        table.add_row(
+            *(short_name(row["name"]) if column.key == "name" else column.show(row) for column in columns(results))
+        )
     terminal = Console()
     # Piped output has no width of its own, and would be wrapped at 80 columns.
     console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
@@ -110,8 +139,15 @@ FORMATS: dict[str, Callable[[Results], str]] = {
 def write_report(results: Results, folder: Path, pictures: Sequence[tuple[str, str]] = ()) -> None:
     """Write `results.json` and `report.md` into a folder; `pictures` are (file name, caption), shown in the report."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(to_json(results), encoding="utf-8")
-    (folder / "report.md").write_text(_report(results, pictures), encoding="utf-8")
+    write_whole(folder / "results.json", to_json(results))
+    write_whole(folder / "report.md", _report(results, pictures))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that, whatever happens meanwhile, it is the old one or the new one."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
@@ -123,7 +159,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f"{_summary(results)}.",
         "",
         to_markdown(results),
-        NOTES,
+        NOTES.format(unit=unit(results)),
         "",
         *(f"![{caption}]({name})\n\n{caption}\n" for name, caption in pictures),
         "## How it was measured",
@@ -132,6 +168,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
         f"{environment['platform']}, Python {environment['python']}",
         f"- {packages}",
+        *(f"- {note}" for note in run.get("notes", ())),
         *_skipped_lines(results.data["skipped"]),
     ]
     return "\n".join(lines) + "\n"
@@ -140,7 +177,8 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
 def _summary(results: Results) -> str:
     data = results.data
     skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
-    return f"{results.run['model']} on {data['num_samples']} images of {data['id']}, split {data['split']}{skipped}"
+    what = f"{data['num_samples']} {unit(results)} of {data['id']}, split {data['split']}{skipped}"
+    return f"{results.run['model']} on {what}"
 
 
 def _skipped_lines(skipped: Sequence[Mapping[str, str]]) -> list[str]:

@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config_text import short_name
+from .output import unit
 from .task import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
-PANELS = (("gflops", "GFLOPs an image (less is better)"), ("samples_per_second", "images/s (more is better)"))
-COLOURS = {"unmerged": "#222222", "tome": "#0072b2", "mame": "#d55e00"}
+PANELS = (("gflops", "GFLOPs an image (less is better)"), ("samples_per_second", "{unit}/s (more is better)"))
+COLOURS = {
+    "unmerged": "#222222",
+    "tome": "#0072b2",
+    "mame": "#d55e00",
+    "downsampled": "#888888",
+    "random_prune": "#cc79a7",
+}
 OTHER_COLOUR = "#009e73"
 MARGIN = 0.15
 _DIRECTIONS = 16
@@ -34,9 +41,11 @@ def plot_pareto(results: Results, path: Path) -> None:
     panels = [panel for panel in PANELS if all(row[panel[0]] is not None for row in results.rows)]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (key, label) in zip(axes, panels):
-        _scatter(axis, results.rows, key, label)
+        _scatter(axis, results.rows, key, label.format(unit=unit(results)))
     data = results.data
-    figure.suptitle(f"{results.run['model']} on {data['id']}, {data['num_samples']} images of split {data['split']}")
+    figure.suptitle(
+        f"{results.run['model']} on {data['id']}, {data['num_samples']} {unit(results)} of split {data['split']}"
+    )
     _legend(axes[0], results.rows)
     canvas.draw()  # the layout must be settled before labels are placed in pixels
     figure.set_layout_engine("none")
@@ -116,7 +125,7 @@ def _free_spot(point: np.ndarray, width: float, height: float, taken: Sequence[B
 
 
 def _method(row: Mapping[str, Any]) -> str:
-    return "unmerged" if row["name"] == "unmerged" else row["config"]["method"]
+    return "unmerged" if row["name"] == "unmerged" else row.get("control", row["config"]["method"])
 
 
 def _colour(row: Mapping[str, Any]) -> str:

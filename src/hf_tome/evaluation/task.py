@@ -1,77 +1,37 @@
-"""The evaluation loop: each config is applied, run and removed over the same samples, beside the unmerged model."""
+"""The evaluation loop: each variant is applied, run and removed over the same samples, beside the unmerged model."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..apply import apply, remove
 from ..config import MergeConfig
-from ..report import report
-from .config_text import format_config, is_unmerged
-from .data import DataError, Sample, Skipped
+from ..report import Report, report
+from .data import DataError
 from .environment import describe_environment
+from .job import Inputs, Job, JobOptions
 from .measure import Clock, peak_memory_mib
-from .metrics import TOP_K, Agreement, TopKAccuracy
+from .metrics import TOP_K
+from .processes import Processes, processes
+from .records import Record, Records, fingerprint
+from .rows import make_rows
+from .samples import Sample, Skipped
+from .variants import Variant, as_variants
+
+__all__ = ["Job", "JobOptions", "Results", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 256
-"""Samples whose inputs are held in memory at once: each is preprocessed once, and then goes through every config."""
-
-Inputs = dict[str, torch.Tensor]
 Progress = Callable[[int, int], None]
 """Called with the forwards done and those in all, counted in samples; the latter is 0 where a stream does not tell."""
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What to evaluate on what; the options that all tasks share."""
-
-    model: str
-    data: str
-    split: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    streaming: bool = False
-    labels: Path | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-
-
-class Data(Protocol):
-    """Samples of one split, and which of them had to be skipped while they were iterated over."""
-
-    name: str
-    split: str
-    skipped: list[Skipped]
-
-    def __iter__(self) -> Iterator[Sample]:
-        """Read the samples one by one."""
-
-    def __len__(self) -> int:
-        """Return the number of samples, skipped ones included; 0 where it is unknown."""
-
-
-@dataclass
-class Job:
-    """A model, its data and how the two meet; a task is a function that builds one."""
-
-    task: str
-    model_name: str
-    model: PreTrainedModel
-    data: Data
-    prepare: Callable[[Sequence[Sample]], Inputs]
-    """Samples to model inputs, one row a sample, on the CPU."""
-    scores: Callable[[PreTrainedModel, Inputs], torch.Tensor]
-    """Inputs on the model's device to class scores (B, classes); this is what is timed."""
 
 
 @dataclass
@@ -88,152 +48,264 @@ class Results:
         return {"environment": self.environment, "run": self.run, "data": self.data, "rows": self.rows}
 
 
-@dataclass
-class _Tally:
-    """What one config gave so far."""
-
-    config: MergeConfig
-    clock: Clock
-    peak_memory_mib: float = 0.0
-    samples: int = 0
-    tokens: float = 0.0
-    gflops: float | None = 0.0
-    top_k: TopKAccuracy = field(default_factory=lambda: TopKAccuracy(keep_in_memory=True))
-    agreement: Agreement = field(default_factory=lambda: Agreement(keep_in_memory=True))
-
-    def add_report(self, model: PreTrainedModel, samples: int) -> None:
-        """Add the tokens and GFLOPs of the last forward, of `samples` samples."""
-        towers = report(model).towers
-        self.samples += samples
-        self.tokens += samples * (towers[0].tokens_out or 0)
-        counts = [tower.gflops for tower in towers if tower.gflops is not None]
-        known = self.gflops is not None and len(counts) == len(towers)
-        self.gflops = (self.gflops or 0) + samples * sum(counts) if known else None
-
-    def row(self, baseline: _Tally) -> dict[str, Any]:
-        return {
-            "config": self.config.to_dict(),
-            "name": "unmerged" if self is baseline else format_config(self.config),
-            **self.top_k.compute(),
-            **self.agreement.compute(),
-            "tokens": self.tokens / self.samples,
-            "gflops": None if self.gflops is None else self.gflops / self.samples,
-            "samples_per_second": self.samples / self.clock.seconds,
-            "speedup": baseline.clock.seconds / self.clock.seconds,
-            "peak_memory_mib": self.peak_memory_mib,
-        }
-
-
 def evaluate(
-    job: Job, configs: Sequence[MergeConfig], *, batch_size: int = 16, on_progress: Progress | None = None
+    job: Job,
+    configs: Sequence[MergeConfig | Variant],
+    *,
+    batch_size: int = 16,
+    on_progress: Progress | None = None,
+    out: Path | None = None,
 ) -> Results:
     """Run every config over the job's data and return accuracy, agreement, tokens, GFLOPs, speed and memory of each.
 
     The unmerged model always runs, and comes first. Timed are the model's forwards alone, after one untimed batch in
     each chunk of samples; every chunk goes through all configs in turn, so that a machine that slows down slows all.
 
+    Under `torchrun` every process takes whole batches of its own, so that each sample is seen once, in the company in
+    which a single process would see it, and all return the same results.
+
+    Args:
+        job: the model, its data and how the two meet.
+        configs: merge configs, or variants.
+        batch_size: samples in a batch; halved where the GPU's memory is too small.
+        on_progress: see `Progress`.
+        out (`Path`, *optional*): folder in which each sample's results are kept as they come; a run that was killed
+            goes on from there.
+
     Raises:
         UnsupportedModelError: merging does not work on this model.
-        ValueError: a config does not fit the model (found before anything runs), or no sample could be read.
+        ValueError: a config does not fit the model (found before anything runs), no sample could be read, or `out`
+            holds samples of another run.
     """
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}; it takes an integer of at least 1.")
-    configs = with_baseline(configs)
-    _check(job.model, configs)
-    tallies = [_Tally(config, Clock(job.model.device)) for config in configs]
-    done, total = 0, len(job.data) * len(tallies)
-    for samples in _chunks(job.data, CHUNK):
-        labels = torch.tensor([sample.label for sample in samples])
-        batches = _batches(job.prepare(samples), len(samples), batch_size, job.model)
-        baseline_top1 = torch.empty(0)
-        for tally in tallies:
-            ranked = _run_merged(job, tally, batches) if tally is not tallies[0] else _run_plain(job, tally, batches)
-            top1 = ranked[:, 0]
-            baseline_top1 = top1 if tally is tallies[0] else baseline_top1
-            tally.top_k.add_batch(predictions=ranked.tolist(), references=labels.tolist())
-            tally.agreement.add_batch(predictions=top1.tolist(), references=baseline_top1.tolist())
-            done += len(samples)
-            if on_progress is not None:
-                on_progress(done, total)
-    if not tallies[0].samples:
-        raise DataError(_nothing_readable(job))
+    variants = as_variants(configs)
+    _check(job.model, variants)
+    me = processes(job.model.device.type)
+    run = describe_run(job, batch_size)
+    records = Records.open({**run, **_identity(job)}, out, me)
+    done = sum(len(records.by_variant[variant.name]) for variant in variants)
+    loop = _Loop(job, variants, records, batch_size, me, on_progress, done)
+    for batches in loop.chunks():
+        loop.run(batches)
+    records.merge(me.gather(records.new))
+    if not records.by_variant[variants[0].name]:
+        raise DataError(_nothing_readable(job, records))
     return Results(
         environment=describe_environment(job.model.device),
-        run=_describe_run(job, batch_size),
-        data=_describe_data(job, tallies[0].samples),
-        rows=[tally.row(tallies[0]) for tally in tallies],
+        run={**run, "processes": me.size},
+        data=_describe_data(job, records, variants),
+        rows=make_rows(records, variants, job.multi_label),
     )
 
 
-def with_baseline(configs: Iterable[MergeConfig]) -> list[MergeConfig]:
-    """Return the unmerged config and then the others as they come, each once."""
-    return [MergeConfig(), *dict.fromkeys(config for config in configs if not is_unmerged(config))]
+@dataclass
+class _Loop:
+    """One process's share of an evaluation."""
+
+    job: Job
+    variants: list[Variant]
+    records: Records
+    batch_size: int
+    me: Processes
+    on_progress: Progress | None
+    done: int = 0
+    fits: int | None = None
+    counts: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+
+    def chunks(self) -> Iterator[list[list[Sample]]]:
+        """Yield the batches that are still to do, several at once."""
+        size = max(1, self.job.chunk // self.batch_size)
+        batches = []
+        for batch in self._batches():
+            batches.append(batch)
+            if len(batches) == size:
+                yield batches
+                batches = []
+        if batches:
+            yield batches
+
+    def _batches(self) -> Iterator[list[Sample]]:
+        # A batch is made of neighbouring positions, whatever is skipped or done already, so that every sample always
+        # meets the same others: how many processes there are cannot change a result.
+        def number(found: Sample | Skipped) -> int:
+            return found.position // self.batch_size
+
+        for _, batch in groupby(self.job.data.read(self._is_mine), key=number):
+            samples = []
+            for found in batch:
+                if isinstance(found, Sample):
+                    samples.append(found)
+                elif found.position not in self.records.skipped:
+                    self.records.add([{"sample": found.position, "name": found.sample, "skipped": found.reason}])
+            if samples:
+                yield samples
+
+    def _is_mine(self, position: int) -> bool:
+        batch = position // self.batch_size
+        if batch % self.me.size != self.me.rank:
+            return False
+        end = (batch + 1) * self.batch_size
+        positions = range(batch * self.batch_size, min(end, len(self.job.data) or end))
+        return not self.records.is_finished([variant.name for variant in self.variants], positions)
+
+    def run(self, batches: list[list[Sample]]) -> None:
+        """Run all variants over some batches."""
+        inputs = [to_model(self.job.prepare(samples), self.job.model) for samples in batches]
+        count = sum(map(len, batches))
+        for variant in self.variants:
+            todo = [pair for pair in zip(batches, inputs) if not self.records.has(variant.name, pair[0])]
+            if todo:
+                self._run_variant(variant, todo)
+            self.done += count * self.me.size
+            if self.on_progress is not None:
+                total = len(self.job.data) * len(self.variants)
+                self.on_progress(min(self.done, total or self.done), total)
+
+    @torch.inference_mode()
+    def _run_variant(self, variant: Variant, todo: list[tuple[list[Sample], Inputs]]) -> None:
+        model, views = self.job.model, [(samples, variant.view(inputs)) for samples, inputs in todo]
+        counts = None if variant.merges else self._unmerged_counts(views[0][1])
+        if variant.merges:
+            apply(model, variant.config)
+        try:
+            self._scores(views[0][1])  # warm-up
+            if variant.name not in self.records.peaks:  # the first batch tells the memory, untimed
+                peak = peak_memory_mib(lambda: self._scores(views[0][1]), model, model.device)
+                self.records.add([{"variant": variant.name, "peak_memory_mib": peak}])
+            for samples, inputs in views:
+                clock = Clock(model.device)
+                scores = self._scores(inputs, clock)
+                cost = (*(counts or _counts(model)), clock.seconds / len(samples))
+                self.records.add(_records(variant.name, samples, scores, cost, self.job.multi_label))
+        finally:
+            remove(model)
+
+    def _unmerged_counts(self, inputs: Inputs) -> tuple[float, float | None]:
+        """Return tokens and GFLOPs of the untouched model, read from one untimed batch with `r=0`."""
+        apply(self.job.model, MergeConfig())
+        try:
+            self._scores(inputs)
+            return _counts(self.job.model)
+        finally:
+            remove(self.job.model)
+
+    def _scores(self, inputs: Inputs, clock: Clock | None = None) -> torch.Tensor:
+        """Return the scores of a batch (B, classes); a GPU that runs out of memory gets ever smaller parts of it."""
+        clock = clock or Clock(self.job.model.device)
+        count = len(next(value for value in inputs.values() if isinstance(value, torch.Tensor)))
+        while True:
+            try:
+                parts, clock.seconds = _split(inputs, count, self.fits or count), 0.0
+                with clock:
+                    scores = [self.job.scores(self.job.model, part) for part in parts]
+                return torch.cat(scores).float().cpu()
+            except torch.OutOfMemoryError:
+                size = min(self.fits or count, count)
+                if size == 1:
+                    raise
+                self.fits = size // 2
+                torch.cuda.empty_cache()
+                logger.warning("Out of memory with batches of %d; going on with %d.", size, self.fits)
 
 
-def _check(model: PreTrainedModel, configs: Sequence[MergeConfig]) -> None:
-    for config in configs:
-        apply(model, config)
+def _check(model: PreTrainedModel, variants: Sequence[Variant]) -> None:
+    for variant in variants:
+        apply(model, variant.config)
         remove(model)
 
 
-def _chunks(data: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    samples = iter(data)
-    while chunk := list(islice(samples, size)):
-        yield chunk
+def to_model(inputs: Inputs, model: PreTrainedModel) -> Inputs:
+    """Move inputs to the model's device, floating-point ones in its dtype."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
 
 
-def _batches(inputs: Mapping[str, torch.Tensor], count: int, size: int, model: PreTrainedModel) -> list[Inputs]:
-    """Cut the inputs into batches on the model's device, floating-point ones in its dtype."""
-
-    def to_model(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(model.device, model.dtype if tensor.is_floating_point() else tensor.dtype)
-
+def _split(inputs: Inputs, count: int, size: int) -> list[Inputs]:
+    if size >= count:
+        return [inputs]
     return [
-        {name: to_model(tensor[start : start + size]) for name, tensor in inputs.items()}
-        for start in range(0, count, size)
+        {name: value[at : at + size] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        for at in range(0, count, size)
     ]
 
 
-def _run_plain(job: Job, tally: _Tally, batches: list[Inputs]) -> torch.Tensor:
-    """Run the untouched model; tokens and GFLOPs are read from one untimed batch with `r=0`."""
-    ranked = _run(job, tally, batches)
-    apply(job.model, tally.config)
-    try:
-        with torch.inference_mode():
-            job.scores(job.model, batches[0])
-        tally.add_report(job.model, len(ranked))
-    finally:
-        remove(job.model)
-    return ranked
+def _counts(model: PreTrainedModel) -> tuple[float, float | None]:
+    """Return the tokens at the end and the GFLOPs of the last forward pass, as means over its samples."""
+    found = report(model)
+    return found.towers[0].tokens_out or 0, gflops(found)
 
 
-def _run_merged(job: Job, tally: _Tally, batches: list[Inputs]) -> torch.Tensor:
-    apply(job.model, tally.config)
-    try:
-        return _run(job, tally, batches, add_reports=True)
-    finally:
-        remove(job.model)
+def gflops(found: Report) -> float | None:
+    """Return the GFLOPs of all towers, or `None` where those of one are not known."""
+    counts = [tower.gflops for tower in found.towers if tower.gflops is not None]
+    return sum(counts) if len(counts) == len(found.towers) else None
 
 
-@torch.inference_mode()
-def _run(job: Job, tally: _Tally, batches: list[Inputs], add_reports: bool = False) -> torch.Tensor:
-    """Time the forwards of one chunk and return the best classes of each sample, best first (N, k)."""
-    model = job.model
-    job.scores(model, batches[0])  # warm-up
-    if not tally.samples:  # the first chunk: its first batch tells the memory, untimed
-        tally.peak_memory_mib = peak_memory_mib(lambda: job.scores(model, batches[0]), model, model.device)
-    ranked = []
-    for batch in batches:
-        with tally.clock:
-            scores = job.scores(model, batch)
-        ranked.append(scores.float().topk(min(max(TOP_K), scores.shape[-1])).indices.cpu())
-        if add_reports:
-            tally.add_report(model, len(scores))
-    return torch.cat(ranked)
+def _records(
+    variant: str,
+    samples: Sequence[Sample],
+    scores: torch.Tensor,
+    cost: tuple[float, float | None, float],
+    multi_label: bool,
+) -> list[Record]:
+    ranked = scores.topk(min(max(TOP_K), scores.shape[-1])).indices.tolist()
+    all_scores = scores.tolist() if multi_label else [None] * len(samples)
+    tokens, gflops, seconds = cost
+    return [
+        {
+            "variant": variant,
+            "sample": sample.position,
+            "name": sample.name,
+            "label": sample.label,
+            "ranked": best,
+            **({"scores": row} if multi_label else {}),
+            "tokens": tokens,
+            "gflops": gflops,
+            "seconds": seconds,
+        }
+        for sample, best, row in zip(samples, ranked, all_scores)
+    ]
 
 
-def _nothing_readable(job: Job) -> str:
-    skipped = job.data.skipped
+def describe_run(job: Job, batch_size: int) -> dict[str, Any]:
+    """Return what was run and how, as plain values."""
+    return {
+        "task": job.task,
+        "model": job.model_name,
+        "dtype": str(job.model.dtype).removeprefix("torch."),
+        "attention": job.model.config._attn_implementation,
+        "batch_size": batch_size,
+        **job.settings,
+    }
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """Return what else must be the same for a run to go on with another's samples."""
+    return {
+        "data": job.data.name,
+        "split": job.data.split,
+        "samples": len(job.data),
+        "weights": fingerprint(job.model),
+        "device": job.model.device.type,
+    }
+
+
+def _describe_data(job: Job, records: Records, variants: Sequence[Variant]) -> dict[str, Any]:
+    return {
+        "id": job.data.name,
+        "split": job.data.split,
+        "num_samples": len(records.by_variant[variants[0].name]),
+        "skipped": [
+            {"sample": skipped.sample, "reason": skipped.reason} for _, skipped in sorted(records.skipped.items())
+        ],
+    }
+
+
+def _nothing_readable(job: Job, records: Records) -> str:
+    skipped = list(records.skipped.values())
     if not skipped:
         return f"Split {job.data.split!r} of {job.data.name} has no samples."
     first = skipped[0]
@@ -241,22 +313,3 @@ def _nothing_readable(job: Job) -> str:
         f"None of the {len(skipped)} samples in split {job.data.split!r} of {job.data.name} could be read; the first "
         f"is {first.sample}: {first.reason}"
     )
-
-
-def _describe_run(job: Job, batch_size: int) -> dict[str, Any]:
-    return {
-        "task": job.task,
-        "model": job.model_name,
-        "dtype": str(job.model.dtype).removeprefix("torch."),
-        "attention": job.model.config._attn_implementation,
-        "batch_size": batch_size,
-    }
-
-
-def _describe_data(job: Job, samples: int) -> dict[str, Any]:
-    return {
-        "id": job.data.name,
-        "split": job.data.split,
-        "num_samples": samples,
-        "skipped": [{"sample": skipped.sample, "reason": skipped.reason} for skipped in job.data.skipped],
-    }

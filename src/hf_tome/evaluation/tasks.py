@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .audio import audio_classification
 from .imagenet import image_classification
-from .task import Job, JobOptions
+from .job import Job, JobOptions
+from .kinetics import video_classification
+from .zero_shot import zero_shot_classification
 
 TASKS: dict[str, Callable[[JobOptions], Job]] = {
     "image-classification": image_classification,
+    "video-classification": video_classification,
+    "zero-shot-image-classification": zero_shot_classification,
+    "audio-classification": audio_classification,
 }
 
 
@@ -20,4 +26,6 @@ def build_job(task: str, options: JobOptions) -> Job:
     """
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
-    return TASKS[task](options)
+    job = TASKS[task](options)
+    job.settings = {"limit": options.limit, "seed": options.seed, **job.settings}
+    return job

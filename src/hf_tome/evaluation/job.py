@@ -1,0 +1,83 @@
+"""What is evaluated: a model, its data, and how the two meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from .samples import Sample, Skipped
+
+Inputs = dict[str, Any]
+"""Keyword arguments of the model, tensors with one row a sample."""
+
+CHUNK = 256
+"""Samples whose inputs are held in memory at once: each is preprocessed once, and then goes through every config."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What to evaluate on what; a task ignores what it has no use for.
+
+    Attributes:
+        labels: a labels file (see `labels.read_class_names`).
+        class_names, templates: files of names and prompts for zero-shot classification.
+        clips, crops: views of a clip, in time and in space.
+    """
+
+    model: str
+    data: str
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    streaming: bool = False
+    labels: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    class_names: Path | None = None
+    templates: Path | None = None
+    clips: int = 1
+    crops: int = 1
+
+
+class Data(Protocol):
+    """Samples of one split; `read` yields those that cannot be read too."""
+
+    name: str
+    split: str
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Read the samples one by one."""
+
+    def __len__(self) -> int:
+        """Return the number of samples, skipped ones included; 0 where it is unknown."""
+
+    def read(self, wanted: Callable[[int], bool] = ...) -> Iterator[Sample | Skipped]:
+        """Read those at the wanted positions."""
+
+
+@dataclass
+class Job:
+    """A model, its data and how the two meet; a task is a function that builds one.
+
+    Attributes:
+        prepare: samples to model inputs, one row a sample, on the CPU.
+        scores: inputs on the model's device to class scores (B, classes); this is what is timed.
+        multi_label: whether a sample can have several right classes, which are then scored by mean average precision.
+        chunk: samples whose inputs are held in memory at once.
+        settings: what else the results depend on, as plain values.
+    """
+
+    task: str
+    model_name: str
+    model: PreTrainedModel
+    data: Data
+    prepare: Callable[[Sequence[Sample]], Inputs]
+    scores: Callable[[PreTrainedModel, Inputs], torch.Tensor]
+    multi_label: bool = False
+    chunk: int = CHUNK
+    settings: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,47 @@
+"""Several processes that share one evaluation, as `accelerate` and `torchrun` start them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes there are, and which of them this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes results."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait for all the others."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def gather(self, items: list[T]) -> list[T]:
+        """Return the items of all processes, in each of them."""
+        if self.size == 1:
+            return items
+        from accelerate.utils import gather_object
+
+        return gather_object(items)
+
+
+def processes(device: str = "cpu") -> Processes:
+    """Join the processes that `torchrun` or `accelerate launch` started; without them this is the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    return Processes(state.process_index, state.num_processes)

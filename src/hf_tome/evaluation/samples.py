@@ -1,0 +1,122 @@
+"""Labelled samples of one split, read while they are iterated over; what cannot be read is kept with the reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Label = int | tuple[int, ...]
+"""The model's index of the right class, or of all that are right where there may be several."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One readable, labelled sample; `position` is its place in the split."""
+
+    name: str
+    content: Any
+    """An RGB image, the views of a clip or the samples of a recording, as the task decodes them."""
+    label: Label
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out, and why."""
+
+    sample: str
+    reason: str
+    position: int = 0
+
+
+@dataclass
+class LabelledSamples:
+    """Samples of one split; `skipped` fills up while they are iterated over.
+
+    Attributes:
+        name, split: where the samples are from.
+        rows: rows of a data set, map-style or streamed, with undecoded contents.
+        column, label_column: the columns of contents and of labels.
+        model_label: the model's index of what stands in `label_column`.
+        decode: stored contents to what the task takes; whatever it raises is the reason to skip the sample.
+    """
+
+    name: str
+    split: str
+    rows: Any
+    column: str
+    label_column: str
+    model_label: Callable[[Any], Label]
+    decode: Callable[[Any], Any]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of samples, unreadable ones included; 0 where a stream does not tell."""
+        return len(self.rows) if hasattr(self.rows, "__len__") else 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.skipped.clear()
+        for found in self.read():
+            if isinstance(found, Skipped):
+                self.skipped.append(found)
+            else:
+                yield found
+
+    def read(self, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[Sample | Skipped]:
+        """Yield the samples at the wanted positions, in order, and those that cannot be read with the reason."""
+        for position, row in self._rows(wanted):
+            stored, label = row[self.column], row[self.label_column]
+            name = sample_name(stored, position)
+            if label is None or label == -1 or label == []:
+                found: Sample | Skipped = Skipped(name, "it has no label", position)
+            else:
+                found = self._decoded(name, stored, label, position)
+            if isinstance(found, Skipped):
+                logger.warning("Skipped %s: %s", name, found.reason)
+            yield found
+
+    def _rows(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
+        if hasattr(self.rows, "__len__"):
+            yield from ((position, self.rows[position]) for position in range(len(self.rows)) if wanted(position))
+        else:  # a stream has to be read through
+            yield from ((position, row) for position, row in enumerate(self.rows) if wanted(position))
+
+    def _decoded(self, name: str, stored: Any, label: Any, position: int) -> Sample | Skipped:
+        try:
+            content = self.decode(stored)
+        except ImportError:
+            raise  # what is missing is not the sample
+        except Exception as error:  # PIL and PyAV raise a dozen kinds, SyntaxError among them
+            return Skipped(name, f"{type(error).__name__}: {_without_path(error, stored)}", position)
+        return Sample(name, content, self.model_label(label), position)
+
+
+def stored_path(stored: Any) -> str | None:
+    """Return the path in what `datasets` stores for an undecoded image, clip or recording."""
+    if isinstance(stored, str):
+        return stored
+    return stored.get("path") if isinstance(stored, dict) else None
+
+
+def sample_name(stored: Any, position: int) -> str:
+    """Name a sample by the last parts of its path, which say the same on every machine, or by its position."""
+    path = stored_path(stored)
+    return "/".join(Path(path).parts[-2:]) if path else f"sample {position}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error, as a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if lines[0].endswith(".") else lines[0] + "."
+
+
+def _without_path(error: Exception, stored: Any) -> str:
+    text, path = first_line(error), stored_path(stored)
+    if path:
+        text = text.replace(str(path), Path(path).name)
+    return "cannot identify image file" if "cannot identify image file" in text else text

@@ -1,0 +1,53 @@
+"""What is compared with the unmerged model: a merge config, or a control at the same cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from ..config import MergeConfig
+from .config_text import format_config, is_unmerged
+from .job import Inputs
+
+UNMERGED = "unmerged"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the results.
+
+    Attributes:
+        name: what the row is called, the text that `--config` takes where it is a config.
+        config: what merges.
+        image_size: height and width that images are downsampled to before the model sees them.
+        control: `None`, or what the row is a control by: `"downsampled"` or `"random_prune"`.
+    """
+
+    name: str
+    config: MergeConfig = field(default_factory=MergeConfig)
+    image_size: tuple[int, int] | None = None
+    control: str | None = None
+
+    @property
+    def merges(self) -> bool:
+        """Whether the config merges anything."""
+        return not is_unmerged(self.config)
+
+    def view(self, inputs: Inputs) -> Inputs:
+        """Return the inputs as this variant's model takes them, images (B, C, H, W) downsampled with antialiasing."""
+        if self.image_size is None:
+            return inputs
+        pixels = inputs["pixel_values"]
+        small = torch.nn.functional.interpolate(pixels.float(), self.image_size, mode="bicubic", antialias=True)
+        return {**inputs, "pixel_values": small.to(pixels.dtype), "interpolate_pos_encoding": True}
+
+
+def as_variants(configs: Iterable[MergeConfig | Variant]) -> list[Variant]:
+    """Return the unmerged model and then the others as they come, each once."""
+    variants = [
+        config if isinstance(config, Variant) else Variant(format_config(config), config) for config in configs
+    ]
+    others = [variant for variant in variants if variant.merges or variant.image_size is not None]
+    return [Variant(UNMERGED), *{variant.name: variant for variant in others}.values()]

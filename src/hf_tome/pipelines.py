@@ -1,0 +1,179 @@
+"""`pipeline`: transformers' pipelines with merging applied; those for clips and sound read them more robustly."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import transformers
+from transformers import PreTrainedModel
+from transformers.pipelines.audio_classification import AudioClassificationPipeline
+from transformers.pipelines.video_classification import VideoClassificationPipeline
+
+from .apply import apply, towers
+from .audio import read_audio, resample
+from .config import CONFIG_NAME, MergeConfig
+from .evaluation.source import is_folder
+from .hub import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
+from .video import VideoError, frame_count, is_frame, read_frames
+
+logger = logging.getLogger(__name__)
+
+
+class UniformVideoPipeline(VideoClassificationPipeline):
+    """Video classification on frames sampled uniformly over the clip, from files, bytes or frames already decoded.
+
+    A clip is a path, a link, the bytes of a file, an array (T, H, W, 3) or a list of T frames; a list or generator of
+    clips gives a list of results. A clip with fewer frames than the model takes repeats its last one. A clip that
+    cannot be read raises a `VideoError` if it is the only one; in a list or generator its result is
+    `[{"label": None, "score": 0.0, "error": "..."}]`, and the others are not affected.
+    """
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Classify a clip or several; `num_frames` and `decoder` (`"av"` or `"torchcodec"`) beside the usual."""
+        if isinstance(inputs, list) and inputs and all(is_frame(frame) for frame in inputs):
+            inputs = np.stack([np.asarray(frame) for frame in inputs])
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, decoder: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        if kwargs.pop("frame_sampling_rate", None) is not None:
+            raise ValueError("Frames are sampled uniformly over the clip, so there is no `frame_sampling_rate`.")
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        return preprocess if decoder is None else {**preprocess, "decoder": decoder}, forward, postprocess
+
+    def run_single(self, inputs: Any, preprocess_params: Any, forward_params: Any, postprocess_params: Any) -> Any:
+        """Classify one clip, raising what a list would note in the clip's result."""
+        preprocess_params = {**preprocess_params, "skip_unreadable": False}
+        return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
+
+    def preprocess(  # type: ignore[override]
+        self, video: Any, num_frames: int | None = None, decoder: str | None = None, skip_unreadable: bool = True
+    ) -> dict[str, Any]:
+        """Return the model's inputs for one clip; of an unreadable one a blank clip, and the error."""
+        num_frames = num_frames or frame_count(self.model.config)
+        try:
+            frames, error = read_frames(_fetch(video), num_frames, decoder=decoder), None
+        except VideoError as unreadable:
+            if not skip_unreadable:
+                raise
+            logger.warning("%s", unreadable)
+            frames, error = np.zeros((num_frames, 64, 64, 3), dtype=np.uint8), str(unreadable)
+        if self.video_processor is not None:
+            inputs = self.video_processor(list(frames), do_sample_frames=False, return_tensors="pt")
+        else:
+            inputs = self.image_processor(list(frames), return_tensors="pt")  # type: ignore[misc]
+        return {**inputs.to(self.dtype), "error": error}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        error = model_inputs.pop("error")
+        return {"logits": self.model(**model_inputs).logits, "error": error}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Return labels and scores of one clip, or its error."""
+        if model_outputs["error"] is not None:
+            return [{"label": None, "score": 0.0, "error": model_outputs["error"]}]
+        return super().postprocess(SimpleNamespace(logits=model_outputs["logits"]), **kwargs)
+
+
+class ResamplingAudioPipeline(AudioClassificationPipeline):
+    """Audio classification that reads and resamples with PyAV, so that it needs neither ffmpeg nor torchaudio."""
+
+    def preprocess(self, inputs: Any) -> Any:  # type: ignore[override]
+        """Return the model's inputs for a path, the bytes of a file, samples, or samples with their rate."""
+        rate = self.feature_extractor.sampling_rate  # type: ignore[union-attr]
+        inputs = _fetch(inputs)
+        if isinstance(inputs, (str, Path, bytes)):
+            inputs = read_audio(inputs, rate)
+        elif isinstance(inputs, dict) and inputs.get("sampling_rate", rate) != rate:
+            samples = inputs["raw"] if inputs.get("raw") is not None else inputs["array"]
+            inputs = resample(np.asarray(samples), inputs["sampling_rate"], rate)
+        return super().preprocess(inputs)
+
+
+TASKS: dict[str, type[transformers.Pipeline] | None] = {
+    "image-classification": None,
+    "zero-shot-image-classification": None,
+    "video-classification": UniformVideoPipeline,
+    "image-feature-extraction": None,
+    "audio-classification": ResamplingAudioPipeline,
+    "image-text-to-text": None,
+}
+"""By task, the pipeline class, or `None` for transformers' own."""
+
+
+def pipeline(
+    task: str,
+    model: str | Path | PreTrainedModel,
+    *,
+    merge_config: MergeConfig | None = None,
+    **kwargs: Any,
+) -> transformers.Pipeline:
+    """Return `transformers.pipeline` with merging applied to its model.
+
+    Args:
+        task (`str`): one of `TASKS`. `image-feature-extraction` returns the tokens that are left, which are fewer.
+        model: Hub id, folder, or a model object, which is merged in place; it takes its processors as arguments, as in
+            transformers.
+        merge_config (`MergeConfig`, *optional*): beats the `merge_config.json` saved with the model, which beats the
+            key `merge_config` of its `config.json`. A model object to which `apply` was called keeps its config.
+        kwargs: for `transformers.pipeline`.
+
+    Raises:
+        ValueError: another task, no merge config anywhere, or `dtype` for a model object, which transformers ignores.
+        UnsupportedModelError: see `apply`.
+    """
+    if task not in TASKS:
+        raise ValueError(f"`task` is {task!r}; it takes one of {', '.join(map(repr, TASKS))}.")
+    if isinstance(model, PreTrainedModel):
+        dtype = kwargs.get("dtype", "auto")
+        if dtype not in ("auto", None, model.dtype, str(model.dtype).removeprefix("torch.")):
+            raise ValueError(
+                f"`dtype` is {dtype}, but the model is an object in {model.dtype} already, and transformers would "
+                "ignore it. Leave `dtype` out, and call `model.to(dtype)` first if you want another."
+            )
+        config = merge_config or _config_of(model)
+    else:
+        model = str(model)
+        is_folder(model, "model")  # a path that is none would be taken for a Hub id
+        config = merge_config or _saved_config(model, kwargs)
+    if config is None:
+        raise ValueError(
+            f"There is no merge config: {_name(model)} has neither a {CONFIG_NAME} nor the key {CONFIG_KEY!r} in its "
+            "config.json; pass `merge_config=MergeConfig(r=16)`."
+        )
+    if TASKS[task] is not None:
+        kwargs.setdefault("pipeline_class", TASKS[task])
+    build: Any = transformers.pipeline  # its overloads are of no help to keyword arguments passed on
+    return apply(build(task, model, **kwargs), config)
+
+
+def _config_of(model: PreTrainedModel) -> MergeConfig | None:
+    merged = towers(model)
+    if merged:
+        return merged[0].config
+    values = getattr(model.config, CONFIG_KEY, None)
+    return None if values is None else MergeConfig.from_dict(values)
+
+
+def _saved_config(model: str, kwargs: dict[str, Any]) -> MergeConfig | None:
+    given = {**(kwargs.get("model_kwargs") or {}), **kwargs}
+    hub = {name: given[name] for name in HUB_ARGUMENTS if name in given}
+    return find_merge_config(model, **hub)
+
+
+def _name(model: str | PreTrainedModel) -> str:
+    return model if isinstance(model, str) else f"this {type(model).__name__}"
+
+
+def _fetch(source: Any) -> Any:
+    """Download what a link names."""
+    if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
+        return source
+    from huggingface_hub.utils import httpx
+
+    return httpx.get(source, follow_redirects=True).raise_for_status().content
