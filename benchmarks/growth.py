@@ -1,6 +1,6 @@
 """How cost grows with tokens and batch: the speed-up, and the overhead of merging as a share of the time.
 
-Four blocks of ViT-B width, float32, sdpa, one thread; r removes 4 % of the tokens in each block. Overhead: what the
+Four blocks of ViT-B width, float32, sdpa, one thread; r removes 8 % of the tokens in each block. Overhead: what the
 merged model takes longer than the slice oracle, as a share of its own time; negative values are noise.
 
     python benchmarks/growth.py [--quick] [--out benchmarks/measured/growth.json]
@@ -35,7 +35,7 @@ def measure(quick: bool) -> list[Row]:
         torch.manual_seed(0)
         model = ViTForImageClassification(ViTConfig(image_size=image_size, num_hidden_layers=4)).eval()
         tokens = (image_size // PATCH) ** 2 + 1
-        r = round(0.04 * tokens)
+        r = round(0.08 * tokens)
         rounds = 5 if batch_size * tokens > 4096 else 11
         result = benchmark(
             model,

@@ -45,8 +45,8 @@ CASES = (
     Case("ViT-B 224", vit(), 8, 4, 15),
     Case("ViT-B 224", vit(), 16, 4, 15),
     Case("ViT-B 384", vit(image_size=384), 45, 1, 13),
-    Case("ViT-B 512", vit(image_size=512), 80, 1, 11),
-    Case("ViT-L 224", vit(**LARGE), 8, 1, 13),
+    Case("ViT-B 512", vit(image_size=512), 80, 1, 17),
+    Case("ViT-L 224", vit(**LARGE), 8, 2, 15),
     Case("VideoMAE-B 1568", lambda: VideoMAEForVideoClassification(VideoMAEConfig()), 65, 1, 9),
 )
 COLUMNS = {

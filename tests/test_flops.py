@@ -223,6 +223,9 @@ FAMILIES = {
     "clipseg_vision_model": (transformers.CLIPSegVisionModel, WIDE, IMAGE),
     "kosmos_2_vision_model": (kosmos_2.Kosmos2VisionModel, WIDE, IMAGE),
     "aimv2_vision_model": (transformers.Aimv2VisionModel, WIDE, IMAGE),
+    "internvl_vision": (transformers.InternVLVisionModel, WIDE, IMAGE),
+    "idefics3_vision": (transformers.Idefics3VisionTransformer, WIDE, IMAGE),
+    "smolvlm_vision": (transformers.SmolVLMVisionTransformer, WIDE, IMAGE),
     "siglip_vision_model": (transformers.SiglipVisionModel, WIDE, IMAGE),
     "siglip2_vision_model": (transformers.Siglip2VisionModel, {**WIDE, "num_patches": 16}, None),
     "audio-spectrogram-transformer": (

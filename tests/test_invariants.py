@@ -66,9 +66,12 @@ def test_r0_is_bit_identical_and_remove_is_exact(zoo, backend):
     model = zoo.make(backend)
     keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
     with torch.no_grad():
+        # Alone too: an image's memory layout is another one then, and with it the order of sums.
+        alone = zoo.run(model, batch_size=1)
         plain = zoo.run(model)
         apply(model, MergeConfig(r=0))
         assert torch.equal(zoo.run(model), plain)
+        assert torch.equal(zoo.run(model, batch_size=1), alone)
         assert "nothing merges" in str(report(model))
         apply(model, MergeConfig(method="mame", layers=[]))
         assert torch.equal(zoo.run(model), plain)
@@ -190,7 +193,8 @@ def test_checkpointed_gradients_equal_plain_ones(zoo, config):
     for checkpointed in gradients[1:]:
         assert len(checkpointed) == len(plain)
         for one, other in zip(plain, checkpointed):
-            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+            # Sums over tokens and images in another order; what cancels is small beside the whole gradient.
+            torch.testing.assert_close(one, other, atol=1e-6 + 1e-5 * one.abs().max().item(), rtol=1e-4)
 
 
 @every_config({name: CONFIGS[name] for name in ("tome", "mame-fixed")})

@@ -8,8 +8,8 @@ from zoo import ZOO
 
 from hf_tome import MergeConfig, apply, report
 from hf_tome.adapters import encoder
-from hf_tome.adapters.packing import WHOLE, Packed
 from hf_tome.apply import towers
+from hf_tome.packing import WHOLE, Packed
 
 CONFIGS = {
     "mame": MergeConfig(method="mame", threshold=0.3, layers=range(3)),

@@ -1,5 +1,7 @@
 """Token merging (ToMe, MaMe) for Hugging Face vision, video and audio transformers."""
 
+from typing import TYPE_CHECKING, Any
+
 from .apply import apply, remove
 from .config import MergeConfig
 from .errors import UnsupportedModelError
@@ -7,6 +9,9 @@ from .hub import from_pretrained, save_pretrained
 from .report import Report, report
 from .trace import Trace, trace
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .pipelines import pipeline
 
 __all__ = [
     "MergeConfig",
@@ -16,8 +21,18 @@ __all__ = [
     "__version__",
     "apply",
     "from_pretrained",
+    "pipeline",
     "remove",
     "report",
     "save_pretrained",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Pipelines bring decoders of images and videos along; whoever applies merging to a model does not wait for them.
+    if name == "pipeline":
+        from .pipelines import pipeline
+
+        return pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

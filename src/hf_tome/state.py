@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .adapters.packing import WHOLE, Whole
+from .packing import WHOLE, Whole
 
 if TYPE_CHECKING:
     from .adapters.matching import Method
@@ -39,7 +39,7 @@ class ForwardState:
         tokens: the number of tokens going into block i, padding included.
         merged: whether a merge has happened before block i.
         padded: whether there may be padding among the tokens going into block i.
-        packing: how the tokens going into block i lie in what works token by token (see `adapters.packing`).
+        packing: how the tokens going into block i lie in what works token by token (see `packing`).
         restored: whether the last block gave the full grid back.
         reads: the hidden states that are read, as numbers of the blocks that they go into; blocks after the last of
             them need not run. `None` where nobody said, so that all blocks run.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from .packing import WHOLE, Whole, attend_alone
+from ..packing import WHOLE, Whole, attend_alone
 from .swap import LINK, Swapped
 
 if TYPE_CHECKING:

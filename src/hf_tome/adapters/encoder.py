@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from ..packing import packing_of
 from ..state import ForwardState, Link
 from .attention import AttentionCall, log_size
 from .matching import Request
-from .packing import packing_of
 from .swap import LINK, Swapped
 
 if TYPE_CHECKING:

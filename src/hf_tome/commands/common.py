@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..config import MergeConfig
-    from ..evaluation.task import Results
+    from ..evaluation.results import Results
 
 
 class Format(str, Enum):

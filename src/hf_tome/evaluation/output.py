@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .config_text import short_name
-from .task import Results
+from .results import Results
 
 PIPED_WIDTH = 160
 SKIPPED_SHOWN = 20

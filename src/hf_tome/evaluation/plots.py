@@ -10,7 +10,7 @@ import numpy as np
 
 from .config_text import short_name
 from .output import unit
-from .task import Results
+from .results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

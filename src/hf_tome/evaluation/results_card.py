@@ -17,7 +17,7 @@ from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 from ..config import CONFIG_NAME, MergeConfig
 from .config_text import parse_config
 from .output import NOTES, to_markdown, unit
-from .task import Results
+from .results import Results
 
 RESULTS, PLOT = "results.json", "pareto.png"
 METRICS = {"top1": ("accuracy", "top-1 accuracy"), "top5": ("accuracy", "top-5 accuracy"), "map": ("map", "mAP")}

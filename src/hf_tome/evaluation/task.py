@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -21,7 +20,8 @@ from .job import Inputs, Job, JobOptions
 from .measure import Clock, peak_memory_mib
 from .metrics import TOP_K
 from .processes import Processes, processes
-from .records import Record, Records, fingerprint
+from .records import Record, Records
+from .results import Results, describe_data, describe_run, identity, nothing_readable
 from .rows import make_rows
 from .samples import Sample, Skipped
 from .variants import Variant, as_variants
@@ -32,20 +32,6 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the forwards done and those in all, counted in samples; the latter is 0 where a stream does not tell."""
-
-
-@dataclass
-class Results:
-    """What one evaluation gave, as plain JSON values."""
-
-    environment: dict[str, Any]
-    run: dict[str, Any]
-    data: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the whole as one JSON object."""
-        return {"environment": self.environment, "run": self.run, "data": self.data, "rows": self.rows}
 
 
 def evaluate(
@@ -83,18 +69,18 @@ def evaluate(
     _check(job.model, variants)
     me = processes(job.model.device.type)
     run = describe_run(job, batch_size)
-    records = Records.open({**run, **_identity(job)}, out, me)
+    records = Records.open({**run, **identity(job)}, out, me)
     done = sum(len(records.by_variant[variant.name]) for variant in variants)
     loop = _Loop(job, variants, records, batch_size, me, on_progress, done)
     for batches in loop.chunks():
         loop.run(batches)
     records.merge(me.gather(records.new))
     if not records.by_variant[variants[0].name]:
-        raise DataError(_nothing_readable(job, records))
+        raise DataError(nothing_readable(job, records))
     return Results(
         environment=describe_environment(job.model.device),
         run={**run, "processes": me.size},
-        data=_describe_data(job, records, variants),
+        data=describe_data(job, records),
         rows=make_rows(records, variants, job.multi_label),
     )
 
@@ -268,48 +254,3 @@ def _records(
         }
         for sample, best, row in zip(samples, ranked, all_scores)
     ]
-
-
-def describe_run(job: Job, batch_size: int) -> dict[str, Any]:
-    """Return what was run and how, as plain values."""
-    return {
-        "task": job.task,
-        "model": job.model_name,
-        "dtype": str(job.model.dtype).removeprefix("torch."),
-        "attention": job.model.config._attn_implementation,
-        "batch_size": batch_size,
-        **job.settings,
-    }
-
-
-def _identity(job: Job) -> dict[str, Any]:
-    """Return what else must be the same for a run to go on with another's samples."""
-    return {
-        "data": job.data.name,
-        "split": job.data.split,
-        "samples": len(job.data),
-        "weights": fingerprint(job.model),
-        "device": job.model.device.type,
-    }
-
-
-def _describe_data(job: Job, records: Records, variants: Sequence[Variant]) -> dict[str, Any]:
-    return {
-        "id": job.data.name,
-        "split": job.data.split,
-        "num_samples": len(records.by_variant[variants[0].name]),
-        "skipped": [
-            {"sample": skipped.sample, "reason": skipped.reason} for _, skipped in sorted(records.skipped.items())
-        ],
-    }
-
-
-def _nothing_readable(job: Job, records: Records) -> str:
-    skipped = list(records.skipped.values())
-    if not skipped:
-        return f"Split {job.data.split!r} of {job.data.name} has no samples."
-    first = skipped[0]
-    return (
-        f"None of the {len(skipped)} samples in split {job.data.split!r} of {job.data.name} could be read; the first "
-        f"is {first.sample}: {first.reason}"
-    )
