@@ -246,7 +246,9 @@ def build(family: str) -> tuple:
             "pixel_attention_mask": torch.ones(1, 16, dtype=torch.int64),
             "spatial_shapes": torch.tensor([[4, 4]]),
         }
-    return model, {model.main_input_name: torch.randn(input_shape)}
+    # Towers of language models say "input_ids", though they take images alone.
+    name = "pixel_values" if model.main_input_name == "input_ids" else model.main_input_name
+    return model, {name: torch.randn(input_shape)}
 
 
 def products(count: FlopCount, shape: EncoderShape) -> float:
