@@ -21,8 +21,8 @@ from common import SHARED_DATA, Row, run
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_tome import MergeConfig, apply, report
-from hf_tome.adapters import encoder, packing
+from hf_tome import MergeConfig, apply, packing, report
+from hf_tome.adapters import encoder
 from hf_tome.apply import towers
 from hf_tome.benchmark import Spread, interleave, ratio
 from hf_tome.oracle import twin
