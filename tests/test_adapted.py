@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import BitsAndBytesConfig, ViTConfig, ViTForImageClassification
 from zoo import ZOO
 
-from hf_tome import MergeConfig, apply, remove, report
+from hf_tome import MergeConfig, apply, from_pretrained, remove, report
 
 CONFIGS = {"tome": MergeConfig(r=6), "mame": MergeConfig(method="mame", threshold=0.3, layers=range(3))}
 ZOOS = {zoo.name: zoo for zoo in ZOO}
@@ -34,6 +35,39 @@ def test_int8_weights(name, config):
     assert not torch.equal(output(zoo, before), exact)
     torch.testing.assert_close(output(zoo, before), exact, atol=0.05, rtol=0.05)
     assert torch.equal(output(zoo, remove(before)), output(zoo, quantized(zoo.make())))
+
+
+BITS = {
+    "8": {"load_in_8bit": True},
+    "4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
+
+
+@every_config
+@pytest.mark.parametrize("bits", BITS.values(), ids=BITS)
+def test_bitsandbytes(bits, config, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    # Blocks of 4 bits need an even number of rows, which a small head does not have.
+    quantization = BitsAndBytesConfig(**bits, llm_int8_skip_modules=["classifier"])
+    options = {"quantization_config": quantization, "device_map": "cpu"}
+    pixels = torch.randn(2, 3, 32, 32)
+
+    quantized = ViTForImageClassification.from_pretrained(tmp_path, **options).eval()
+    with torch.no_grad():
+        unmerged = quantized(pixels).logits
+        merged = apply(quantized, config)(pixels).logits
+        exact = apply(model, config)(pixels).logits
+        tokens = report(quantized).towers[0].tokens
+        assert tokens[-1][1] < tokens[0][0]
+        # The rounding of the weights, relative to the scale of the logits, after three blocks.
+        assert 0 < (merged - exact).abs().max() < 0.5 * exact.abs().max()
+        assert torch.equal(remove(quantized)(pixels).logits, unmerged)
+        loaded = from_pretrained(tmp_path, config, auto_class=ViTForImageClassification, **options).eval()
+        assert torch.equal(loaded(pixels).logits, merged)
 
 
 @every_config
