@@ -59,7 +59,7 @@ def test_borders_lie_between_tokens_and_at_the_edge_only(picture):
 
 
 def test_border_colours_are_distinct_and_stay_with_a_growing_token(picture):
-    palette = np.rint(visualize._palette(37 * 37))
+    palette = np.rint(visualize.drawing.palette(37 * 37))
     assert len(np.unique(palette, axis=0)) == 37 * 37
     assert palette.min() >= 0
     assert palette.max() <= 255

@@ -1,4 +1,4 @@
-"""`hf-tome show`: a picture of which patches of an image were merged."""
+"""`hf-tome show`: which patches of an image, a clip or a spectrogram were merged, as a picture or an animation."""
 
 from __future__ import annotations
 
@@ -7,35 +7,66 @@ from typing import Annotated
 
 import typer
 
-from .common import DebugOption, DeviceOption, example, parse_configs, pick_device
+from .common import ConfigsOption, DebugOption, DeviceOption, example, parse_configs, pick_device
 
 EXAMPLE = example(
-    "hf-tome show cat.jpg --model facebook/deit-tiny-patch16-224 --config r=16 --out merged.png",
-    "draws cat.jpg as the model sees it, beside the tokens left at the end: each in the mean colour of its patches, "
-    "bordered in a colour of its own.",
+    "hf-tome show cat.jpg --model facebook/deit-tiny-patch16-224 --config r=8 --config method=mame --out merged.png",
+    "draws cat.jpg as the model sees it, and beside it the tokens left at the end by ToMe and by MaMe: each in the "
+    "mean colour of its patches, bordered in a colour of its own.",
 )
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+ANIMATIONS = (".gif", ".mp4")
 
 
 def show_command(
-    image: Annotated[Path, typer.Argument(help="The image file.", exists=True, dir_okay=False)],
+    image: Annotated[
+        Path,
+        typer.Argument(help="The image; for a video model the clip, for AST the sound.", exists=True, dir_okay=False),
+    ],
     model: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
-    config: Annotated[str, typer.Option(help="The merge config, as for `hf-tome eval`.")] = "r=16",
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("merged.png"),
+    config: ConfigsOption = ["r=16"],  # noqa: B006 (typer copies it)
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The file to write: .png, .jpg or .webp for a picture; .gif or .mp4 for an animation, of a clip over "
+            "its frames, else over the blocks."
+        ),
+    ] = Path("merged.png"),
     all_blocks: Annotated[
         bool, typer.Option("--all-blocks", help="Draw the tokens after each block, not just the last.")
     ] = False,
+    follow: Annotated[
+        bool, typer.Option(help="Of a clip, also draw one token, a small one that moves, through the frames.")
+    ] = True,
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Draw which patches of an image were merged, and print the name of the file written."""
-    (merge_config,) = parse_configs([config])
+    """Draw which patches of an image, a clip or a sound were merged, and print the name of the file written.
 
-    from ..visualize import progression
-    from .pictures import load_model, open_image, trace_image
+    A token has the same colours wherever its patches lie, in all frames. Several `--config` are drawn side by side;
+    those of a clip in rows, as time runs to the right there.
+    """
+    _check_name(out)
+    configs = parse_configs(config)
+
+    from ..evaluation.config_text import format_config, short_name
+    from ..visualize import compare_pictures, compare_sheet, save_animation, trace_input
+    from .pictures import load_model, open_input
 
     loaded, processor = load_model(model, pick_device(device))
-    view, traced, grid = trace_image(loaded, processor, open_image(image), merge_config)
-    blocks = range(len(traced)) if all_blocks else [len(traced) - 1]
+    content = open_input(image, loaded, processor)
+    traced = [trace_input(loaded, processor, content, one) for one in configs]
+    names = [short_name(format_config(one)) for one in configs]
     out.parent.mkdir(parents=True, exist_ok=True)
-    progression(view, [traced[block] for block in blocks], grid, blocks=blocks).save(out)
+    if out.suffix.lower() in ANIMATIONS:
+        save_animation(compare_pictures(traced, names, follow=follow), out)
+    else:
+        compare_sheet(traced, names, all_blocks=all_blocks, follow=follow).save(out)
     print(out)
+
+
+def _check_name(out: Path) -> None:
+    """Refuse a name before the model runs, rather than after it."""
+    if out.suffix.lower() not in PICTURES + ANIMATIONS:
+        raise ValueError(f"Cannot write {out}: --out takes a name that ends in {', '.join(PICTURES + ANIMATIONS)}.")

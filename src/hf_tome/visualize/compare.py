@@ -1,0 +1,111 @@
+"""One input under several merge configs: a sheet to print, or the pictures of an animation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .drawing import count_tokens
+from .image import enlarged, merged_image
+from .sheet import GAP, contact_sheet, readable_scale
+from .traced import Traced
+from .video import followed_frames, merged_frames
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_WIDE = 2.5  # times as wide as high, as spectrograms are: one below the other
+_STEPS = 8  # of a clip that a sheet has room for
+
+
+def compare_sheet(
+    traced: Sequence[Traced], names: Sequence[str], *, all_blocks: bool = False, follow: bool = True
+) -> Image.Image:
+    """Draw one input under several merge configs.
+
+    Images stand side by side, a column a config, with `all_blocks` a row a block; spectrograms one below the other. Of
+    a clip time runs to the right, evenly thinned to 8 steps, and each config has a row, and with `follow` another for
+    one of its tokens (see `followed_frames`).
+
+    Args:
+        traced: the same input, once for each config.
+        names: what to call the configs.
+    """
+    if traced[0].grid.steps > 1:
+        return _clip_sheet(traced, names, all_blocks, follow)
+    view, grid = traced[0].frames[0], traced[0].grid
+    scale, blocks = readable_scale(view, grid), _blocks(traced[0], all_blocks)
+    columns = [[merged_image(view, one.sources[block], grid, scale=scale) for block in blocks] for one in traced]
+    labels = [[_label(one, name, block, all_blocks) for block in blocks] for one, name in zip(traced, names)]
+    wide = view.width > _WIDE * view.height
+    if len(traced) == 1 or wide:  # nothing to compare along the rows, so fill them
+        pictures, texts = sum(columns, [enlarged(view, scale)]), sum(labels, ["input"])
+        return contact_sheet(pictures, 1 if wide else min(4, len(pictures)), texts)
+    first: list[Image.Image | None] = [enlarged(view, scale), *[None] * (len(blocks) - 1)]
+    rows = zip(first, *columns)
+    texts = [text for row in zip(["input", *[""] * (len(blocks) - 1)], *labels) for text in row]
+    return contact_sheet([picture for row in rows for picture in row], 1 + len(traced), texts)
+
+
+def compare_pictures(traced: Sequence[Traced], names: Sequence[str], *, follow: bool = True) -> list[Image.Image]:
+    """Return the pictures of an animation of one input under several merge configs, side by side.
+
+    Of an image or a spectrogram a picture a block; of a clip a picture a frame.
+    """
+    if traced[0].grid.steps > 1:
+        return _clip_pictures(traced, names, follow)
+    view, grid = traced[0].frames[0], traced[0].grid
+    scale, wide = readable_scale(view, grid), view.width > _WIDE * view.height
+    shown = enlarged(view, scale)
+    pictures = []
+    for block in _blocks(traced[0], True):
+        merged = [merged_image(view, one.sources[block], grid, scale=scale) for one in traced]
+        labels = ["input", *(_label(one, name, block, True) for one, name in zip(traced, names))]
+        pictures.append(contact_sheet([shown, *merged], 1 if wide else None, labels))
+    return pictures
+
+
+def _clip_sheet(traced: Sequence[Traced], names: Sequence[str], all_blocks: bool, follow: bool) -> Image.Image:
+    frames, grid = traced[0].frames, traced[0].grid
+    scale = readable_scale(frames[0], grid)
+    steps = np.linspace(0, grid.steps - 1, min(_STEPS, grid.steps)).round().astype(int)
+    pictures = [enlarged(frames[step * grid.tubelet], scale) for step in steps]
+    labels = [f"frame {step * grid.tubelet}" for step in steps]
+    for one, name in zip(traced, names):
+        for block in _blocks(one, all_blocks):
+            merged = merged_frames(frames, one.sources[block], grid, scale=scale)
+            pictures += [merged[step] for step in steps]
+            labels += [_label(one, name, block, all_blocks), *[""] * (len(steps) - 1)]
+        if follow:
+            followed = followed_frames(frames, one.sources[-1], grid, scale=scale)
+            pictures += [followed[step] for step in steps]
+            labels += [f"{name}: one token, followed", *[""] * (len(steps) - 1)]
+    return contact_sheet(pictures, len(steps), labels)
+
+
+def _clip_pictures(traced: Sequence[Traced], names: Sequence[str], follow: bool) -> list[Image.Image]:
+    frames, grid = traced[0].frames, traced[0].grid
+    scale = readable_scale(frames[0], grid)
+    rows = [[enlarged(frame, scale) for frame in frames]]
+    labels = ["input"]
+    for one, name in zip(traced, names):
+        last = len(one.sources) - 1
+        rows.append(merged_frames(frames, one.sources[last], grid, scale=scale))
+        labels.append(_label(one, name, last, False))
+        if follow:
+            rows.append(followed_frames(frames, one.sources[last], grid, scale=scale))
+            labels.append("one token, followed")
+    shown = [[row[index if row is rows[0] else index // grid.tubelet] for row in rows] for index in range(len(frames))]
+    return [contact_sheet(pictures, None, labels, gap=GAP) for pictures in shown]
+
+
+def _blocks(traced: Traced, all_blocks: bool) -> range:
+    count = len(traced.sources)
+    return range(count) if all_blocks else range(count - 1, count)
+
+
+def _label(traced: Traced, name: str, block: int, all_blocks: bool) -> str:
+    tokens = f"{count_tokens(traced.sources[block])} of {traced.grid.patches} tokens"
+    return f"{name}, block {block}: {tokens}" if all_blocks else f"{name}: {tokens}"

@@ -1,0 +1,126 @@
+"""Run a model's tower on one picture, clip or sound, and find where its patches went."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..adapters.towers import unwrap
+from ..apply import apply, remove, towers
+from ..config import MergeConfig
+from ..trace import trace
+from .grid import TokenGrid, token_grid
+from .view import model_frames, model_view, spectrogram_view
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import PreTrainedModel
+
+KINDS = {"videomae": "video", "vivit": "video", "audio-spectrogram-transformer": "audio"}
+"""By model type of the tower, what it takes; an image where not listed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """One input as a model saw it, and where its patches went.
+
+    Attributes:
+        frames: the picture or the spectrogram, or the frames of the clip.
+        grid: where the patches lie on it.
+        sources: after each block, (patches,): the token that holds each patch, or -1 where it was pruned.
+    """
+
+    frames: list[Image.Image]
+    grid: TokenGrid
+    sources: list[torch.Tensor]
+
+
+def input_kind(model: PreTrainedModel) -> str:
+    """Return what the first tower of a model takes: `"image"`, `"video"` or `"audio"`.
+
+    Raises:
+        UnsupportedModelError: tokens cannot be merged in this model.
+    """
+    apply(model, MergeConfig())
+    try:
+        return KINDS.get(_first_tower(model)[1].config.model_type, "image")
+    finally:
+        remove(model)
+
+
+@torch.inference_mode()
+def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: MergeConfig) -> Traced:
+    """Run the first merged tower of a model on one input; the model comes back unmerged.
+
+    Args:
+        processor: of images, for images and clips, or of sound.
+        content: an image, the frames of a clip (T, H, W, 3) or the samples of a recording at the processor's rate.
+
+    Raises:
+        UnsupportedModelError: tokens cannot be merged in this model.
+        ValueError: the input does not fit, the config does not, or the model's tokens do not cover the grid.
+    """
+    apply(model, dataclasses.replace(config, trace=True))
+    try:
+        tower, module = _first_tower(model)
+        kind = KINDS.get(module.config.model_type, "image")
+        inputs = _process(kind, processor, content).to(module.device)
+        grid = token_grid(module.config, inputs)
+        module(**_arguments(module, inputs, grid))
+        traced = trace(model)
+        last = max(tower.reads) if tower.reads and not tower.restore else tower.num_layers
+    finally:
+        remove(model)
+    _check_cover(module, grid, traced.source.shape[1] - traced.num_special, padded="spatial_shapes" in inputs)
+    end = traced.num_special + grid.patches  # what follows is padding
+    sources = [source[0, traced.num_special : end].cpu() for source in traced.by_block[:last]]
+    if kind == "audio":  # rows of a picture run from the top down, those of the model from the lowest frequency up
+        sources = [source.view(grid.rows, grid.columns).flip(0).flatten() for source in sources]
+    return Traced(_view(kind, processor, content, inputs, grid), grid, sources)
+
+
+def _first_tower(model: Any) -> tuple[Any, Any]:
+    tower, root = towers(model)[0], unwrap(model)
+    return tower, attrgetter(tower.path)(root) if tower.path else root
+
+
+def _process(kind: str, processor: Any, content: Any) -> Any:
+    if kind == "audio":
+        return processor(content, sampling_rate=processor.sampling_rate, return_tensors="pt")
+    inputs = processor(content if kind == "image" else list(content), return_tensors="pt")
+    if kind == "image" and inputs["pixel_values"].dim() == 5:  # (1, tiles, C, H, W) of models that may cut into tiles
+        inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)
+    return inputs
+
+
+def _arguments(module: Any, inputs: Any, grid: TokenGrid) -> dict[str, Any]:
+    """Return what the tower alone takes of what the processor made for the whole model."""
+    takes = inspect.signature(module.forward).parameters
+    arguments = {name: value for name, value in inputs.items() if name in takes}
+    pixels = arguments.get("pixel_values")
+    if "noise" in takes:  # ViT-MAE shuffles its patches by it
+        arguments["noise"] = torch.arange(grid.patches, device=module.device)[None] / grid.patches
+    if pixels is not None and pixels.is_floating_point():
+        arguments["pixel_values"] = pixels.to(module.dtype)
+    return arguments
+
+
+def _check_cover(module: Any, grid: TokenGrid, tokens: int, padded: bool) -> None:
+    if tokens == grid.patches or (padded and tokens > grid.patches):
+        return
+    raise ValueError(
+        f"{type(module).__name__} has {tokens} tokens for {grid.patches} patches, so they have no grid to be drawn on."
+        + (" Load it with mask_ratio=0." if getattr(module.config, "mask_ratio", 0) else "")
+    )
+
+
+def _view(kind: str, processor: Any, content: Any, inputs: Any, grid: TokenGrid) -> list[Image.Image]:
+    if kind == "audio":
+        return [spectrogram_view(inputs["input_values"][0])]
+    frames = [model_view(content, processor)] if kind == "image" else model_frames(content, processor)[: grid.frames]
+    height, width = grid.covers or (frames[0].height, frames[0].width)
+    return [frame.crop((0, 0, width, height)) for frame in frames]
