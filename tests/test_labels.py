@@ -90,3 +90,31 @@ def test_imagenet_folders_match_deit(data):
     names = find_class_names(data / "imagenet_sample", "validation")
     labels = AutoConfig.from_pretrained(data / "deit-tiny-patch16-224").id2label
     assert list(match_labels(list(names.names), labels, names).values()) == list(range(1000))
+
+
+@pytest.mark.parametrize("labels", [["crane, bird", "crane, machine"], ["tench", "tench, Tinca tinca"]])
+def test_two_labels_that_could_be_the_same_one_are_refused(labels):
+    model = {0: "tench, Tinca tinca", 1: "crane"}
+    with pytest.raises(LabelError, match=r"could both be the model's .*--labels"):
+        match_labels(labels, model)
+
+
+def test_the_labels_file_may_say_that_two_labels_are_the_same(tmp_path):
+    names = read_class_names(write_classes(tmp_path, "label,name\ntabby,cat\nsiamese,cat\n"))
+    assert match_labels(["tabby", "siamese"], {0: "dog", 1: "cat"}, names) == {"tabby": 1, "siamese": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "by_index"),
+    [
+        ("classes.csv", "index,label,name\n1,b,bird\n0,a,ant\n", ["a", "b"]),
+        ("classes.csv", "index,label,name\n7,b,bird\n0,a,ant\n", []),
+        ("classes.csv", "label,name\nb,bird\n", []),
+        ("classnames.txt", "ant\n\nbird \n", ["ant", "bird"]),
+    ],
+)
+def test_labels_by_number(tmp_path, name, text, by_index):
+    (tmp_path / name).write_text(text)
+    names = find_class_names(tmp_path, "validation")
+    assert names is not None
+    assert list(names.by_index) == by_index

@@ -37,9 +37,8 @@ def audio_classification(options: JobOptions) -> Job:
     def decode(stored: Any) -> np.ndarray:
         return read_audio(media.stored_source(stored), extractor.sampling_rate)
 
-    names = data.label_names(rows, columns[1], options.data)
-    to_model = media.match_names(names, model.config.id2label, options, split)
-    recordings = media.match_rows(rows, split, (columns[0], columns[1]), to_model, options, decode)
+    names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
+    recordings = media.match_rows(rows, split, (columns[0], columns[1]), names, to_model, options, decode)
     multi_label = data.has_several_labels(rows, columns[1])
     scores = label_probabilities if multi_label else class_scores
     prepare = _prepare(extractor)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .labels import ClassNames
 from .samples import first_line
+from .shards import has_shards, open_shards
 from .source import is_folder
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ class DataError(ValueError):
 def open_split(source: str, split: str | None = None, *, streaming: bool = False) -> tuple[Any, str]:
     """Open one split of a Hub data set or a local folder with `datasets`; return it with the split's name.
 
-    A local folder holds one folder a split and one folder a class below (`validation/<class>/x.jpg`), or Parquet
-    files, or what `Dataset.save_to_disk` wrote. As everywhere in `datasets`, a folder `val` is split `validation`.
+    A local folder holds one folder a split and one folder a class below (`validation/<class>/x.jpg`), Parquet files,
+    WebDataset shards (see `shards`), or what `Dataset.save_to_disk` wrote. As everywhere in `datasets`, a folder `val`
+    is split `validation`.
 
     Raises:
         SourceError: it looks like a folder and is none.
@@ -105,11 +108,14 @@ def has_several_labels(rows: Any, column: str) -> bool:
     return hasattr(rows.features[column], "feature")
 
 
-def label_names(rows: Any, column: str, source: str) -> list[str]:
+def label_names(rows: Any, column: str, source: str, described: ClassNames | None = None) -> list[str]:
     """Return the names of the labels in `column`: of a `ClassLabel` by index, of strings the distinct ones.
 
+    Numbers without names, and strings in a stream, which are not known beforehand, take those of the labels file
+    `described`.
+
     Raises:
-        DataError: the labels are numbers without names, which cannot be matched to a model's.
+        DataError: the labels have no names, so that they cannot be matched to a model's.
     """
     import datasets
 
@@ -117,11 +123,17 @@ def label_names(rows: Any, column: str, source: str) -> list[str]:
     feature = rows.features[column].feature if several else rows.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
-    if feature.dtype != "string" or not hasattr(rows, "unique"):
-        what = "strings in a stream" if feature.dtype == "string" else f"{feature.dtype} without names"
+    is_text = feature.dtype == "string"
+    if described is not None and not is_text and described.by_index:
+        return list(described.by_index)
+    if described is not None and is_text and not hasattr(rows, "unique"):
+        return list(described.names)
+    if not is_text or not hasattr(rows, "unique"):
+        what = "strings in a stream" if is_text else f"{feature.dtype} without names"
         raise DataError(
             f"The labels in column {column!r} of {source} are {what}, so they cannot be matched to the model's by "
-            "name. Cast the column to ClassLabel with names, or open a string column without streaming."
+            "name. Put a classes.csv (columns index,label,name) or a classnames.txt (a name a line, in the order of "
+            "the numbers) beside the data, use --labels, or cast the column to ClassLabel with names."
         )
     found = {name for names in rows[column] for name in names} if several else set(rows.unique(column))
     return sorted(name for name in found if name is not None)
@@ -152,6 +164,8 @@ def _open_folder(path: Path, streaming: bool) -> dict[str, Any]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(str(path))
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    if has_shards(path):
+        return open_shards(path, streaming)
     try:
         if any(path.rglob("*.parquet")):
             return dict(datasets.load_dataset(str(path), streaming=streaming))

@@ -51,9 +51,9 @@ def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options:
         ValueError: there is no image or label column, or a label that the model does not have.
     """
     columns = data.image_and_label_columns(rows, options.data)
-    names = data.label_names(rows, columns[1], options.data)
-    to_model = media.match_names(names, model.config.id2label, options, split)
-    return media.match_rows(data.undecoded(rows, columns[0]), split, columns, to_model, options, data.open_image)
+    names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
+    images = data.undecoded(rows, columns[0])
+    return media.match_rows(images, split, columns, names, to_model, options, data.open_image)
 
 
 def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, PreTrainedModel
 
 from ..video import frame_count, read_views, spatial_crops
-from . import data, media
+from . import media
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import Sample
@@ -40,9 +40,8 @@ def video_classification(options: JobOptions) -> Job:
         views = read_views(media.stored_source(stored), count, options.clips)
         return [crop for view in views for crop in spatial_crops(view, options.crops)]
 
-    names = data.label_names(rows, columns[1], options.data)
-    to_model = media.match_names(names, model.config.id2label, options, split)
-    clips = media.match_rows(rows, split, (columns[0], columns[1]), to_model, options, decode)
+    names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
+    clips = media.match_rows(rows, split, (columns[0], columns[1]), names, to_model, options, decode)
     settings = {"frames": count, "clips": options.clips, "crops": options.crops}
     prepare = _prepare(processor)
     return Job(TASK, public_name(options.model), model, clips, prepare, view_scores, chunk=CHUNK, settings=settings)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CLASSES_FILE = "classes.csv"
+NAMES_FILE = "classnames.txt"
 _WNID = re.compile(r"\bn\d{8}\b")
 SHOWN = 5
 """Labels listed in an error before it says how many more there are."""
@@ -22,20 +23,31 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class ClassNames:
-    """What a labels file says: the name of each label, for instance of each wnid, in the file's order."""
+    """What a labels file says: the name of each label, for instance of each wnid, in the file's order.
+
+    `by_index` are the labels by the number that the data may have instead, none where the file does
+    not number all.
+    """
 
     path: Path
     names: Mapping[str, str]
+    by_index: Sequence[str] = ()
 
 
 def read_class_names(path: str | Path) -> ClassNames:
-    """Read a CSV with a column `name` and a column `wnid` or `label`; other columns, such as `index`, are ignored.
+    """Read a CSV with a column `name`, a column `wnid` or `label`, and maybe `index`, which numbers them from 0.
+
+    The numbers count only where the data has numbers instead of labels. A text file holds names alone, a line each, in
+    the order of the numbers.
 
     Raises:
         LabelError: there is no such file, or it lacks a column.
     """
     path = Path(path)
     try:
+        if path.suffix == ".txt":
+            listed = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return ClassNames(path, {name: name for name in listed}, listed)
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
@@ -44,16 +56,26 @@ def read_class_names(path: str | Path) -> ClassNames:
                 raise LabelError(
                     f"{path} has the columns {list(columns)}; a labels file needs 'name' and either 'wnid' or 'label'."
                 )
-            return ClassNames(path, {row[key]: row["name"] for row in reader})
+            rows = list(reader)
+            by_index = _by_index(rows, key) if "index" in columns else []
+            return ClassNames(path, {row[key]: row["name"] for row in rows}, by_index)
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"Cannot read the labels file {path}: {error}.") from error
 
 
+def _by_index(rows: Sequence[Mapping[str, str]], key: str) -> list[str]:
+    """Return the labels in the order of their numbers, none where these are not 0, 1, 2, ..."""
+    numbered = {(row["index"] or "").strip(): row[key] for row in rows}
+    wanted = [str(number) for number in range(len(rows))]
+    return [numbered[number] for number in wanted] if set(numbered) == set(wanted) else []
+
+
 def find_class_names(data_folder: Path, split: str) -> ClassNames | None:
-    """Read the `classes.csv` beside the class folders, beside the split folder or one folder up, if there is one."""
+    """Read the labels file beside the class folders, beside the split folder or one folder up, if there is one."""
     for folder in (data_folder / split, data_folder, data_folder.parent):
-        if (folder / CLASSES_FILE).is_file():
-            return read_class_names(folder / CLASSES_FILE)
+        for name in (CLASSES_FILE, NAMES_FILE):
+            if (folder / name).is_file():
+                return read_class_names(folder / name)
     return None
 
 
@@ -69,7 +91,8 @@ def match_labels(
     be there.
 
     Raises:
-        LabelError: a label of the data set is not among the model's, or could be any of several.
+        LabelError: a label of the data set is not among the model's, could be any of several, or is the same one as
+            another label, without the labels file saying so.
     """
     names = dict(class_names.names) if class_names and any(label in class_names.names for label in data_labels) else {}
     for label in data_labels:
@@ -78,6 +101,7 @@ def match_labels(
     wrong = [label for label in data_labels if len(found[label]) != 1]
     if wrong:
         raise LabelError(_explain(wrong, names, found, model_labels, class_names))
+    _refuse_shared(data_labels, names, found, model_labels)
     return {label: found[label][0] for label in data_labels}
 
 
@@ -136,6 +160,25 @@ def _resolve_same_names(found: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
         if len(labels) == len(indices):
             resolved.update({label: (index,) for label, index in zip(labels, indices)})
     return resolved
+
+
+def _refuse_shared(
+    data_labels: Sequence[str],
+    names: Mapping[str, str],
+    found: Mapping[str, tuple[int, ...]],
+    model_labels: Mapping[Any, str],
+) -> None:
+    """Refuse two labels of the data that are one of the model's, unless the labels file gives both the same name."""
+    first: dict[int, str] = {}
+    by_index = {int(index): label for index, label in model_labels.items()}
+    for label in data_labels:
+        other = first.setdefault(found[label][0], label)
+        if _normalised(names[other]) != _normalised(names[label]):
+            shared = by_index[found[label][0]]
+            raise LabelError(
+                f"The labels {other!r} and {label!r} of the data could both be the model's {shared!r}. If they are, "
+                "give both that name in a labels file with --labels; else give a model that tells them apart."
+            )
 
 
 def _explain(

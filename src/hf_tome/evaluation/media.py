@@ -14,6 +14,7 @@ from . import data, labels
 from .data import DataError
 from .job import JobOptions
 from .samples import LabelledSamples, stored_path
+from .shards import has_shards
 from .source import is_folder, public_name
 
 if TYPE_CHECKING:
@@ -54,16 +55,19 @@ def match_rows(
     rows: Any,
     split: str,
     columns: tuple[str, str],
+    names: list[str],
     to_model: dict[str, int],
     options: JobOptions,
     decode: Callable[[Any], Any],
 ) -> LabelledSamples:
-    """Draw the samples, and give each the model's index of its label, or of all its labels."""
+    """Draw the samples, and give each the model's index of its label, or of all its labels.
+
+    `names` are the data's labels, by number where it has numbers.
+    """
     column, label_column = columns
-    names = data.label_names(rows, label_column, options.data)
 
     def index(label: Any) -> int:
-        # A ClassLabel column holds indices into `names`, a column of strings the names.
+        # A column of numbers holds indices into `names`, a column of strings the names.
         return to_model[label if isinstance(label, str) else names[label]]
 
     def model_label(label: Any) -> int | tuple[int, ...]:
@@ -80,9 +84,17 @@ def match_rows(
     )
 
 
-def match_names(names: list[str], model_labels: Any, options: JobOptions, split: str) -> dict[str, int]:
-    """Return the model's index of each label of the data, with the help of a labels file where there is one."""
-    return labels.match_labels(names, dict(model_labels or {}), class_names(options, split))
+def match_names(
+    rows: Any, split: str, label_column: str, model_labels: Any, options: JobOptions
+) -> tuple[list[str], dict[str, int]]:
+    """Return the data's labels and the model's index of each, with the help of a labels file where there is one.
+
+    Raises:
+        ValueError: a label has no name, or no counterpart among the model's.
+    """
+    described = class_names(options, split)
+    names = data.label_names(rows, label_column, options.data, described)
+    return names, labels.match_labels(names, dict(model_labels or {}), described)
 
 
 def class_names(options: JobOptions, split: str) -> labels.ClassNames | None:
@@ -155,7 +167,8 @@ def _rows(paths: list[str], found: list[Any], column: str) -> datasets.Dataset:
 
 
 def _is_data_set(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(path.rglob("*.parquet"))
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return saved or has_shards(path) or any(path.rglob("*.parquet"))
 
 
 def _undecoded(rows: Any, kind: str, source: str) -> Any:

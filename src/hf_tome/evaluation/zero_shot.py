@@ -44,14 +44,15 @@ def zero_shot_classification(options: JobOptions) -> Job:
     """
     rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
     columns = data.image_and_label_columns(rows, options.data)
-    names = data.label_names(rows, columns[1], options.data)
-    classes = find_classes(names, options.class_names, media.class_names(options, split))
+    described = media.class_names(options, split)
+    names = data.label_names(rows, columns[1], options.data, described)
+    classes = find_classes(names, options.class_names, described)
     templates = read_templates(options.templates) if options.templates else list(TEMPLATES)
     model = load_model(AutoModelForZeroShotImageClassification, options, "match images with text")
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{type(model).__name__} has no separate text tower; give a CLIP, SigLIP or the like.")
     images = media.match_rows(
-        data.undecoded(rows, columns[0]), split, columns, dict(classes.index), options, data.open_image
+        data.undecoded(rows, columns[0]), split, columns, names, dict(classes.index), options, data.open_image
     )
     return Job(
         TASK,
