@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hf_tome import MergeConfig
 from hf_tome import config as module
-from hf_tome.config import CONFIG_NAME, FORMAT_VERSION, METHOD_FIELDS
+from hf_tome.config import CONFIG_NAME, FORMAT_VERSION, IN_BLOCKS, METHOD_FIELDS
 from hf_tome.merging import base, partition, similarity
 
 # One valid value other than the default for every field.
@@ -37,6 +37,7 @@ OTHER = {
     "trace": True,
     "restore": True,
     "seed": 3,
+    "where": "projected",
 }
 FIELDS = [field.name for field in dataclasses.fields(MergeConfig)]
 
@@ -177,6 +178,7 @@ def test_a_callers_list_is_copied():
     [
         ({"r": -1}, r"`r` is -1; it takes an integer of at least 0, a pair \(r, inflection\) .*, or a list"),
         ({"r": 1.5}, "`r` is 1.5; it takes an integer"),
+        ({"where": "blocks"}, "`where` is 'blocks'; it takes one of 'tower', 'projected'"),
         ({"r": True}, "`r` is True; it takes an integer"),
         ({"r": "8"}, "`r` is '8'; it takes an integer"),
         ({"r": None}, "`r` is None; it takes an integer"),
@@ -262,6 +264,21 @@ def test_a_field_applies_or_is_refused(method, name):
 def test_union_and_keep_ratio_exclude_each_other():
     with pytest.raises(ValueError, match="`batching` is 'union', but with `keep_ratio`"):
         MergeConfig(method="mame", keep_ratio=0.5, batching="union")
+
+
+PROJECTED_ALONE = [(method, name) for method, name in PAIRS if name in IN_BLOCKS and name in METHOD_FIELDS[method]]
+
+
+@pytest.mark.parametrize(("method", "name"), [pair for pair in PROJECTED_ALONE if pair[0] != "attention_prune"])
+def test_projected_tokens_have_no_blocks(method, name):
+    with pytest.raises(ValueError, match=rf"`{name}` is .*, but with `where='projected'` no block merges"):
+        MergeConfig(method=method, where="projected", **{name: OTHER[name]})
+
+
+@pytest.mark.parametrize("r", [[4, 4], (4, -1.0)])
+def test_projected_tokens_merge_once(r):
+    with pytest.raises(ValueError, match="`r` is .*tokens merge once, so it takes one integer"):
+        MergeConfig(r=r, where="projected")
 
 
 def test_the_papers_defaults():

@@ -24,21 +24,25 @@ HEAD_AGGREGATIONS = ("mean", "concat")
 COMBINES = ("weighted_mean", "mean", "max", "keep_one")
 PARTITIONS = ("alternating", "sequential", "random")
 BATCHINGS = ("pad", "union")
+PLACES = ("tower", "projected")
 
 _COMMON = {"method", "layers", "proportional_attention", "trace"}
-_FEATURE = {"metric", "head_aggregation", "restore"}
+_FEATURE = {"metric", "head_aggregation", "restore", "where"}
 
 METHOD_FIELDS: dict[str, set[str]] = {
     "tome": _COMMON | _FEATURE | {"r", "distance", "combine", "partition", "seed"},
     "mame": _COMMON
     | _FEATURE
     | {"threshold", "adaptive_pruning", "keep_ratio", "batching", "distance", "partition", "seed"},
-    "random_prune": _COMMON | {"r", "seed"},
+    "random_prune": _COMMON | {"r", "seed", "where"},
     "attention_prune": _COMMON | {"r"},
     "kmeans": _COMMON | _FEATURE | {"r", "kmeans_iterations", "combine", "seed"},
     "greedy": _COMMON | _FEATURE | {"r", "distance", "combine"},
 }
 """The fields that mean something to each method; setting another one is an error."""
+
+IN_BLOCKS = ("layers", "proportional_attention", "metric", "head_aggregation", "restore", "batching")
+"""The fields that say something of a tower's blocks, and mean nothing where projected image tokens merge."""
 
 METHOD_DEFAULTS: dict[str, dict[str, str]] = {
     "mame": {"metric": "x", "distance": "cosine", "head_aggregation": "concat", "partition": "alternating"},
@@ -95,6 +99,9 @@ class MergeConfig:
             Give the full grid of tokens back after the last block.
         seed (`int`, *optional*, defaults to 0):
             For what is random: `partition="random"`, `"random_prune"` and the first centroids of `"kmeans"`.
+        where (`str`, *optional*, defaults to `"tower"`):
+            `"tower"` merges in the blocks of the encoder. `"projected"` merges the image tokens of a vision-language
+            model once, between its projector and its language model: `r` of each image, or whatever is similar enough.
 
     Raises:
         ValueError: a field is out of range, or does not apply to the method. The message names the field, what it
@@ -118,6 +125,7 @@ class MergeConfig:
     trace: bool = False
     restore: bool = False
     seed: int = 0
+    where: str = "tower"
 
     def __post_init__(self):
         _check_choice("method", self.method, tuple(METHOD_FIELDS))
@@ -134,6 +142,7 @@ class MergeConfig:
                 f"`proportional_attention` is {self.proportional_attention!r}; it takes True, False or 'auto'."
             )
         _check_choice("batching", self.batching, BATCHINGS)
+        _check_choice("where", self.where, PLACES)
         for name, choices in _CHOICES.items():
             if getattr(self, name) is not None:
                 _check_choice(name, getattr(self, name), choices, "None, or ")
@@ -154,6 +163,21 @@ class MergeConfig:
             raise ValueError(
                 "`batching` is 'union', but with `keep_ratio` every image keeps the same number of tokens, so there "
                 "is nothing to unite. Leave one of them out."
+            )
+        if self.where == "projected":
+            self._check_projected()
+
+    def _check_projected(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name in IN_BLOCKS and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"`{field.name}` is {getattr(self, field.name)!r}, but with `where='projected'` no block merges: "
+                    "each image's projected tokens do, once, on their own similarity. Leave it out."
+                )
+        if not isinstance(self.r, int):
+            raise ValueError(
+                f"`r` is {self.r!r}; with `where='projected'` tokens merge once, so it takes one integer, the tokens "
+                "to merge of each image."
             )
 
     def __hash__(self) -> int:

@@ -173,6 +173,9 @@ def _notes(tower: Tower, computed: list[tuple[int, int]] | None, num_run: int) -
             "nothing merged in the last forward pass; lower `threshold`, or use batching='pad' instead of 'union'"
         )
     for block, (r, (before, after)) in enumerate(zip(tower.schedule, computed or ())):
+        if r > before - after and tower.config.where == "projected":
+            notes.append(f"fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
+            break
         if r > before - after:
             notes.append(
                 f"from block {block} on fewer than the r={r} asked for can merge: {before - after} of {before} tokens "
@@ -200,6 +203,8 @@ def depends_on_images(tower: Tower) -> bool:
 
 
 def _shape(module: Any, tower: Tower) -> EncoderShape | None:
+    if tower.config.where == "projected":
+        return None  # the tower runs as ever, and what the language model saves goes by the prompt
     try:
         shape = encoder_shape(module.config)
     except ValueError:

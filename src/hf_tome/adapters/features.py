@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..state import ForwardState
 
-IMAGE_FEATURES = ("image_features", "image_features_tensor")
-"""Kinds of the heads that turn a tower's merged tokens into image features."""
+IMAGE_FEATURES = "image_features"
+"""The kind of head that turns a tower's merged tokens into image features."""
 
 
 def has_feature_layers(model: Any) -> bool:
@@ -22,11 +22,13 @@ def has_feature_layers(model: Any) -> bool:
 def read_layers(model: Any, num_layers: int, layers: int | Sequence[int] | None = None) -> tuple[int, ...]:
     """Return the hidden states that a model reads, by the numbers of the blocks that they go into.
 
-    They are `layers`, or those of the model's config.
+    They are `layers`, or those of the model's config, or else the last one.
 
     Raises:
         ValueError: one that the tower does not have.
     """
+    if layers is None and not has_feature_layers(model):
+        return (num_layers,)
     chosen = layers if layers is not None else model.config.vision_feature_layer
     chosen = [chosen] if isinstance(chosen, int) else list(chosen)
     beyond = [layer for layer in chosen if not -num_layers - 1 <= layer <= num_layers]
@@ -39,13 +41,18 @@ def read_layers(model: Any, num_layers: int, layers: int | Sequence[int] | None 
 
 
 def cropped_tokens(model: Any, strategy: str | None = None) -> int:
-    """Return how many leading tokens a model cuts off its tower's output (VipLLaVA, which has no choice, cuts one)."""
+    """Return how many leading tokens a model cuts off the hidden states of its tower.
+
+    VipLLaVA has no choice, and cuts one; models that read their tower's output cut none.
+    """
+    if not has_feature_layers(model):
+        return 0
     chosen = strategy if strategy is not None else getattr(model.config, "vision_feature_select_strategy", "default")
     return 1 if chosen == "default" else 0
 
 
 def image_tokens(
-    hidden_states: Sequence[Tensor], reads: Sequence[int], state: ForwardState
+    hidden_states: Sequence[Tensor] | Mapping[int, Tensor], reads: Sequence[int], state: ForwardState
 ) -> tuple[Tensor, Tensor | None]:
     """Return the tokens that a model reads, (B, M, C * len(reads)), and their sizes (B, M, 1), `None` if all are 1.
 
@@ -60,7 +67,7 @@ def image_tokens(
     return tokens.gather(1, order.expand_as(tokens)), None if size is None else size.gather(1, order)
 
 
-def _aligned(hidden_states: Sequence[Tensor], reads: Sequence[int], state: ForwardState) -> Tensor:
+def _aligned(hidden_states: Sequence[Tensor] | Mapping[int, Tensor], reads: Sequence[int], state: ForwardState) -> Tensor:
     """Join the hidden states of several layers, (B, N_i, C) each, along their channels, with the last one's tokens.
 
     Merges between an earlier layer and the last one are applied to the earlier tokens as well, so that a merged

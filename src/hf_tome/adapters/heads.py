@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ..state import Link
 from .attention import log_size
+from .generator import MergedGenerator
 from .swap import LINK, Swapped
-from .vlm import MergedGenerator, MergedImageModel, MergedTensorImageModel
+from .vlm import MergedImageModel, ProjectedImageModel
 
 
 class MeanOutput(Swapped):
@@ -93,7 +94,7 @@ HEADS: dict[str, type | None] = {
     "functional_pool": FunctionalPool,
     "drop_mask": DropMask,
     "image_features": MergedImageModel,
-    "image_features_tensor": MergedTensorImageModel,
+    "projected": ProjectedImageModel,
     "generator": MergedGenerator,
 }
 """What is swapped at a head's site, by the head's kind; `None` where nothing is."""

@@ -79,8 +79,10 @@ def continue_generate(
     return history
 
 
-def continue_forward(call: dict[str, Any], history: Shortening, has_images: bool) -> None:
+def continue_forward(call: dict[str, Any], history: Shortening, has_images: bool, first_position: int = 0) -> None:
     """Fit mask and position ids of new tokens, in place, to a cache whose prompts were shortened.
+
+    The model's positions count from `first_position`.
 
     Raises:
         ValueError: the call has a new image, or they fit neither the prompts as passed nor the shortened ones.
@@ -102,7 +104,7 @@ def continue_forward(call: dict[str, Any], history: Shortening, has_images: bool
                 f"shortened from {start} to {history.length} columns it takes {original} (the prompts as passed) or "
                 f"{fitting}."
             )
-    call["position_ids"] = _positions(call.get("position_ids"), history, past, num_new)
+    call["position_ids"] = _positions(call.get("position_ids"), history, past + first_position, num_new)
 
 
 def _positions(position_ids: Tensor | None, history: Shortening, past: int, num_new: int) -> Tensor:

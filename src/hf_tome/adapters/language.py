@@ -6,18 +6,26 @@ the grid of tokens (a projector that folds or pools neighbours, rows with line e
 
 from __future__ import annotations
 
+from typing import Any
+
+from .connectors import CONNECTORS
+from .refused import REFUSED
 from .spec import RESTORE, Head
 
 FEWER = (Head("image_features", says="hands the merged tokens to the language model, whose placeholders follow"),)
-FEWER_TENSOR = (Head("image_features_tensor", says=FEWER[0].says),)
 GENERATOR = (Head("generator"),)
 GRID = (RESTORE,)
 AROUND: tuple[Head, ...] = ()  # around a model that is listed by itself
 
+PROJECTED = Head(
+    "projected", says="merges each image's projected tokens before the language model, whose placeholders follow"
+)
+PROJECTED_VIDEO = Head("projected", says=f"{PROJECTED.says}; videos keep all of theirs")
+
 VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "LlavaModel": FEWER,
     "LlavaForConditionalGeneration": GENERATOR,
-    "VipLlavaModel": FEWER_TENSOR,
+    "VipLlavaModel": FEWER,
     "VipLlavaForConditionalGeneration": GENERATOR,
     "LlavaNextModel": GRID,
     "LlavaNextForConditionalGeneration": AROUND,
@@ -27,9 +35,9 @@ VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "LlavaOnevisionForConditionalGeneration": AROUND,
     "VideoLlavaModel": GRID,
     "VideoLlavaForConditionalGeneration": AROUND,
-    "PaliGemmaModel": GRID,
-    "PaliGemmaForConditionalGeneration": AROUND,
-    "PI0Model": AROUND,
+    "PaliGemmaModel": FEWER,
+    "PaliGemmaForConditionalGeneration": GENERATOR,
+    "PI0Model": GRID,  # its action expert reads the prefix in as many columns as the processor wrote
     "PI0ForConditionalGeneration": AROUND,
     "Gemma3Model": GRID,
     "Gemma3ForConditionalGeneration": AROUND,
@@ -44,8 +52,10 @@ VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "AyaVisionForConditionalGeneration": AROUND,
     "Cohere2VisionModel": GRID,
     "Cohere2VisionForConditionalGeneration": AROUND,
-    "DeepseekVLModel": GRID,
-    "DeepseekVLForConditionalGeneration": AROUND,
+    "DeepseekVLModel": FEWER,
+    "DeepseekVLForConditionalGeneration": GENERATOR,
+    "JanusModel": FEWER,
+    "JanusForConditionalGeneration": GENERATOR,
     "Lfm2VlModel": GRID,
     "Lfm2VlForConditionalGeneration": AROUND,
     "Idefics3Model": GRID,
@@ -56,3 +66,30 @@ VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "InternVLForConditionalGeneration": AROUND,
 }
 """By class name, for the models around a tower; see `heads.HEADS`."""
+
+NOT_PROJECTED: dict[str, str] = {
+    "VideoLlavaModel": "its images and videos share one call, and are not told apart there yet",
+    "T5Gemma2Encoder": "its text encoder and its decoder's cross-attention go by the prompt as the processor wrote it",
+    "PI0Model": "its action expert reads the prefix in as many columns as the processor wrote",
+}
+"""The vision-language models of the table whose projected tokens are not merged, and why."""
+
+M_ROPE = (
+    "its positions have three axes that are counted from the full grid of image tokens, for the prompt and for each "
+    "step of generation, and merged tokens have no place in that count yet"
+)
+M_ROPE_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+
+
+def not_projected(model: Any) -> str:
+    """Return why projected tokens of a model are not merged, so as to complete a sentence."""
+    for module in model.modules():
+        reason = NOT_PROJECTED.get(type(module).__name__)
+        if reason is not None:
+            return reason
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    if model_type in M_ROPE_TYPES:
+        return M_ROPE
+    if getattr(getattr(model, "config", None), "vision_config", None) is None:
+        return "it has no projector between a vision tower and a language model"
+    return REFUSED.get(model_type, "hf_tome has no row for its projector yet")

@@ -100,7 +100,11 @@ class Shortening:
 
 
 def plan_shortening(
-    placeholders: Tensor, lengths: Sequence[int], full: int | None, attention_mask: Tensor | None, left: bool | None
+    placeholders: Tensor,
+    lengths: Sequence[int],
+    full: Sequence[int] | None,
+    attention_mask: Tensor | None,
+    left: bool | None,
 ) -> Shortening | None:
     """Plan which placeholders go, so that each image has as many as it has features; the last ones of each stay.
 
@@ -120,22 +124,26 @@ def plan_shortening(
     total, images = int(placeholders.sum()), len(lengths)
     if not images:
         return None
-    if total == sum(lengths) and (full is None or total != full * images):
+    if total == sum(lengths) and (full is None or total != sum(full)):
         return None
-    full = full if full is not None else total // images
+    full = list(full) if full is not None else [total // images] * images
+    ends = torch.tensor(full, device=placeholders.device).cumsum(0)
     by_row = placeholders.sum(dim=1)
-    if total != full * images or total == 0 or bool((by_row % full).any()) or max(lengths) > full:
+    whole = bool(torch.isin(by_row.cumsum(0), torch.cat([ends.new_zeros(1), ends])).all())
+    if total != sum(full) or total == 0 or not whole or any(map(int.__gt__, lengths, full)):
+        each = f"{full[0]} tokens each" if len(set(full)) == 1 else f"{full} tokens"
         raise ValueError(
-            f"The prompts hold {by_row.tolist()} image placeholders, but {images} image(s) of {full} tokens each need "
-            f"{full * images} in all, whole images in each prompt. Write one image token for each image into the "
+            f"The prompts hold {by_row.tolist()} image placeholders, but {images} image(s) of {each} need "
+            f"{sum(full)} in all, whole images in each prompt. Write one image token for each image into the "
             "prompt, and let the processor expand it."
         )
     if total == sum(lengths):
         return None
-    rank = placeholders.flatten().cumsum(0).view_as(placeholders) - 1
-    features = torch.tensor(lengths, device=placeholders.device)
-    surplus = full - features[(rank // full).clamp(min=0)]
-    dropped = placeholders & (rank % full < surplus)
+    rank = placeholders.flatten().cumsum(0).view_as(placeholders) - 1  # of each placeholder among all
+    image = torch.searchsorted(ends, rank.clamp(min=0), right=True)
+    surplus = torch.tensor([have - keep for have, keep in zip(full, lengths)], device=placeholders.device)
+    starts = ends - torch.tensor(full, device=placeholders.device)
+    dropped = placeholders & (rank - starts[image] < surplus[image])
     real = _inside(attention_mask, placeholders)
     if left is None:
         left = bool(real[:, -1].all())
@@ -156,8 +164,11 @@ def _inside(attention_mask: Any, like: Tensor) -> Tensor:
     return (seen.cumsum(dim=1) > 0) & (seen.flip(1).cumsum(dim=1).flip(1) > 0)
 
 
-def shorten_call(call: dict[str, Any], shortening: Shortening, pad_token_id: int) -> None:
-    """Shorten, in place, every argument of a model's call that has one entry for each token of the prompt."""
+def shorten_call(call: dict[str, Any], shortening: Shortening, pad_token_id: int, first_position: int = 0) -> None:
+    """Shorten, in place, every argument of a model's call that has one entry for each token of the prompt.
+
+    Position ids that have to be made count from `first_position`.
+    """
     length = shortening.keep.shape[1]
     ids, mask, positions = (call.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     if ids is not None and ids.shape[1] >= length:
@@ -173,4 +184,4 @@ def shorten_call(call: dict[str, Any], shortening: Shortening, pad_token_id: int
     if positions is None and shortening.left and call["attention_mask"] is not None:
         # Padding that was put in front must not shift the positions.
         mask = call["attention_mask"].long()
-        call["position_ids"] = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0)
+        call["position_ids"] = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0) + first_position

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -19,24 +18,10 @@ from .features import IMAGE_FEATURES, cropped_tokens, has_feature_layers, read_l
 from .heads import HEADS, site_of
 from .language import VISION_LANGUAGE
 from .matching import METHODS
+from .plan_projected import plan_projected
+from .plans import HOW_TO_GO_ON, Plan, check_forwards
 from .refused import REFUSED
 from .spec import Family, Head
-
-HOW_TO_GO_ON = (
-    "See docs/models.md for what is supported; a plain encoder inside a model of your own can be merged by itself, "
-    "as in `hf_tome.apply(model.encoder, config)`."
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be swapped for one tower."""
-
-    tower: Tower
-    blocks: list[nn.Module]
-    attentions: list[nn.Module]
-    sites: list[tuple[nn.Module, type]]
-
 
 def unwrap(model: Any) -> Any:
     """Return the transformers model inside a pipeline, a compiled model, a PEFT model or a parallel wrapper.
@@ -69,6 +54,8 @@ def plan(model: Any, config: MergeConfig) -> list[Plan]:
         ValueError: the config does not fit the model.
     """
     root = unwrap(model)
+    if config.where == "projected":
+        return plan_projected(root, config)
     plans = [_plan_tower(root, path, tower, family, config) for path, tower, family in _towers(root)]
     if not plans:
         raise UnsupportedModelError(_why_not(root))
@@ -97,12 +84,13 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
             "good. Use a method that merges, such as 'tome'."
         )
     restore = config.restore or needs_grid
-    reads = next((read_layers(owner, num_layers) for owner, _ in owned_heads if has_feature_layers(owner)), ())
+    readers = [owner for owner, head in owned_heads if has_feature_layers(owner) or head.kind == IMAGE_FEATURES]
+    reads = read_layers(readers[0], num_layers) if readers else ()
     _check_reads(root, reads, merging, restore)
     if restore and reads:
         blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
     attentions = [attrgetter(family.attention)(block) for block in blocks]
-    cropped = max((cropped_tokens(owner) for owner, head in owned_heads if head.kind in IMAGE_FEATURES), default=0)
+    cropped = max((cropped_tokens(owner) for owner, head in owned_heads if head.kind == IMAGE_FEATURES), default=0)
     proportional = config.proportional_attention
     tower = Tower(
         family=family,
@@ -120,7 +108,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     # A grid that is restored is averaged, and laid out, as ever.
     sites = [] if tower.restore else [_site(owner, head) for owner, head in owned_heads]
     found = [site for site in sites if site is not None]
-    _check_forwards([*blocks, *attentions, *(site for site, _ in found)])
+    check_forwards([*blocks, *attentions, *(site for site, _ in found)])
     return Plan(tower, blocks, attentions, found)
 
 
@@ -175,18 +163,6 @@ def _site(owner: nn.Module, head: Head) -> tuple[nn.Module, type] | None:
     mixin = HEADS[head.kind]
     site = site_of(owner, head.site) if mixin is not None else None
     return None if site is None or mixin is None else (site, mixin)
-
-
-def _check_forwards(modules: list[nn.Module]) -> None:
-    """Raise where an instance has a forward of its own, which would run instead of ours, silently."""
-    for module in modules:
-        if "forward" in module.__dict__:
-            by = "accelerate's hooks" if hasattr(module, "_hf_hook") else "something else"
-            raise UnsupportedModelError(
-                f"The forward of a {type(module).__name__} has been replaced by {by}, so merging in it would do "
-                f"nothing. Call "
-                "`hf_tome.apply` first and dispatch, offload or wrap the model after it, or load it on one device."
-            )
 
 
 def _why_not(root: nn.Module) -> str:

@@ -1,0 +1,69 @@
+"""How vision-language models make image features, and how their language models take them in: one row each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+PIXELS = ("pixel_values",)
+LAYERS = ("vision_feature_layer", "vision_feature_select_strategy")
+VIDEOS = ("pixel_values_videos", *LAYERS)
+OLD_LAYERS = "vision_feature_layers"
+"""What VipLLaVA called its feature layers, and still takes."""
+
+
+@dataclass(frozen=True)
+class Connector:
+    """What has to be known of the model that holds tower, projector and language model.
+
+    Attributes:
+        pixels: the arguments that image features are made of.
+        videos: those that video features are made of, where the model takes videos too; video tokens do not merge.
+        as_tensor: the model's own forward takes the features of all images as one tensor, rather than as a list.
+        tile: path of the number of tokens that every tile has, where the features of a prompt come in one piece.
+        newline: path of the embedding that ends each row of an image's features; such tokens are not merged.
+        first_position: the position of a prompt's first token, in the model's own forward.
+        tower, projector: paths of these modules, where the projector works token by token.
+    """
+
+    pixels: tuple[str, ...] = PIXELS
+    videos: tuple[str, ...] = ()
+    as_tensor: bool = False
+    tile: str | None = None
+    newline: str | None = None
+    first_position: int = 0
+    tower: str = "vision_tower"
+    projector: str = "multi_modal_projector"
+
+
+LIST = Connector()
+TENSOR = Connector(as_tensor=True)
+LLAVA = Connector((*PIXELS, *LAYERS, "image_sizes"))
+ALIGNER = replace(TENSOR, tower="vision_model", projector="aligner")
+ANYRES = replace(LLAVA, videos=VIDEOS, newline="image_newline")
+TILES = Connector((*PIXELS, "pixel_attention_mask"), tile="image_seq_len")
+
+CONNECTORS: dict[str, Connector] = {
+    "LlavaModel": LLAVA,
+    "VipLlavaModel": replace(TENSOR, pixels=(*PIXELS, LAYERS[0], OLD_LAYERS)),
+    "PaliGemmaModel": replace(TENSOR, first_position=1),
+    "DeepseekVLModel": ALIGNER,
+    "JanusModel": ALIGNER,
+    "LlavaNextModel": replace(ANYRES, videos=()),
+    "LlavaNextVideoModel": ANYRES,
+    "LlavaOnevisionModel": replace(ANYRES, pixels=(*ANYRES.pixels, "vision_aspect_ratio", "batch_num_images")),
+    "Gemma3Model": TENSOR,
+    "AyaVisionModel": replace(TENSOR, pixels=(*PIXELS, *LAYERS)),
+    "Cohere2VisionModel": TENSOR,
+    "InternVLModel": replace(TENSOR, pixels=(*PIXELS, *LAYERS)),
+    "Idefics3Model": TILES,
+    "SmolVLMModel": TILES,
+    "Lfm2VlModel": Connector((*PIXELS, "spatial_shapes", "pixel_attention_mask")),
+    "Mistral3Model": Connector((*PIXELS, LAYERS[0], "image_sizes")),
+}
+"""By class name. Image tokens can be merged behind the projector of each (`MergeConfig(where="projected")`)."""
+
+
+def connector_of(model: Any) -> Connector:
+    """Return the row of a model, or of the one inside its language modelling head."""
+    return CONNECTORS[type(model.base_model).__name__]

@@ -1,0 +1,198 @@
+"""Small vision-language models, one for every row of `hf_tome.adapters.connectors`, and prompts with images for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import transformers as tf
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hf_tome.adapters.connectors import CONNECTORS
+
+IMAGE_TOKEN, VIDEO_TOKEN, PAD, NEW = 98, 97, 0, 5
+SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
+SQUARE = {"image_size": 32, "patch_size": 4}
+SPECIAL = {"eos_token_id": 96, "bos_token_id": 95, "pad_token_id": PAD}
+TEXT = {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 99, **SPECIAL}
+CLIP = {"model_type": "clip_vision_model", **SMALL, **SQUARE}
+SIGLIP = {"model_type": "siglip_vision_model", **SMALL, **SQUARE, "vision_use_head": False}
+NAFLEX = {"model_type": "siglip2_vision_model", **SMALL, "num_patches": 64, "patch_size": 4, "vision_use_head": False}
+PIXTRAL = {"model_type": "pixtral", **SMALL, **SQUARE, "head_dim": 16}
+JANUS = {"model_type": "janus_vision_model", **SMALL, **SQUARE, "projection_dim": 32, "mlp_ratio": 2, "depth": 2}
+VQ = {"embed_dim": 8, "num_embeddings": 10, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
+PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
+
+
+def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Images (..., H, W) with structure, so that MaMe finds tokens to merge."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(shape[:-2].numel() if isinstance(shape, torch.Size) else _count(shape[:-2]), 1, 4, 4)
+    coarse = torch.randn(coarse.shape, generator=generator)
+    large = nn.functional.interpolate(coarse, size=shape[-2:]).view(shape)
+    return 3 * large + torch.randn(shape, generator=generator)
+
+
+def _count(shape: Sequence[int]) -> int:
+    return int(torch.tensor(shape).prod())
+
+
+Images = Sequence[Sequence[int]]
+"""For each prompt, which images it has, by number."""
+
+
+def squares(images: Images) -> dict:
+    bank = smooth(4, 3, 32, 32)
+    return {"pixel_values": bank[[index for row in images for index in row]]}
+
+
+def anyres(images: Images) -> dict:
+    bank, sizes = smooth(4, 3, 3, 32, 32), torch.tensor([[64, 32], [50, 30], [30, 60], [64, 32]])
+    flat = [index for row in images for index in row]
+    return {"pixel_values": bank[flat], "image_sizes": sizes[flat]}
+
+
+def tiles(images: Images) -> dict:
+    bank, most = smooth(4, 2, 3, 32, 32), max(len(row) for row in images)  # two tiles an image
+    pixels = torch.zeros(len(images), 2 * most, 3, 32, 32)
+    for row, chosen in enumerate(images):
+        for place, index in enumerate(chosen):
+            pixels[row, 2 * place : 2 * place + 2] = bank[index]
+    return {"pixel_values": pixels}
+
+
+def naflex(images: Images) -> dict:
+    flat = [index for row in images for index in row]
+    shapes = torch.tensor([[8, 8], [4, 12], [6, 8], [8, 6]])[flat]
+    mask = (torch.arange(64) < shapes.prod(-1, keepdim=True)).long()
+    pixels = smooth(4, 1, 64, 48)[:, 0][flat]
+    return {"pixel_values": pixels, "spatial_shapes": shapes, "pixel_attention_mask": mask}
+
+
+def packed(images: Images) -> dict:
+    sizes = torch.tensor([[32, 32], [16, 32], [32, 24], [32, 32]])
+    flat = [index for row in images for index in row]
+    return {"pixel_values": smooth(4, 3, 32, 32)[flat], "image_sizes": sizes[flat]}
+
+
+@dataclass(frozen=True)
+class Vlm:
+    """A model, its config, and its images.
+
+    Attributes:
+        images: builds the arguments for the images of a batch of prompts.
+        types: the token types of a prompt, from which of its tokens are image tokens; or none.
+    """
+
+    name: str
+    vision: dict
+    text: str = "llama"
+    options: dict = field(default_factory=dict)
+    images: Callable[[Images], dict] = squares
+    token: str = "image_token_id"
+    types: Callable[[list[bool]], list[int]] | None = None
+
+    @property
+    def connector(self):
+        return CONNECTORS[f"{self.name}Model"]
+
+    def make(self, backend: str = "sdpa"):
+        torch.manual_seed(0)
+        config = getattr(tf, f"{self.name}Config")(
+            vision_config=self.vision,
+            text_config={"model_type": self.text, **TEXT},
+            **{self.token: IMAGE_TOKEN},
+            **self.options,
+        )
+        model = getattr(tf, f"{self.name}ForConditionalGeneration")._from_config(config, attn_implementation=backend)
+        with torch.no_grad():  # freshly built models are nearly linear; larger weights make a mistake show
+            for parameter in model.parameters():
+                if parameter.ndim >= 2 and parameter.std() == 0:
+                    parameter.normal_(std=0.1)  # Gemma3's projector starts at zero
+                elif parameter.ndim >= 2 and parameter.std() < 0.06:
+                    parameter.mul_(4)
+        model.generation_config.update(eos_token_id=None, pad_token_id=PAD, max_new_tokens=NEW, do_sample=False)
+        return model.eval()
+
+    def features(self, model, images: Images) -> list[torch.Tensor]:
+        """Return the features of each image or tile, as the model makes them."""
+        rows = list(model.base_model.get_image_features(**self.images(images), return_dict=True).pooler_output)
+        return [part for part in rows if len(part)]
+
+    def prompts(self, texts, lengths: Images, side: str = "left") -> dict:
+        """Write prompts with as many placeholders for each image as `lengths` says."""
+        rows = []
+        for pieces, counts in zip(texts, lengths):
+            row = list(pieces[0])
+            for piece, count in zip(pieces[1:], counts):
+                row += [IMAGE_TOKEN] * count + piece
+            rows.append(row)
+        types = [[0] * len(row) if self.types is None else self.types([t == IMAGE_TOKEN for t in row]) for row in rows]
+        inputs = {
+            "input_ids": padded(rows, PAD, side),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0, side),
+        }
+        return inputs if self.types is None else {**inputs, "token_type_ids": padded(types, 0, side)}
+
+    def inputs(self, model, images: Images, side: str = "left") -> dict:
+        """Return a batch as the processor would write it, from the lengths of the model's unmerged features."""
+        lengths = [[sum(map(len, self.features(model, [[index]]))) for index in row] for row in images]
+        return {**self.prompts(texts_for(images), lengths, side), **self.images(images)}
+
+    def alone(self, features, images: Images) -> dict:
+        """Return a prompt by itself, given the features of its images: one tensor of (M_i, C) for each."""
+        inputs = self.prompts(texts_for(images)[-1:], [[len(rows) for rows in features]])
+        if features:
+            joined = torch.cat(features)
+            joined = joined[None] if self.connector.as_tensor else [joined]
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
+        return inputs
+
+
+def padded(rows: list[list[int]], fill: int, side: str) -> torch.Tensor:
+    longest = max(map(len, rows))
+    pads = [[fill] * (longest - len(row)) for row in rows]
+    return torch.tensor([pad + row if side == "left" else row + pad for pad, row in zip(pads, rows)])
+
+
+def texts_for(images: Images) -> list[list[list[int]]]:
+    """Return, for each prompt, the pieces of text between which its images stand."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        [torch.randint(3, 90, (2 + row + piece,), generator=generator).tolist() for piece in range(len(chosen) + 1)]
+        for row, chosen in enumerate(images)
+    ]
+
+
+def prefix_types(is_image: list[bool]) -> list[int]:
+    return [0] * (len(is_image) - 2) + [1, 1]  # PaliGemma: a prefix that sees itself, and a suffix
+
+
+def image_types(is_image: list[bool]) -> list[int]:
+    return list(map(int, is_image))  # Gemma 3: the tokens of an image see each other
+
+
+WITH_VIDEO = {"video_token_index": VIDEO_TOKEN}
+OLD = "image_token_index"
+
+VLMS: tuple[Vlm, ...] = (
+    Vlm("Llava", CLIP, options={"vision_feature_select_strategy": "default"}, token=OLD),
+    Vlm("VipLlava", CLIP, options={"vision_feature_layer": [-2, -3, 1]}, token=OLD),
+    Vlm("PaliGemma", SIGLIP, "gemma", {"projection_dim": 32}, token=OLD, types=prefix_types),
+    Vlm("DeepseekVL", SIGLIP),
+    Vlm("Janus", JANUS, options={"vq_config": VQ}),
+    Vlm("LlavaNext", CLIP, options=PINPOINTS, images=anyres, token=OLD),
+    Vlm("LlavaNextVideo", CLIP, options={**PINPOINTS, **WITH_VIDEO}, images=anyres, token=OLD),
+    Vlm("LlavaOnevision", SIGLIP, "qwen2", {**PINPOINTS, **WITH_VIDEO}, images=anyres, token=OLD),
+    Vlm("Gemma3", SIGLIP, "gemma3_text", {"mm_tokens_per_image": 16}, token=OLD, types=image_types),
+    Vlm("AyaVision", SIGLIP, "cohere2", token=OLD),
+    Vlm("Cohere2Vision", SIGLIP, "cohere2", {"alignment_intermediate_size": 32}),
+    Vlm("InternVL", {**SMALL, **SQUARE, "use_qk_norm": True}, "qwen2"),
+    Vlm("Idefics3", {**SMALL, **SQUARE}, images=tiles),
+    Vlm("SmolVLM", {**SMALL, **SQUARE}, images=tiles),
+    Vlm("Lfm2Vl", NAFLEX, "lfm2", {"projector_hidden_size": 32}, images=naflex),
+    Vlm("Mistral3", PIXTRAL, "mistral", images=packed, token=OLD),
+)
+"""One for every row of the connectors."""
