@@ -61,14 +61,14 @@ class Killed(Exception):
 def killed_after(folder, out, forwards):
     """Evaluate, and die in the middle of the given forward."""
     job = job_on(folder)
-    scores, calls = job.scores, iter(range(forwards))
+    scores, calls = job.run, iter(range(forwards))
 
     def mortal(model, inputs):
         if next(calls, None) is None:
             raise Killed
         return scores(model, inputs)
 
-    job.scores = mortal
+    job.run = mortal
     with pytest.raises(Killed):
         evaluate(job, CONFIGS, batch_size=4, out=out)
 
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(digit_folder, tmp_path):
 def test_a_finished_run_is_only_read(digit_folder, tmp_path):
     first = evaluate(job_on(digit_folder), CONFIGS, batch_size=4, out=tmp_path)
     job = job_on(digit_folder)
-    job.scores = job.prepare = None
+    job.run = job.prepare = None
     again = evaluate(job, CONFIGS, batch_size=4, out=tmp_path)
     assert again.to_dict() == first.to_dict()
     more = evaluate(job_on(digit_folder), [*CONFIGS, MergeConfig(r=8)], batch_size=4, out=tmp_path)
@@ -129,14 +129,14 @@ def test_a_batch_that_does_not_fit_is_halved(caplog):
     job = digits_classification()
     job.data.rows = job.data.rows.select(range(16))
     expected = evaluate(job, [CONFIGS[0]], batch_size=8)
-    scores = job.scores
+    scores = job.run
 
     def small_gpu(model, inputs):
         if len(inputs["pixel_values"]) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return scores(model, inputs)
 
-    job.scores = small_gpu
+    job.run = small_gpu
     assert without_time(evaluate(job, [CONFIGS[0]], batch_size=8)) == without_time(expected)
     assert "Out of memory with batches of 8; going on with 4." in caplog.text
     assert "Out of memory with batches of 4; going on with 2." in caplog.text

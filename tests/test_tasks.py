@@ -71,7 +71,7 @@ def test_scores_are_averaged_over_views(tmp_path, clips):
     inputs = job.prepare([sample])
     assert inputs["pixel_values"].shape == (1, 6, 8, 3, 16, 16)
     with torch.inference_mode():
-        averaged = job.scores(job.model, inputs)
+        averaged = job.run(job.model, inputs)
         alone = [job.model(view[None]).logits.softmax(-1) for view in inputs["pixel_values"][0]]
     assert torch.allclose(averaged, torch.stack(alone).mean(0), atol=1e-6)
     assert not torch.allclose(inputs["pixel_values"][0, 0], inputs["pixel_values"][0, 3])  # another time
@@ -83,7 +83,7 @@ def test_one_view_is_what_the_pipeline_sees(tmp_path, clips):
     (sample, *_) = job.data
     pipe = pipeline("video-classification", folder, merge_config=MergeConfig(r=0), device="cpu")
     expected = {entry["label"]: entry["score"] for entry in pipe(str(clips / "validation" / sample.name))}
-    scores = job.scores(job.model, job.prepare([sample]))[0]
+    scores = job.run(job.model, job.prepare([sample]))[0]
     assert [expected[job.model.config.id2label[i]] for i in range(3)] == pytest.approx(scores.tolist(), abs=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_sounds_with_one_label(tmp_path):
     extractor = tf.AutoFeatureExtractor.from_pretrained(model)
     sound = read_audio(tmp_path / "data" / "test" / "cat" / "a.wav", 16000)
     expected = job.model(**extractor(sound, sampling_rate=16000, return_tensors="pt")).logits
-    assert torch.allclose(job.scores(job.model, job.prepare([next(iter(job.data))])), expected, atol=1e-5)
+    assert torch.allclose(job.run(job.model, job.prepare([next(iter(job.data))])), expected, atol=1e-5)
 
 
 def test_sounds_with_several_labels(tmp_path):
@@ -146,7 +146,7 @@ def test_sounds_with_several_labels(tmp_path):
     samples = list(job.data)
     assert [sample.label for sample in samples] == [(0, 2), (1,), (0,)]
     unmerged, merged = rows_of(evaluate(job, [R8], batch_size=2))
-    scores = job.scores(job.model, job.prepare(samples)).detach().numpy()
+    scores = job.run(job.model, job.prepare(samples)).detach().numpy()
     assert ((scores > 0) & (scores < 1)).all()
     from sklearn.metrics import average_precision_score
 
@@ -190,7 +190,7 @@ def test_zero_shot_scores_are_the_models_own(tmp_path, pictures, kind):
     with torch.inference_mode():
         logits = job.model(**tokens, **images).logits_per_image
         expected = logits.softmax(-1) if kind == "CLIP" else logits.sigmoid()
-        assert torch.allclose(job.scores(job.model, job.prepare(samples)), expected, atol=1e-5)
+        assert torch.allclose(job.run(job.model, job.prepare(samples)), expected, atol=1e-5)
     unmerged, merged = rows_of(evaluate(job, [R8]))
     assert unmerged["tokens"] - merged["tokens"] == 24
 

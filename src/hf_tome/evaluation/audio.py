@@ -11,6 +11,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from ..audio import read_audio
 from . import data, media
+from .classes import Classes
 from .imagenet import class_scores
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
@@ -42,7 +43,7 @@ def audio_classification(options: JobOptions) -> Job:
     multi_label = data.has_several_labels(rows, columns[1])
     scores = label_probabilities if multi_label else class_scores
     prepare = _prepare(extractor)
-    return Job(TASK, public_name(options.model), model, recordings, prepare, scores, multi_label=multi_label)
+    return Job(TASK, public_name(options.model), model, recordings, prepare, scores, Classes(multi_label))
 
 
 def _prepare(extractor: Any) -> Any:

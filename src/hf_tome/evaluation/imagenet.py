@@ -9,6 +9,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from . import data, digits, media
+from .classes import Classes
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import LabelledSamples, Sample
@@ -57,7 +58,7 @@ def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options:
 
 
 def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:
-    return Job(TASK, name, model, images, prepare_images(processor), class_scores)
+    return Job(TASK, name, model, images, prepare_images(processor), class_scores, Classes())
 
 
 def prepare_images(processor: Any) -> Any:

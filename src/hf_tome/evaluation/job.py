@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from transformers import PreTrainedModel
 
 from .samples import Sample, Skipped
+
+if TYPE_CHECKING:
+    from .records import Record
 
 Inputs = dict[str, Any]
 """Keyword arguments of the model, tensors with one row a sample."""
@@ -27,6 +29,8 @@ class JobOptions:
         labels: a labels file (see `labels.read_class_names`).
         class_names, templates: files of names and prompts for zero-shot classification.
         clips, crops: views of a clip, in time and in space.
+        prompt, max_new_tokens: what a model that generates text is asked, and how much it may say; `None` is the
+            task's own.
     """
 
     model: str
@@ -42,6 +46,8 @@ class JobOptions:
     templates: Path | None = None
     clips: int = 1
     crops: int = 1
+    prompt: str | None = None
+    max_new_tokens: int | None = None
 
 
 class Data(Protocol):
@@ -60,14 +66,27 @@ class Data(Protocol):
         """Read those at the wanted positions."""
 
 
+class Outcome(Protocol):
+    """How what a model returns for a batch becomes records, and those of all samples a row of the results."""
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Put together what the parts of a batch gave, on the CPU."""
+
+    def records(self, samples: Sequence[Sample], output: Any) -> list[Record]:
+        """Return what is kept of each sample, as plain JSON; `tokens` in it replaces the count of the tower."""
+
+    def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
+        """Return the quality of one variant, by column, beside the unmerged model on the same samples."""
+
+
 @dataclass
 class Job:
     """A model, its data and how the two meet; a task is a function that builds one.
 
     Attributes:
         prepare: samples to model inputs, one row a sample, on the CPU.
-        scores: inputs on the model's device to class scores (B, classes); this is what is timed.
-        multi_label: whether a sample can have several right classes, which are then scored by mean average precision.
+        run: the model on inputs on its device, to whatever `outcome` reads; this is what is timed.
+        outcome: what is made of that, for classifiers `Classes`.
         chunk: samples whose inputs are held in memory at once.
         settings: what else the results depend on, as plain values.
     """
@@ -77,7 +96,7 @@ class Job:
     model: PreTrainedModel
     data: Data
     prepare: Callable[[Sequence[Sample]], Inputs]
-    scores: Callable[[PreTrainedModel, Inputs], torch.Tensor]
-    multi_label: bool = False
+    run: Callable[[PreTrainedModel, Inputs], Any]
+    outcome: Outcome
     chunk: int = CHUNK
     settings: dict[str, Any] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForVideoClassification, Pr
 
 from ..video import frame_count, read_views, spatial_crops
 from . import media
+from .classes import Classes
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import Sample
@@ -44,7 +45,8 @@ def video_classification(options: JobOptions) -> Job:
     clips = media.match_rows(rows, split, (columns[0], columns[1]), names, to_model, options, decode)
     settings = {"frames": count, "clips": options.clips, "crops": options.crops}
     prepare = _prepare(processor)
-    return Job(TASK, public_name(options.model), model, clips, prepare, view_scores, chunk=CHUNK, settings=settings)
+    name = public_name(options.model)
+    return Job(TASK, name, model, clips, prepare, view_scores, Classes(), chunk=CHUNK, settings=settings)
 
 
 def _prepare(processor: Any) -> Any:

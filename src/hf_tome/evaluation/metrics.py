@@ -7,6 +7,7 @@ number a class, and `targets` one 0 or 1 a class.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -25,10 +26,10 @@ class Accuracy(evaluate.Metric):
     """How often the predicted class is the right one: `{"top1": ...}`; `predictions` are single classes here."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self, {"predictions": _CLASS, "references": _CLASS})
+        return info(self, {"predictions": _CLASS, "references": _CLASS})
 
     def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
-        return {"top1": _percent(np.asarray(predictions) == np.asarray(references))}
+        return {"top1": percent(np.asarray(predictions) == np.asarray(references))}
 
 
 class TopKAccuracy(evaluate.Metric):
@@ -38,21 +39,21 @@ class TopKAccuracy(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self, {"predictions": _RANKED, "references": _CLASS})
+        return info(self, {"predictions": _RANKED, "references": _CLASS})
 
     def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
         hits = np.asarray(predictions) == np.asarray(references)[:, None]
-        return {f"top{k}": _percent(hits[:, :k].any(axis=1)) for k in TOP_K}
+        return {f"top{k}": percent(hits[:, :k].any(axis=1)) for k in TOP_K}
 
 
 class Agreement(evaluate.Metric):
     """How often the merged and the unmerged model rank the same class first: `{"agreement": ...}`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self, {"predictions": _RANKED, "unmerged": _RANKED})
+        return info(self, {"predictions": _RANKED, "unmerged": _RANKED})
 
     def _compute(self, predictions: Any, unmerged: Any, **_: Any) -> dict[str, float]:
-        return {"agreement": _percent(np.asarray(predictions)[:, 0] == np.asarray(unmerged)[:, 0])}
+        return {"agreement": percent(np.asarray(predictions)[:, 0] == np.asarray(unmerged)[:, 0])}
 
 
 class PairedDrop(evaluate.Metric):
@@ -63,7 +64,7 @@ class PairedDrop(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self, {"predictions": _RANKED, "unmerged": _RANKED, "references": _CLASS})
+        return info(self, {"predictions": _RANKED, "unmerged": _RANKED, "references": _CLASS})
 
     def _compute(
         self, predictions: Any, unmerged: Any, references: Any, seed: int = 0, resamples: int = RESAMPLES, **_: Any
@@ -87,7 +88,7 @@ class MeanAveragePrecision(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self, {"scores": datasets.Sequence(datasets.Value("float64")), "targets": _RANKED})
+        return info(self, {"scores": datasets.Sequence(datasets.Value("float64")), "targets": _RANKED})
 
     def _compute(self, scores: Any, targets: Any, **_: Any) -> dict[str, float]:
         from sklearn.metrics import average_precision_score
@@ -99,11 +100,21 @@ class MeanAveragePrecision(evaluate.Metric):
         return {"map": 100 * float(average_precision_score(targets[:, present], scores[:, present], average="macro"))}
 
 
-def _percent(hits: np.ndarray) -> float:
+def compute(metrics: Sequence[type[evaluate.Metric]], inputs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of several metrics, each given the inputs that it names."""
+    values: dict[str, float] = {}
+    for metric in (made(keep_in_memory=True) for made in metrics):
+        values.update(metric.compute(**{name: inputs[name] for name in metric._feature_names()}))
+    return values
+
+
+def percent(hits: np.ndarray) -> float:
+    """Return the share of hits."""
     return 100 * int(hits.sum()) / len(hits)  # in this order 759 of 1000 is 75.9, not 75.89999999999999
 
 
-def _info(metric: evaluate.Metric, features: dict[str, Any]) -> evaluate.MetricInfo:
+def info(metric: evaluate.Metric, features: dict[str, Any]) -> evaluate.MetricInfo:
+    """Describe a metric by its docstring and the features of its inputs."""
     description = (type(metric).__doc__ or "").strip()
     return evaluate.MetricInfo(
         description=description,

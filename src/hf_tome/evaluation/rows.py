@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .metrics import Agreement, MeanAveragePrecision, PairedDrop, TopKAccuracy
+from .job import Outcome
 from .records import Record, Records
 from .variants import Variant
 
 
-def make_rows(records: Records, variants: Sequence[Variant], multi_label: bool) -> list[dict[str, Any]]:
+def make_rows(records: Records, variants: Sequence[Variant], outcome: Outcome) -> list[dict[str, Any]]:
     """Return one row a variant, over the samples that all of them have; the first one is the unmerged model."""
     positions = sorted(records.by_variant[variants[0].name])
     unmerged = [records.by_variant[variants[0].name][position] for position in positions]
@@ -18,7 +18,7 @@ def make_rows(records: Records, variants: Sequence[Variant], multi_label: bool) 
     for variant in variants:
         done = [records.by_variant[variant.name][position] for position in positions]
         costs = _costs(done, unmerged, records.peaks.get(variant.name))
-        rows.append({**_what(variant), **_accuracy(done, unmerged, multi_label), **costs})
+        rows.append({**_what(variant), **outcome.metrics(done, unmerged), **costs})
     return rows
 
 
@@ -31,32 +31,6 @@ def _what(variant: Variant) -> dict[str, Any]:
         **control,
         **({} if size is None else {"image_size": list(size)}),
     }
-
-
-def _accuracy(done: Sequence[Record], unmerged: Sequence[Record], multi_label: bool) -> dict[str, float]:
-    inputs: dict[str, Any] = {
-        "predictions": [record["ranked"] for record in done],
-        "unmerged": [record["ranked"] for record in unmerged],
-        "references": [_reference(record) for record in done],
-    }
-    metrics = (TopKAccuracy, Agreement, PairedDrop) if not multi_label else (TopKAccuracy, Agreement)
-    values = {}
-    for metric in metrics:
-        needed = {name: inputs[name] for name in metric(keep_in_memory=True)._feature_names()}
-        values.update(metric(keep_in_memory=True).compute(**needed))
-    if multi_label:
-        scores = [record["scores"] for record in done]
-        targets = [[int(index in record["label"]) for index in range(len(record["scores"]))] for record in done]
-        values.update(MeanAveragePrecision(keep_in_memory=True).compute(scores=scores, targets=targets))
-    return values
-
-
-def _reference(record: Record) -> int:
-    """Return the right class; of several the one that the model ranks best, so that any of them counts."""
-    label = record["label"]
-    if isinstance(label, int):
-        return label
-    return next((index for index in record["ranked"] if index in label), -1)
 
 
 def _costs(done: Sequence[Record], unmerged: Sequence[Record], peak: float | None) -> dict[str, float | None]:

@@ -150,7 +150,7 @@ def _measure(job: Job, config: MergeConfig, batches: Sequence[Inputs]) -> _Cost:
     try:
         reports = []
         for inputs in batches:
-            job.scores(job.model, inputs)
+            job.run(job.model, inputs)
             reports.append(report(job.model))
     finally:
         remove(job.model)

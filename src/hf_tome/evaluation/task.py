@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,9 +19,8 @@ from .data import DataError
 from .environment import describe_environment
 from .job import Inputs, Job, JobOptions
 from .measure import Clock, peak_memory_mib
-from .metrics import TOP_K
 from .processes import Processes, processes
-from .records import Record, Records
+from .records import Records
 from .results import Results, describe_data, describe_run, identity, nothing_readable
 from .rows import make_rows
 from .samples import Sample, Skipped
@@ -81,7 +81,7 @@ def evaluate(
         environment=describe_environment(job.model.device),
         run={**run, "processes": me.size},
         data=describe_data(job, records),
-        rows=make_rows(records, variants, job.multi_label),
+        rows=make_rows(records, variants, job.outcome),
     )
 
 
@@ -155,15 +155,21 @@ class _Loop:
         if variant.merges:
             apply(model, variant.config)
         try:
-            self._scores(views[0][1])  # warm-up
+            self._forward(views[0][1])  # warm-up
             if variant.name not in self.records.peaks:  # the first batch tells the memory, untimed
-                peak = peak_memory_mib(lambda: self._scores(views[0][1]), model, model.device)
+                peak = peak_memory_mib(lambda: self._forward(views[0][1]), model, model.device)
                 self.records.add([{"variant": variant.name, "peak_memory_mib": peak}])
             for samples, inputs in views:
                 clock = Clock(model.device)
-                scores = self._scores(inputs, clock)
-                cost = (*(counts or _counts(model)), clock.seconds / len(samples))
-                self.records.add(_records(variant.name, samples, scores, cost, self.job.multi_label))
+                output = self._forward(inputs, clock)
+                tokens, gflops = counts or _counts(model)
+                cost = {"tokens": tokens, "gflops": gflops, "seconds": clock.seconds / len(samples)}
+                self.records.add(
+                    [
+                        {"variant": variant.name, "sample": sample.position, "name": sample.name, **cost, **found}
+                        for sample, found in zip(samples, self.job.outcome.records(samples, output))
+                    ]
+                )
         finally:
             remove(model)
 
@@ -171,24 +177,25 @@ class _Loop:
         """Return tokens and GFLOPs of the untouched model, read from one untimed batch with `r=0`."""
         apply(self.job.model, MergeConfig())
         try:
-            self._scores(inputs)
+            self._forward(inputs)
             return _counts(self.job.model)
         finally:
             remove(self.job.model)
 
-    def _scores(self, inputs: Inputs, clock: Clock | None = None) -> torch.Tensor:
-        """Return the scores of a batch (B, classes); a GPU that runs out of memory gets ever smaller parts of it."""
+    def _forward(self, inputs: Inputs, clock: Clock | None = None) -> Any:
+        """Return what the job's run gives for a batch; a GPU out of memory gets ever smaller parts of it."""
         clock = clock or Clock(self.job.model.device)
-        count = len(next(value for value in inputs.values() if isinstance(value, torch.Tensor)))
+        rows = {len(value) for value in inputs.values() if isinstance(value, torch.Tensor)}
+        count = max(rows)
         while True:
             try:
                 parts, clock.seconds = _split(inputs, count, self.fits or count), 0.0
                 with clock:
-                    scores = [self.job.scores(self.job.model, part) for part in parts]
-                return torch.cat(scores).float().cpu()
+                    outputs = [self.job.run(self.job.model, part) for part in parts]
+                return self.job.outcome.join(outputs)
             except torch.OutOfMemoryError:
                 size = min(self.fits or count, count)
-                if size == 1:
+                if size == 1 or len(rows) > 1:  # images cut into tiles cannot be told apart by rows
                     raise
                 self.fits = size // 2
                 torch.cuda.empty_cache()
@@ -228,29 +235,3 @@ def gflops(found: Report) -> float | None:
     """Return the GFLOPs of all towers, or `None` where those of one are not known."""
     counts = [tower.gflops for tower in found.towers if tower.gflops is not None]
     return sum(counts) if len(counts) == len(found.towers) else None
-
-
-def _records(
-    variant: str,
-    samples: Sequence[Sample],
-    scores: torch.Tensor,
-    cost: tuple[float, float | None, float],
-    multi_label: bool,
-) -> list[Record]:
-    ranked = scores.topk(min(max(TOP_K), scores.shape[-1])).indices.tolist()
-    all_scores = scores.tolist() if multi_label else [None] * len(samples)
-    tokens, gflops, seconds = cost
-    return [
-        {
-            "variant": variant,
-            "sample": sample.position,
-            "name": sample.name,
-            "label": sample.label,
-            "ranked": best,
-            **({"scores": row} if multi_label else {}),
-            "tokens": tokens,
-            "gflops": gflops,
-            "seconds": seconds,
-        }
-        for sample, best, row in zip(samples, ranked, all_scores)
-    ]

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification, AutoTokenizer, PreTrainedModel
 
 from . import data, media
+from .classes import Classes
 from .imagenet import prepare_images
 from .job import Inputs, Job, JobOptions
 from .labels import ClassNames, LabelError
@@ -28,7 +29,7 @@ SIGLIP_LENGTH = 64
 
 
 @dataclass(frozen=True)
-class Classes:
+class Candidates:
     """The names that images are matched with, and which of them each label of the data is."""
 
     names: list[str]
@@ -61,11 +62,12 @@ def zero_shot_classification(options: JobOptions) -> Job:
         images,
         prepare_images(AutoImageProcessor.from_pretrained(options.model)),
         image_scores(class_embeddings(model, options.model, classes.names, templates)),
+        Classes(),
         settings={"classes": len(classes.names), "templates": len(templates)},
     )
 
 
-def find_classes(data_labels: Sequence[str], file: Path | None, described: ClassNames | None) -> Classes:
+def find_classes(data_labels: Sequence[str], file: Path | None, described: ClassNames | None) -> Candidates:
     """Return what the classes are called: by the file of names, else by the labels file, else by the labels.
 
     A file of names holds one name a class, a line each or as a JSON list, in the order of the labels file or, without
@@ -78,20 +80,20 @@ def find_classes(data_labels: Sequence[str], file: Path | None, described: Class
     labels = list(known or data_labels)
     if file is None:
         plain = [(known[label] if known else label).split(",")[0].replace("_", " ") for label in labels]
-        return Classes(plain, {label: index for index, label in enumerate(labels)})
+        return Candidates(plain, {label: index for index, label in enumerate(labels)})
     names = _read_list(file)
     if isinstance(names, dict):
         missing = [label for label in data_labels if label not in names]
         if missing:
             raise LabelError(f"{file} has no name for the label {missing[0]!r}; it must name all labels of the data.")
-        return Classes(list(names.values()), {label: index for index, label in enumerate(names)})
+        return Candidates(list(names.values()), {label: index for index, label in enumerate(names)})
     if len(names) != len(labels):
         where = described.path.name if known and described else "the data"
         raise LabelError(
             f"{file} has {len(names)} names, but {where} has {len(labels)} classes. Give one name a class, in the "
             "same order, or a JSON object from label to name."
         )
-    return Classes(names, {label: index for index, label in enumerate(labels)})
+    return Candidates(names, {label: index for index, label in enumerate(labels)})
 
 
 def read_templates(file: Path) -> list[str]:
