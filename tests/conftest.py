@@ -43,3 +43,16 @@ def conformance() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared conformance vectors in {folder} (or in HF_TOME_TEST_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory) -> Path:
+    """A folder with a dozen held-out digits, test/<digit>/<position>.png."""
+    from hf_tome.evaluation.digits import load_digits
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    for position, sample in enumerate(load_digits("test").select(range(12))):
+        place = folder / "test" / str(sample["label"])
+        place.mkdir(parents=True, exist_ok=True)
+        sample["image"].save(place / f"{position:02}.png")
+    return folder

@@ -118,7 +118,7 @@ def test_what_is_wrong_with_shards_is_said(tmp_path, samples, message):
 def test_a_stream_of_strings_needs_a_labels_file(tmp_path):
     folder = write_shards(tmp_path / "shards", "png", picture(), "text")
     options = JobOptions(str(small.vit(tmp_path / "m", *NAMES)), str(folder), streaming=True)
-    with pytest.raises(DataError, match="strings in a stream.*classes.csv"):
+    with pytest.raises(DataError, match=r"strings in a stream.*classes\.csv"):
         build_job("image-classification", options)
     (folder / "classes.csv").write_text("label,name\ncat,cat\ndog,dog\ntree,tree\n")
     assert [sample.label for sample in build_job("image-classification", options).data] == list(ORDER)

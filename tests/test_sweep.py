@@ -10,22 +10,12 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from hf_tome import MergeConfig
 from hf_tome.cli import run
 from hf_tome.evaluation import results_card
-from hf_tome.evaluation.digits import MODEL_DIR, load_digits
+from hf_tome.evaluation.digits import MODEL_DIR
 from hf_tome.evaluation.imagenet import digits_classification
 from hf_tome.evaluation.job import JobOptions
 from hf_tome.evaluation.sweep import Grid, with_controls
 from hf_tome.evaluation.task import evaluate
 from hf_tome.evaluation.tasks import build_job
-
-
-@pytest.fixture(scope="module")
-def digit_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    for position, sample in enumerate(load_digits("test").select(range(12))):
-        place = folder / "test" / str(sample["label"])
-        place.mkdir(parents=True, exist_ok=True)
-        sample["image"].save(place / f"{position:02}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

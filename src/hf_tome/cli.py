@@ -12,7 +12,7 @@ import typer
 from huggingface_hub.utils import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-from .commands import bench, card, demo, env, eval, export, show, sweep
+from .commands import bench, card, demo, env, eval, export, show, sweep, tune
 from .version import __version__
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "eval": (eval.eval_command, eval.EXAMPLE),
     "sweep": (sweep.sweep_command, sweep.EXAMPLE),
     "bench": (bench.bench_command, bench.EXAMPLE),
+    "tune": (tune.tune_command, tune.EXAMPLE),
     "card": (card.card_command, card.EXAMPLE),
     "show": (show.show_command, show.EXAMPLE),
     "export": (export.export_command, export.EXAMPLE),
@@ -94,6 +95,7 @@ def _quieten(debug: bool) -> None:
     transformers_logging.disable_progress_bar()
     if not debug:
         transformers_logging.set_verbosity_error()
+        logging.getLogger("torch").setLevel(logging.ERROR)
     logging.basicConfig(level=logging.WARNING if debug or sys.stderr.isatty() else logging.ERROR, format="%(message)s")
     if not debug:
         warnings.simplefilter("ignore")

@@ -61,7 +61,10 @@ BatchSizeOption = Annotated[
 ModelOption = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
 DataOption = Annotated[
     str,
-    typer.Option(help="Hub id or folder of the data, <split>/<class>/<file>; of clips and recordings also a CSV."),
+    typer.Option(
+        help="Hub id or folder of the data: <split>/<class>/<file>, WebDataset shards or Parquet; of clips and "
+        "recordings also a CSV."
+    ),
 ]
 TaskOption = Annotated[
     str,
@@ -76,8 +79,9 @@ SplitOption = Annotated[
 LabelsOption = Annotated[
     Path | None,
     typer.Option(
-        help="CSV with columns label (or wnid) and name: what the data's labels are called by the model. A "
-        "classes.csv beside the data is found by itself."
+        help="CSV with columns label (or wnid), name and maybe index (the data's number): what the data's labels are "
+        "called by the model; or a .txt with a name a line. classes.csv or classnames.txt beside the data is found by "
+        "itself."
     ),
 ]
 ClassNamesOption = Annotated[
@@ -93,7 +97,7 @@ CropsOption = Annotated[int, typer.Option(min=1, help="Video: square views of a 
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Evaluate so many samples, drawn at random by --seed.")]
 SeedOption = Annotated[int, typer.Option(help="For the draw of --limit.")]
 StreamingOption = Annotated[
-    bool, typer.Option("--streaming", help="Read a Hub data set without downloading all of it first.")
+    bool, typer.Option("--streaming", help="Read a Hub data set or shards without a copy on disk first.")
 ]
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="Throw away the samples that an earlier run left in --out.")

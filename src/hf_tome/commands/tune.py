@@ -1,0 +1,101 @@
+"""`hf-tome tune`: the strongest merge that costs no more than allowed, written as a merge_config.json."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import common
+from .common import Dtype, Format, example
+
+EXAMPLE = example(
+    "hf-tome tune --model facebook/deit-base-patch16-224 --data imagenet/ --limit 2000 --max-drop 0.5 --out tuned/",
+    "tries ToMe's r and MaMe's threshold by bisection, and writes the fastest config that loses at most half a point "
+    "of top-1 accuracy to tuned/merge_config.json, which --config and hf_tome.from_pretrained take.",
+)
+
+
+def tune_command(
+    model: common.ModelOption,
+    data: common.DataOption,
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy (or mAP) that merging may cost.")] = 1.0,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Percent of samples that must get the unmerged model's class.")
+    ] = None,
+    sure: Annotated[
+        bool, typer.Option("--sure", help="The upper end of the drop's 95 % interval must be within --max-drop.")
+    ] = False,
+    by: Annotated[
+        str, typer.Option(help="What the best is chosen by: speedup, as measured in this run, or gflops.")
+    ] = "speedup",
+    method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
+    task: common.TaskOption = "image-classification",
+    split: common.SplitOption = None,
+    labels: common.LabelsOption = None,
+    class_names: common.ClassNamesOption = None,
+    templates: common.TemplatesOption = None,
+    clips: common.ClipsOption = 1,
+    crops: common.CropsOption = 1,
+    limit: common.LimitOption = None,
+    batch_size: common.BatchSizeOption = 16,
+    seed: common.SeedOption = 0,
+    streaming: common.StreamingOption = False,
+    device: common.DeviceOption = "auto",
+    dtype: common.DtypeOption = Dtype.float32,
+    out: Annotated[Path, typer.Option(help="Folder for merge_config.json and the results.")] = Path("tuned"),
+    restart: common.RestartOption = False,
+    format: common.FormatOption = Format.table,
+    debug: common.DebugOption = False,
+) -> None:
+    """Find the config that speeds a model up most while it costs no more accuracy than allowed.
+
+    The results show all configs that were tried. The accuracy is that of the data given here: keep other data to
+    confirm the choice on, with `hf-tome eval`, and confirm the speed with `hf-tome bench`.
+    """
+    from ..evaluation.task import JobOptions, Progress
+    from ..evaluation.tasks import build_job
+    from ..evaluation.tune import Target, tune
+
+    device = common.pick_device(device)
+    target = Target(max_drop=max_drop, min_agreement=min_agreement, sure=sure)
+    options = JobOptions(
+        model=model,
+        data=data,
+        split=split,
+        limit=limit,
+        seed=seed,
+        streaming=streaming,
+        labels=labels,
+        device=device,
+        dtype=dtype.value,
+        class_names=class_names,
+        templates=templates,
+        clips=clips,
+        crops=crops,
+    )
+    job = build_job(task, options)
+    if restart:
+        common.forget_samples(out)
+    with ExitStack() as stack:
+
+        def on_progress(name: str) -> Progress:
+            stack.close()  # the bar of the config before
+            return stack.enter_context(common.progress(name))
+
+        config, results = tune(
+            job,
+            [name.strip() for name in method.split(",")],
+            target,
+            out=out,
+            by=by,
+            batch_size=common.pick_batch_size(batch_size, device),
+            on_progress=on_progress,
+        )
+    if common.is_main_process():
+        config.save_pretrained(out)
+        common.write_results(results, out)
+        common.show_results(results, format)
+        typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)
