@@ -40,8 +40,11 @@ def open_input(path: Path, model: PreTrainedModel, processor: Any) -> Any:
     Raises:
         ValueError: it cannot be read as that.
     """
-    kind = input_kind(model)
-    return OPENERS[kind](path, model, processor)
+    takes, read = OPENERS[input_kind(model)]
+    try:
+        return read(path, model, processor)
+    except ValueError as error:
+        raise ValueError(f"{error} This model takes {takes}.") from error
 
 
 def open_image(path: Path) -> Image.Image:
@@ -56,18 +59,24 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"Cannot read {path} as an image, which this model takes: {error}. Clips need a model such as VideoMAE, "
-            "recordings one such as AST."
-        ) from error
+        raise ValueError(f"Cannot read {path} as an image: {error}.") from error
 
 
-OPENERS: dict[str, Callable[[Path, PreTrainedModel, Any], Any]] = {
-    "image": lambda path, model, processor: open_image(path),
-    "video": lambda path, model, processor: read_frames(path, frame_count(model.config)),
-    "audio": lambda path, model, processor: read_audio(path, processor.sampling_rate),
+OPENERS: dict[str, tuple[str, Callable[[Path, PreTrainedModel, Any], Any]]] = {
+    "image": (
+        "images; clips need one such as VideoMAE, recordings one such as AST",
+        lambda path, model, processor: open_image(path),
+    ),
+    "video": (
+        "clips; images need one such as ViT, recordings one such as AST",
+        lambda path, model, processor: read_frames(path, frame_count(model.config)),
+    ),
+    "audio": (
+        "recordings; images need one such as ViT, clips one such as VideoMAE",
+        lambda path, model, processor: read_audio(path, processor.sampling_rate),
+    ),
 }
-"""By what a model takes, how a file is read."""
+"""By what a model takes: in words, and how a file is read."""
 
 
 def trace_image(

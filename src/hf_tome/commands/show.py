@@ -37,8 +37,12 @@ def show_command(
         bool, typer.Option("--all-blocks", help="Draw the tokens after each block, not just the last.")
     ] = False,
     follow: Annotated[
-        bool, typer.Option(help="Of a clip, also draw one token, a small one that moves, through the frames.")
-    ] = True,
+        str,
+        typer.Option(
+            help="Of a clip, also draw one token through the frames: auto, a small one that moves; X,Y or X,Y,FRAME, "
+            "the one at this pixel of what the model sees; or none."
+        ),
+    ] = "auto",
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
@@ -48,6 +52,7 @@ def show_command(
     those of a clip in rows, as time runs to the right there.
     """
     _check_name(out)
+    followed = _read_follow(follow)
     configs = parse_configs(config)
 
     from ..evaluation.config_text import format_config, short_name
@@ -60,9 +65,9 @@ def show_command(
     names = [short_name(format_config(one)) for one in configs]
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() in ANIMATIONS:
-        save_animation(compare_pictures(traced, names, follow=follow), out)
+        save_animation(compare_pictures(traced, names, follow=followed), out)
     else:
-        compare_sheet(traced, names, all_blocks=all_blocks, follow=follow).save(out)
+        compare_sheet(traced, names, all_blocks=all_blocks, follow=followed).save(out)
     print(out)
 
 
@@ -70,3 +75,12 @@ def _check_name(out: Path) -> None:
     """Refuse a name before the model runs, rather than after it."""
     if out.suffix.lower() not in PICTURES + ANIMATIONS:
         raise ValueError(f"Cannot write {out}: --out takes a name that ends in {', '.join(PICTURES + ANIMATIONS)}.")
+
+
+def _read_follow(text: str) -> bool | tuple[int, ...]:
+    if text in ("auto", "none"):
+        return text == "auto"
+    numbers = text.split(",")
+    if len(numbers) not in (2, 3) or not all(number.strip().isdigit() for number in numbers):
+        raise typer.BadParameter(f"--follow {text!r}: it takes auto, none, X,Y or X,Y,FRAME.")
+    return tuple(map(int, numbers))

@@ -11,7 +11,7 @@ from .grid import TokenGrid
 from .image import merged_image, progression, size_heatmap
 from .sheet import contact_sheet, readable_scale
 from .traced import Traced, input_kind, trace_input
-from .video import followed_frames, merged_frames, moving_token
+from .video import followed_frames, merged_frames, moving_token, token_at
 from .view import model_frames, model_view, spectrogram_view
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "save_animation",
     "size_heatmap",
     "spectrogram_view",
+    "token_at",
     "trace_input",
 ]

@@ -40,10 +40,11 @@ def _write_gif(pictures: list[Image.Image], path: Path, seconds: float) -> None:
     from PIL import Image
 
     # One palette for all pictures: else a token would change its shade from frame to frame.
-    width, height = pictures[0].size
-    joined = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
-    colours = joined.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    frames = [colours.crop((0, height * index, width, height * (index + 1))) for index in range(len(pictures))]
+    thinned = np.concatenate(
+        [np.asarray(picture)[::2, ::2] for picture in pictures]
+    )  # a quarter of the pixels will do
+    palette = Image.fromarray(thinned).quantize(256, method=Image.Quantize.MEDIANCUT)
+    frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
 
 

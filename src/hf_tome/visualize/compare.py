@@ -11,17 +11,20 @@ from .drawing import count_tokens
 from .image import enlarged, merged_image
 from .sheet import GAP, contact_sheet, readable_scale
 from .traced import Traced
-from .video import followed_frames, merged_frames
+from .video import followed_frames, merged_frames, moving_token, token_at
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Follow = bool | tuple[int, ...]
+"""Whether to follow a token through a clip, or which: the one at a pixel (x, y) or (x, y, frame)."""
 
 _WIDE = 2.5  # times as wide as high, as spectrograms are: one below the other
 _STEPS = 8  # of a clip that a sheet has room for
 
 
 def compare_sheet(
-    traced: Sequence[Traced], names: Sequence[str], *, all_blocks: bool = False, follow: bool = True
+    traced: Sequence[Traced], names: Sequence[str], *, all_blocks: bool = False, follow: Follow = True
 ) -> Image.Image:
     """Draw one input under several merge configs.
 
@@ -32,6 +35,7 @@ def compare_sheet(
     Args:
         traced: the same input, once for each config.
         names: what to call the configs.
+        follow: of a clip, `moving_token`, or the token at a pixel (x, y) or (x, y, frame), or `False` for none.
     """
     if traced[0].grid.steps > 1:
         return _clip_sheet(traced, names, all_blocks, follow)
@@ -49,7 +53,7 @@ def compare_sheet(
     return contact_sheet([picture for row in rows for picture in row], 1 + len(traced), texts)
 
 
-def compare_pictures(traced: Sequence[Traced], names: Sequence[str], *, follow: bool = True) -> list[Image.Image]:
+def compare_pictures(traced: Sequence[Traced], names: Sequence[str], *, follow: Follow = True) -> list[Image.Image]:
     """Return the pictures of an animation of one input under several merge configs, side by side.
 
     Of an image or a spectrogram a picture a block; of a clip a picture a frame.
@@ -67,7 +71,7 @@ def compare_pictures(traced: Sequence[Traced], names: Sequence[str], *, follow: 
     return pictures
 
 
-def _clip_sheet(traced: Sequence[Traced], names: Sequence[str], all_blocks: bool, follow: bool) -> Image.Image:
+def _clip_sheet(traced: Sequence[Traced], names: Sequence[str], all_blocks: bool, follow: Follow) -> Image.Image:
     frames, grid = traced[0].frames, traced[0].grid
     scale = readable_scale(frames[0], grid)
     steps = np.linspace(0, grid.steps - 1, min(_STEPS, grid.steps)).round().astype(int)
@@ -79,13 +83,13 @@ def _clip_sheet(traced: Sequence[Traced], names: Sequence[str], all_blocks: bool
             pictures += [merged[step] for step in steps]
             labels += [_label(one, name, block, all_blocks), *[""] * (len(steps) - 1)]
         if follow:
-            followed = followed_frames(frames, one.sources[-1], grid, scale=scale)
+            followed, label = _followed(one, follow, scale)
             pictures += [followed[step] for step in steps]
-            labels += [f"{name}: one token, followed", *[""] * (len(steps) - 1)]
+            labels += [f"{name}: {label}", *[""] * (len(steps) - 1)]
     return contact_sheet(pictures, len(steps), labels)
 
 
-def _clip_pictures(traced: Sequence[Traced], names: Sequence[str], follow: bool) -> list[Image.Image]:
+def _clip_pictures(traced: Sequence[Traced], names: Sequence[str], follow: Follow) -> list[Image.Image]:
     frames, grid = traced[0].frames, traced[0].grid
     scale = readable_scale(frames[0], grid)
     rows = [[enlarged(frame, scale) for frame in frames]]
@@ -95,10 +99,18 @@ def _clip_pictures(traced: Sequence[Traced], names: Sequence[str], follow: bool)
         rows.append(merged_frames(frames, one.sources[last], grid, scale=scale))
         labels.append(_label(one, name, last, False))
         if follow:
-            rows.append(followed_frames(frames, one.sources[last], grid, scale=scale))
-            labels.append("one token, followed")
+            followed, label = _followed(one, follow, scale)
+            rows.append(followed)
+            labels.append(label)
     shown = [[row[index if row is rows[0] else index // grid.tubelet] for row in rows] for index in range(len(frames))]
     return [contact_sheet(pictures, None, labels, gap=GAP) for pictures in shown]
+
+
+def _followed(traced: Traced, follow: Follow, scale: int) -> tuple[list[Image.Image], str]:
+    frames, source, grid = traced.frames, traced.sources[-1], traced.grid
+    token = moving_token(source, grid) if isinstance(follow, bool) else token_at(source, grid, frames[0].size, *follow)
+    seen = int((source.view(grid.steps, -1) == token).any(dim=1).sum())
+    return followed_frames(frames, source, grid, token, scale=scale), f"one token, in {seen} of {grid.steps} steps"
 
 
 def _blocks(traced: Traced, all_blocks: bool) -> range:

@@ -71,6 +71,31 @@ def followed_frames(
     return [to_image(picture) for picture in drawn]
 
 
+def token_at(source: torch.Tensor, grid: TokenGrid, size: tuple[int, int], x: int, y: int, frame: int = 0) -> int:
+    """Return the token that holds a pixel of a frame.
+
+    Args:
+        source, grid: as in `merged_frames`.
+        size: width and height of the frames.
+
+    Raises:
+        ValueError: `source` does not fit the grid, the pixel lies outside, or its patch was pruned.
+    """
+    width, height = size
+    if not (0 <= x < width and 0 <= y < height and 0 <= frame < grid.frames):
+        raise ValueError(
+            f"The pixel ({x}, {y}) of frame {frame} lies outside: the model sees {grid.frames} frames of {width} x "
+            f"{height} pixels, counted from 0."
+        )
+    starts = grid.starts((height, width))
+    row, column = (int(np.searchsorted(start, place, "right")) - 1 for start, place in zip(starts, (y, x)))
+    owners(source, grid)  # checks the source
+    token = int(torch.as_tensor(source).view(grid.steps, grid.rows, grid.columns)[frame // grid.tubelet, row, column])
+    if token == PRUNED:
+        raise ValueError(f"The patch at ({x}, {y}) of frame {frame} was pruned, so no token can be followed from it.")
+    return token
+
+
 def moving_token(source: torch.Tensor, grid: TokenGrid) -> int:
     """Return the token most like an object that moves: in most frames, smaller than a quarter of each, moving far.
 
