@@ -277,7 +277,7 @@ def test_projected_tokens_have_no_blocks(method, name):
 
 @pytest.mark.parametrize("r", [[4, 4], (4, -1.0)])
 def test_projected_tokens_merge_once(r):
-    with pytest.raises(ValueError, match="`r` is .*tokens merge once, so it takes one integer"):
+    with pytest.raises(ValueError, match=r"`r` is .*tokens merge once, so it takes one integer"):
         MergeConfig(r=r, where="projected")
 
 

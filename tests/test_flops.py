@@ -222,6 +222,7 @@ FAMILIES = {
     "chinese_clip_vision_model": (transformers.ChineseCLIPVisionModel, {**WIDE, "projection_dim": 24}, IMAGE),
     "clipseg_vision_model": (transformers.CLIPSegVisionModel, WIDE, IMAGE),
     "kosmos_2_vision_model": (kosmos_2.Kosmos2VisionModel, WIDE, IMAGE),
+    "janus_vision_model": (transformers.JanusVisionModel, WIDE, IMAGE),
     "aimv2_vision_model": (transformers.Aimv2VisionModel, WIDE, IMAGE),
     "internvl_vision": (transformers.InternVLVisionModel, WIDE, IMAGE),
     "idefics3_vision": (transformers.Idefics3VisionTransformer, WIDE, IMAGE),

@@ -1,7 +1,8 @@
-"""Small vision-language models, one for every row of `hf_tome.adapters.connectors`, and prompts with images for them."""
+"""Small vision-language models, one for every row of `adapters.connectors`, and prompts with images for them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,14 +30,9 @@ PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
 def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
     """Images (..., H, W) with structure, so that MaMe finds tokens to merge."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(shape[:-2].numel() if isinstance(shape, torch.Size) else _count(shape[:-2]), 1, 4, 4)
-    coarse = torch.randn(coarse.shape, generator=generator)
+    coarse = torch.randn(math.prod(shape[:-2]), 1, 4, 4, generator=generator)
     large = nn.functional.interpolate(coarse, size=shape[-2:]).view(shape)
     return 3 * large + torch.randn(shape, generator=generator)
-
-
-def _count(shape: Sequence[int]) -> int:
-    return int(torch.tensor(shape).prod())
 
 
 Images = Sequence[Sequence[int]]
@@ -141,14 +137,19 @@ class Vlm:
         lengths = [[sum(map(len, self.features(model, [[index]]))) for index in row] for row in images]
         return {**self.prompts(texts_for(images), lengths, side), **self.images(images)}
 
-    def alone(self, features, images: Images) -> dict:
-        """Return a prompt by itself, given the features of its images: one tensor of (M_i, C) for each."""
-        inputs = self.prompts(texts_for(images)[-1:], [[len(rows) for rows in features]])
+    def alone(self, pieces, features) -> dict:
+        """Return one prompt of these pieces of text, for a plain model, given the features (M_i, C) of its images."""
+        inputs = self.prompts([pieces], [[len(rows) for rows in features]])
         if features:
             joined = torch.cat(features)
             joined = joined[None] if self.connector.as_tensor else [joined]
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
         return inputs
+
+    def rows_by_themselves(self, model, images: Images):
+        """Yield each prompt's inputs for a plain model: the merged model's features, and as many placeholders."""
+        for pieces, chosen in zip(texts_for(images), images):
+            yield self.alone(pieces, [torch.cat(self.features(model, [[index]])) for index in chosen])
 
 
 def padded(rows: list[list[int]], fill: int, side: str) -> torch.Tensor:

@@ -88,6 +88,18 @@ def build(cls: str, config: str, **options) -> Callable[[str], nn.Module]:
     return make
 
 
+def build_kosmos_2(backend: str) -> nn.Module:
+    text = {"vocab_size": 99, "embed_dim": 32, "layers": 2, "ffn_dim": 48, "attention_heads": 2}
+    vision = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, **IMAGE}
+    return build("Kosmos2Model", "Kosmos2Config", text_config=text, vision_config=vision, latent_query_num=4)(backend)
+
+
+def with_latents(batch_size: int) -> dict[str, Tensor]:
+    """Images, and prompts in which four places are for the latents that read them."""
+    ids = torch.tensor([[5, 6, 6, 6, 6, 7]]).expand(batch_size, -1)
+    return {**IMG(batch_size), "input_ids": ids, "image_embeds_position_mask": (ids == 6).long()}
+
+
 def build_dual(cls: str, config: str, vision: dict, **text) -> Callable[[str], nn.Module]:
     text_config = {**SMALL, "vocab_size": 99, "max_position_embeddings": 8, "eos_token_id": 98, **text}
     extra = {} if "Siglip" in cls else {"projection_dim": 16}
@@ -290,5 +302,14 @@ ZOO: tuple[Zoo, ...] = (
         LAST,
         by_tokens=True,
     ),
+    Zoo(
+        "janus",
+        "JanusVisionModel",
+        build("JanusVisionModel", "JanusVisionConfig", **SMALL, **IMAGE, mlp_ratio=2),
+        IMG,
+        LAST,
+        by_tokens=True,
+    ),
+    Zoo("kosmos-2", "Kosmos2VisionTransformer", build_kosmos_2, with_latents, "image_embeds"),
     Zoo("ast", "ASTModel", build("ASTForAudioClassification", "ASTConfig", **AUDIO, **LABELS), spectrogram),
 )

@@ -200,6 +200,7 @@ ROWS: dict[str, _Row] = {
     "chinese_clip_vision_model": _Row(head=_projection),
     "clipseg_vision_model": _Row(head=_no_head),
     "kosmos_2_vision_model": _Row(head=_no_head),
+    "janus_vision_model": _Row(special=_none, head=_no_head, intermediate=_ratio),
     "aimv2_vision_model": _Row(special=_none, head=_query_pool, gated=lambda config: True),
     "siglip_vision_model": _Row(special=_none, head=_attention_pool),
     "internvl_vision": _Row(head=_no_head),

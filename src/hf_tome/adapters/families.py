@@ -27,6 +27,9 @@ SEGMENTATION = "its segmentation head reads the grid of tokens after several blo
 PIXEL_DECODER = "its decoder puts masked patches back by position among the encoder's tokens, which merging reorders"
 
 
+LATENTS = Head("latent_pool", "image_to_text_projection.x_attn", POOLS)
+
+
 def _first_if_pooled(tower: Any) -> int:
     # I-JEPA has no class token; its optional pooler reads the first patch, which must then stay what it is.
     return int(tower.pooler is not None)
@@ -298,6 +301,27 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("smolvlm_vision",),
         tower="SmolVLMVisionTransformer",
         heads={"SmolVLMVisionTransformer": (TOKENS,)},
+    ),
+    replace(
+        SIGLIP,
+        model_types=("janus_vision_model",),
+        tower="JanusVisionModel",
+        num_special=one,  # no class token, but its pooler reads the first patch
+        heads={"JanusVisionModel": (CLASS_TOKEN, TOKENS)},
+        after_attention=("self_attn.projection_layer", "self_attn.projection_dropout"),
+        out=None,
+        dropout="attention_dropout",
+    ),
+    replace(
+        CLIP,
+        model_types=("kosmos_2_vision_model", "kosmos-2"),
+        tower="Kosmos2VisionTransformer",
+        heads={
+            "Kosmos2VisionTransformer": (CLASS_TOKEN, TOKENS),
+            "Kosmos2VisionModel": (CLASS_TOKEN, TOKENS),
+            "Kosmos2Model": (LATENTS,),
+            "Kosmos2ForConditionalGeneration": (LATENTS,),
+        },
     ),
     replace(
         VIT,

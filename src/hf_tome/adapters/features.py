@@ -67,7 +67,9 @@ def image_tokens(
     return tokens.gather(1, order.expand_as(tokens)), None if size is None else size.gather(1, order)
 
 
-def _aligned(hidden_states: Sequence[Tensor] | Mapping[int, Tensor], reads: Sequence[int], state: ForwardState) -> Tensor:
+def _aligned(
+    hidden_states: Sequence[Tensor] | Mapping[int, Tensor], reads: Sequence[int], state: ForwardState
+) -> Tensor:
     """Join the hidden states of several layers, (B, N_i, C) each, along their channels, with the last one's tokens.
 
     Merges between an earlier layer and the last one are applied to the earlier tokens as well, so that a merged

@@ -74,6 +74,27 @@ class FunctionalPool(Swapped):
         return self.output_proj(pooled.transpose(1, 2).reshape(batch_size, width))
 
 
+class LatentPool(Swapped):
+    """Attention of learned latents to the tokens and to themselves (Kosmos-2): each token's key gets log(size)."""
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Attend from latents (B, L, C) to tokens and latents (B, M + L, C) (ToMe, equation 1)."""
+        size = getattr(self, LINK).tower.current().final_size()
+        if size is not None:
+            bias = log_size(size, proportional=True).to(hidden_states.dtype)
+            # (B, M) -> (B, 1, L, M + L)
+            bias = nn.functional.pad(bias, (0, encoder_hidden_states.shape[1] - bias.shape[1]))[:, None, None]
+            attention_mask = bias.expand(-1, -1, hidden_states.shape[1], -1)
+        return super().forward(
+            hidden_states=hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+
+
 class DropMask(Swapped):
     """A head that takes a padding mask of the first block's length: padding is in the sizes by now."""
 
@@ -92,6 +113,7 @@ HEADS: dict[str, type | None] = {
     "mean_input": MeanInput,
     "attention_pool": AttentionPool,
     "functional_pool": FunctionalPool,
+    "latent_pool": LatentPool,
     "drop_mask": DropMask,
     "image_features": MergedImageModel,
     "projected": ProjectedImageModel,

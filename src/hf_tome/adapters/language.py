@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .connectors import CONNECTORS
 from .refused import REFUSED
 from .spec import RESTORE, Head
 

@@ -36,7 +36,6 @@ CODES = "its images become codes of a convolutional tokenizer, one for each plac
 NO_TOWER = "it has no vision encoder with attention: projected patches go straight into the language model"
 PROTEINS = "it reads proteins rather than images"
 TEXT = "it is a language model without a vision encoder"
-PLACEHOLDERS = "the placeholders of its prompt have to follow the number of merged tokens, which is not done yet"
 SPEECH = "its language model takes one placeholder, or one step, for each stretch of time, in order"
 NO_ROW = "merging would fit its encoder, but hf_tome has no row for it yet"
 
@@ -95,13 +94,12 @@ BY_REASON: dict[str, str] = {
     NO_TOWER: "fuyu gemma4_unified inkling_mm_model",
     PROTEINS: "evolla",
     TEXT: "mistral4",
-    PLACEHOLDERS: "janus",
     SPEECH: """
         fun_asr_nano glmasr granite_speech granite_speech_plus kyutai_speech_to_text moss_transcribe_diarize
         nemo_speechlm qwen2_audio qwen3_asr vibevoice_asr voxtral voxtral_realtime
     """,
     NO_ROW: """
-        blip blip-2 data2vec-vision flava idefics instructblip instructblipvideo kosmos-2 kosmos-2.5 mlcd
+        blip blip-2 data2vec-vision flava idefics instructblip instructblipvideo kosmos-2.5 mlcd
         mlcd_vision_model pix2struct vjepa2 whisper
     """,
 }

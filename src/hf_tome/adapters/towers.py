@@ -23,6 +23,7 @@ from .plans import HOW_TO_GO_ON, Plan, check_forwards
 from .refused import REFUSED
 from .spec import Family, Head
 
+
 def unwrap(model: Any) -> Any:
     """Return the transformers model inside a pipeline, a compiled model, a PEFT model or a parallel wrapper.
 
