@@ -29,7 +29,7 @@ def tune_command(
         bool, typer.Option("--sure", help="The upper end of the drop's 95 % interval must be within --max-drop.")
     ] = False,
     by: Annotated[
-        str, typer.Option(help="What the best is chosen by: speedup, as measured in this run, or gflops.")
+        str, typer.Option(help="What the best of each method is compared by: speedup, measured in turns, or gflops.")
     ] = "speedup",
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
     task: common.TaskOption = "image-classification",
@@ -53,7 +53,7 @@ def tune_command(
     """Find the config that speeds a model up most while it costs no more accuracy than allowed.
 
     The results show all configs that were tried. The accuracy is that of the data given here: keep other data to
-    confirm the choice on, with `hf-tome eval`, and confirm the speed with `hf-tome bench`.
+    confirm the choice on, with `hf-tome eval`.
     """
     from ..evaluation.task import JobOptions, Progress
     from ..evaluation.tasks import build_job
