@@ -12,7 +12,7 @@ import torch
 from ..adapters.towers import unwrap
 from ..apply import apply, remove, towers
 from ..config import MergeConfig
-from ..trace import trace
+from ..trace import Trace, trace
 from .grid import TokenGrid, token_grid
 from .view import model_frames, model_view, spectrogram_view
 
@@ -75,9 +75,8 @@ def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: Me
         last = max(tower.reads) if tower.reads and not tower.restore else tower.num_layers
     finally:
         remove(model)
-    _check_cover(module, grid, traced.source.shape[1] - traced.num_special, padded="spatial_shapes" in inputs)
-    end = traced.num_special + grid.patches  # what follows is padding
-    sources = [source[0, traced.num_special : end].cpu() for source in traced.by_block[:last]]
+    first = _first_patch(module, grid, traced, padded="spatial_shapes" in inputs)
+    sources = [source[0, first : first + grid.patches].cpu() for source in traced.by_block[:last]]
     if kind == "audio":  # rows of a picture run from the top down, those of the model from the lowest frequency up
         sources = [source.view(grid.rows, grid.columns).flip(0).flatten() for source in sources]
     return Traced(_view(kind, processor, content, inputs, grid), grid, sources)
@@ -109,12 +108,15 @@ def _arguments(module: Any, inputs: Any, grid: TokenGrid) -> dict[str, Any]:
     return arguments
 
 
-def _check_cover(module: Any, grid: TokenGrid, tokens: int, padded: bool) -> None:
-    if tokens == grid.patches or (padded and tokens > grid.patches):
-        return
+def _first_patch(module: Any, grid: TokenGrid, traced: Trace, padded: bool) -> int:
+    """Return the number of tokens before the patches: the special ones, unless a protected token is itself a patch."""
+    tokens, special = traced.source.shape[1], traced.num_special
+    first = special if padded else tokens - grid.patches
+    if 0 <= first <= special and tokens - first >= grid.patches:
+        return first
     raise ValueError(
-        f"{type(module).__name__} has {tokens} tokens for {grid.patches} patches, so they have no grid to be drawn on."
-        + (" Load it with mask_ratio=0." if getattr(module.config, "mask_ratio", 0) else "")
+        f"{type(module).__name__} has {tokens - special} tokens for {grid.patches} patches, so they have no grid "
+        "to be drawn on." + (" Load it with mask_ratio=0." if getattr(module.config, "mask_ratio", 0) else "")
     )
 
 

@@ -43,7 +43,10 @@ def model_frames(frames: Sequence[Any], processor: Any) -> list[Image.Image]:
     Raises:
         ValueError: what the processor returns is not one clip.
     """
-    inputs = processor(list(frames), do_rescale=False, do_normalize=False, return_tensors="pt")
+    plain: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
+    if getattr(processor, "offset", False):  # of ViViT, which belongs to rescaling
+        plain["offset"] = False
+    inputs = processor(list(frames), **plain, return_tensors="pt")
     values = inputs["pixel_values"].float()
     if values.dim() != 5 or len(values) != 1:
         raise ValueError(
