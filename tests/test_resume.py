@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hf_tome import MergeConfig
 from hf_tome.evaluation import digits
 from hf_tome.evaluation.imagenet import digits_classification
 from hf_tome.evaluation.job import JobOptions
-from hf_tome.evaluation.records import ResumeError, fingerprint
+from hf_tome.evaluation.records import Records, ResumeError, fingerprint
 from hf_tome.evaluation.task import evaluate
 from hf_tome.evaluation.tasks import build_job
 
@@ -180,3 +181,10 @@ def test_a_process_that_is_killed_loses_nothing(digit_folder, tmp_path):
     after = results_in(tmp_path)
     assert after[: len(before)] == before
     assert len(after) == len(set(after)) == 44
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_said():
+    records = Records({}, Path("/dev/full"))
+    with pytest.raises(OSError, match=r"No space left on device: what was finished before is kept in .*goes on"):
+        records.add([{"variant": "unmerged", "sample": 0}])

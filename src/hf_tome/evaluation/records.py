@@ -102,11 +102,18 @@ class Records:
     def _write(self, records: Sequence[Record]) -> None:
         if self.path is None or not records:
             return
-        with self.path.open("a+b") as file:
-            text = "".join(json.dumps(record) + "\n" for record in records)
-            file.seek(max(file.seek(0, 2) - 1, 0))
-            cut_short = file.read(1) not in (b"", b"\n")
-            file.write(("\n" * cut_short + text).encode())
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        try:
+            with self.path.open("a+b") as file:
+                file.seek(max(file.seek(0, 2) - 1, 0))
+                cut_short = file.read(1) not in (b"", b"\n")
+                file.write(("\n" * cut_short + text).encode())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: what was finished before is kept in {self.path.parent}; when there is room, the same "
+                "command goes on from there",
+            ) from error
 
 
 def fingerprint(model: torch.nn.Module) -> str:
