@@ -111,8 +111,8 @@ class Records:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}: what was finished before is kept in {self.path.parent}; when there is room, the same "
-                "command goes on from there",
+                f"{error.strerror}: what was finished before is kept in {self.path.parent}; when there is room, the "
+                "same command goes on from there",
             ) from error
 
 
