@@ -10,8 +10,23 @@ import numpy as np
 if TYPE_CHECKING:
     import datasets
 
-MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "digits-vit"
+MODELS = Path(__file__).resolve().parent.parent / "models"
+"""The small models that ship with the package, a folder each."""
+
+MODEL_DIR = MODELS / "digits-vit"
 """The small ViT that `scripts/train_digits_model.py` trained on the train split."""
+
+TEMPLATES = (
+    "a photo of the digit {}.",
+    "a photo of a {}.",
+    "This is a photo of {}.",
+    "a handwritten {}.",
+    "the number {}",
+)
+"""Sentences about a picture of a digit; its name goes into the place."""
+
+SCENE_SEED = 1
+"""For the scenes of held-out digits that models are evaluated on."""
 
 SPLITS = ("train", "test")
 TEST_SHARE = 0.3
@@ -51,3 +66,12 @@ def _split_arrays(split: str) -> tuple[np.ndarray, list[int]]:
     )
     chosen = np.sort(train if split == "train" else test)  # in the order of the file, whatever the split's shuffle
     return pixels[chosen], bunch.target[chosen].tolist()
+
+
+TEMPLATES = (
+    "a photo of the digit {}.",
+    "a photo of a {}.",
+    "This is a photo of {}.",
+    "a handwritten {}.",
+    "the number {}",
+)

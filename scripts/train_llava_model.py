@@ -1,0 +1,156 @@
+"""Train the demo's LLaVA, which answers questions about pictures of four handwritten digits, and write its model card.
+
+    python scripts/train_zero_shot_models.py clip     # makes the tower that this one starts from
+    python scripts/train_llava_model.py
+
+It takes about fifteen minutes on one CPU core. In training all questions about a picture stand behind it in one
+sequence, at the same positions, and do not see each other.
+"""
+
+import torch
+import torch.nn.functional as F
+import transformers as tf
+from torch import Tensor, nn
+from training import (
+    Loss,
+    PatchTeacher,
+    Stage,
+    arguments,
+    fit,
+    livelier,
+    normalise,
+    save_half,
+    square_processor,
+    word_tokenizer,
+)
+
+from hf_tome.evaluation import digits_questions as questions
+from hf_tome.evaluation import digits_scenes as scenes
+from hf_tome.evaluation.digits import MODELS
+
+PATCH = 4
+PATCHES = (scenes.SIDE // PATCH) ** 2
+TOWER = MODELS / "digits-clip"
+TEXT = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192}
+STAGES = ((16, 1e-3),)  # (epochs, learning rate)
+TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def make_tokenizer():
+    words = " ".join(questions.QUESTIONS).replace("?", " ? ").split()
+    return word_tokenizer(
+        [*words, *scenes.NAMES], single="<bos> $A", extra_special_tokens=["<image>"], padding_side="left"
+    )
+
+
+def make_processor(tokenizer) -> tf.LlavaProcessor:
+    return tf.LlavaProcessor(
+        square_processor(tf.CLIPImageProcessor, scenes.SIDE),
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+
+
+def make_model(tokenizer, tower: tf.CLIPVisionModel) -> tf.LlavaForConditionalGeneration:
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    text = tf.LlamaConfig(**TEXT, **special, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    config = tf.LlavaConfig(
+        vision_config=tower.config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=PATCHES,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    model = tf.LlavaForConditionalGeneration(config)
+    livelier(model)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.generation_config.update(**special, max_new_tokens=4, do_sample=False)
+    return model
+
+
+class Asking(nn.Module):
+    """All questions behind one picture: (questions, tokens) each with room for the answer, and who sees whom."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        rows = tokenizer(list(questions.QUESTIONS), add_special_tokens=False)["input_ids"]
+        self.asked = torch.tensor(rows)  # all have as many tokens
+        self.names = torch.tensor(tokenizer.convert_tokens_to_ids(list(scenes.NAMES)))
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        count, length = self.asked.shape
+        self.length = length + 1
+        before = 1 + PATCHES
+        total = before + count * self.length
+        own = torch.cat([torch.full((before,), -1), torch.arange(count).repeat_interleave(self.length)])
+        sees = torch.ones(total, total, dtype=torch.bool).tril() & ((own[None] == -1) | (own[:, None] == own[None]))
+        self.mask = torch.zeros(total, total).masked_fill(~sees, torch.finfo(torch.float32).min)[None, None]
+        inside = torch.arange(self.length).repeat(count)
+        self.positions = torch.cat([torch.arange(before), before + inside])[None]
+
+    def ids(self, answers: Tensor) -> Tensor:
+        """Return the questions with their answers (B, questions * length) for answers (B, questions)."""
+        asked = self.asked.expand(len(answers), -1, -1)
+        return torch.cat([asked, self.names[answers][..., None]], dim=2).flatten(1)
+
+
+def make_loss(model: tf.LlavaForConditionalGeneration, asking: Asking, material: scenes.Material) -> Loss:
+    """Return the loss of the answers and of the ends after them."""
+    inner = model.model
+
+    def loss(which: Tensor, generator: torch.Generator) -> Tensor:
+        more = torch.randint(len(material.labels), (len(which), len(scenes.CORNERS) - 1), generator=generator)
+        which = torch.cat([which[:, None], more], dim=1)
+        labels = material.labels[which]
+        pictures, ink = scenes.make_quartets(material, which, generator)
+        tokens = inner.vision_tower(normalise(pictures)).last_hidden_state[:, 1:]
+        right = questions.answers(labels)
+        embed = inner.get_input_embeddings()
+        start = embed(torch.full((len(which), 1), asking.bos))
+        sequence = torch.cat([start, inner.multi_modal_projector(tokens), embed(asking.ids(right))], dim=1)
+        out = inner.language_model(inputs_embeds=sequence, attention_mask=asking.mask, position_ids=asking.positions)
+        # (B, questions, length, C), of which the question mark tells the answer, and the answer that it ends there
+        states = out.last_hidden_state[:, 1 + PATCHES :].unflatten(1, (-1, asking.length))
+        answer = model.lm_head(states[:, :, -2]).flatten(0, 1)
+        end = model.lm_head(states[:, :, -1]).flatten(0, 1)
+        # Most digits are not there, and how many there are of those is soon learnt.
+        weight = torch.where(right == 0, 0.5, 1.0).flatten()
+        told = F.cross_entropy(answer, asking.names[right].flatten(), reduction="none")
+        ended = F.cross_entropy(end, torch.full((len(end),), asking.eos))
+        return (told * weight).mean() + 0.1 * ended + 0.5 * teach(model.teacher, tokens, ink, labels)
+
+    return loss
+
+
+def teach(teacher: PatchTeacher, tokens: Tensor, ink: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of single patches, each of which belongs to the digit of its corner."""
+    inked = F.avg_pool2d(ink, PATCH).flatten(1)  # (B, 1, S, S) -> (B, N)
+    corners = labels.view(-1, 1, 2, 2).float()
+    own = F.interpolate(corners, scale_factor=scenes.CELL // PATCH).long().flatten(1)  # (B, 1, 2, 2) -> (B, N)
+    return teacher(tokens, inked, own)
+
+
+def main() -> None:
+    args = arguments(__doc__, MODELS)
+    tokenizer, material = make_tokenizer(), scenes.load_material("train")
+    model = make_model(tokenizer, tf.CLIPVisionModel.from_pretrained(TOWER))
+    model.teacher = PatchTeacher(model.config.vision_config.hidden_size, len(scenes.NAMES))
+    asking, minutes = Asking(tokenizer), 0.0
+    for epochs, learning_rate in STAGES:
+        loss = make_loss(model, asking, material)
+        minutes += fit(model, Stage(f"{PATCHES} tokens", epochs, loss, learning_rate), len(material.labels))
+    del model.teacher
+    save_half(model, args.out / "digits-llava", make_processor(tokenizer))
+    print(minutes)
+
+
+if __name__ == "__main__":
+    main()
