@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ import transformers as tf
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from hf_tome import MergeConfig, apply, remove
 from hf_tome.adapters.connectors import CONNECTORS
+from hf_tome.adapters.language import FEWER, VISION_LANGUAGE
 
 IMAGE_TOKEN, VIDEO_TOKEN, PAD, NEW = 98, 97, 0, 5
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
@@ -197,3 +200,31 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Mistral3", PIXTRAL, "mistral", images=packed, token=OLD),
 )
 """One for every row of the connectors."""
+
+FEW = {name.removesuffix("Model") for name, heads in VISION_LANGUAGE.items() if heads == FEWER}
+CASES = [(vlm, "projected") for vlm in VLMS] + [(vlm, "tower") for vlm in VLMS if vlm.name in FEW]
+CONFIGS = {
+    ("tower", "tome"): MergeConfig(r=6),
+    ("tower", "mame"): MergeConfig(method="mame", threshold=0.5, layers=range(3)),
+    ("projected", "tome"): MergeConfig(r=5, where="projected"),
+    ("projected", "mame"): MergeConfig(method="mame", threshold=0.0, where="projected"),
+}
+IMAGES = [[0], [1, 2], []]
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # sums over padded and unpadded rows run in another order: a few ulp
+
+BY_NAME = {vlm.name: vlm for vlm in VLMS}
+
+
+def plain(model):
+    return remove(copy.deepcopy(model))
+
+
+def merged(vlm: Vlm, method="tome", where="projected", backend="sdpa"):
+    model = vlm.make(backend)
+    return model, apply(copy.deepcopy(model), CONFIGS[where, method])
+
+
+def labels_of(inputs):
+    """Label all text but each row's first token, which padding in front would make a target and its absence not."""
+    hidden = (inputs["input_ids"] == IMAGE_TOKEN) | (inputs["attention_mask"].cumsum(1) <= 1)
+    return inputs["input_ids"].masked_fill(hidden | (inputs["attention_mask"] == 0), -100)

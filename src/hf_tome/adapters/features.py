@@ -14,6 +14,23 @@ IMAGE_FEATURES = "image_features"
 """The kind of head that turns a tower's merged tokens into image features."""
 
 
+FIXED_SIZE = ("siglip_vision_model", "janus_vision_model")
+"""Towers that add position embeddings to images of any size, and fail where they cannot be added."""
+
+
+def check_image_size(pixel_values: Any, config: Any) -> None:
+    """Raise a `ValueError` for images (..., H, W) of a size that the tower does not take."""
+    vision = config.vision_config
+    if vision.model_type not in FIXED_SIZE or not isinstance(pixel_values, Tensor):
+        return
+    found, side = tuple(pixel_values.shape[-2:]), vision.image_size
+    if found != (side, side):
+        raise ValueError(
+            f"`pixel_values` hold images of {found[0]} x {found[1]} pixels, but the image size of this vision tower "
+            f"is {side} x {side}. Use the model's own processor."
+        )
+
+
 def has_feature_layers(model: Any) -> bool:
     """Return whether a model reads hidden states of its tower, rather than the tower's output."""
     return getattr(getattr(model, "config", None), "vision_feature_layer", None) is not None

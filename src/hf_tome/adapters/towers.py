@@ -13,6 +13,7 @@ from ..config import MergeConfig
 from ..errors import UnsupportedModelError
 from ..state import Tower
 from .attention import check_backend
+from .connectors import CONNECTORS
 from .families import TOWERS, WRAPPERS
 from .features import IMAGE_FEATURES, cropped_tokens, has_feature_layers, read_layers
 from .heads import HEADS, site_of
@@ -171,10 +172,13 @@ def _why_not(root: nn.Module) -> str:
     found = f"Found no encoder to merge tokens in: {type(root).__name__}"
     if model_type is not None:
         found += f" (model type {model_type!r})"
+    how = HOW_TO_GO_ON
+    if any(type(module).__name__ in CONNECTORS for module in root.modules()):
+        how = f"Its projected image tokens can be merged: `MergeConfig(..., where='projected')`. {how}"
     reason = REFUSED.get(model_type or "")
     if reason:
-        return f"{found} is not supported, because {reason}. {HOW_TO_GO_ON}"
+        return f"{found} is not supported, because {reason}. {how}"
     tower_type = getattr(getattr(root.config, "vision_config", None), "model_type", "") if model_type else ""
     if tower_type in REFUSED:
-        return f"{found} is not supported around a tower of type {tower_type!r}: {REFUSED[tower_type]}. {HOW_TO_GO_ON}"
-    return f"{found} holds none of the supported {', '.join(sorted(TOWERS))}. {HOW_TO_GO_ON}"
+        return f"{found} is not supported around a tower of type {tower_type!r}: {REFUSED[tower_type]}. {how}"
+    return f"{found} holds none of the supported {', '.join(sorted(TOWERS))}. {how}"

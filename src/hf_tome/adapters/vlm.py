@@ -17,7 +17,7 @@ from torch import Tensor
 from ..state import Tower
 from .calls import arguments, cache_of, has_images, pad_token_id
 from .connectors import OLD_LAYERS, Connector, connector_of
-from .features import cropped_tokens, has_feature_layers, image_tokens, read_layers, split_real
+from .features import check_image_size, cropped_tokens, has_feature_layers, image_tokens, read_layers, split_real
 from .history import NEW_IMAGE, continue_forward, remember, remembered
 from .placeholders import Shortening, plan_shortening, shorten_call
 from .projected import merge_features
@@ -99,6 +99,7 @@ class MergedModel(Swapped):
         if encoded.get("image") is not None:
             raise ValueError("Specify `pixel_values` or the image in `mm_encoder_outputs`; there are both.")
         connector, owner = self._connector, self.base_model
+        check_image_size(call["pixel_values"], self.config)
 
         def given(names: tuple[str, ...]) -> dict[str, Any]:
             return {name: call[name] for name in names if call.get(name) is not None}
