@@ -63,14 +63,14 @@ DataOption = Annotated[
     str,
     typer.Option(
         help="Hub id or folder of the data: <split>/<class>/<file>, WebDataset shards or Parquet; of clips and "
-        "recordings also a CSV."
+        "recordings also a CSV; of captions and questions a JSON, JSONL or CSV file."
     ),
 ]
 TaskOption = Annotated[
     str,
     typer.Option(
-        help="What to evaluate: image-classification, video-classification, zero-shot-image-classification or "
-        "audio-classification."
+        help="What to evaluate: image-classification, video-classification, zero-shot-image-classification, "
+        "audio-classification, image-to-text (captions) or visual-question-answering."
     ),
 ]
 SplitOption = Annotated[
@@ -94,6 +94,16 @@ TemplatesOption = Annotated[
 ]
 ClipsOption = Annotated[int, typer.Option(min=1, help="Video: views of a clip in time, whose scores are averaged.")]
 CropsOption = Annotated[int, typer.Option(min=1, help="Video: square views of a clip along its longer side.")]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Captions and answers: what the model is asked, {question} standing for the question and its options. "
+        "The model's chat template comes around it, unless it holds the image token itself."
+    ),
+]
+MaxNewTokensOption = Annotated[
+    int | None, typer.Option(min=1, help="Captions and answers: tokens to generate at most; else 64 and 16.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Evaluate so many samples, drawn at random by --seed.")]
 SeedOption = Annotated[int, typer.Option(help="For the draw of --limit.")]
 StreamingOption = Annotated[
@@ -184,7 +194,7 @@ def write_results(results: Results, folder: Path, pictures: Sequence[tuple[str, 
     from ..evaluation.output import write_report
     from ..evaluation.plots import plot_pareto
 
-    pareto = ("pareto.png", "Top-1 accuracy against compute and against speed, a point a config.")
+    pareto = ("pareto.png", "Accuracy against compute and against speed, a point a config.")
     write_report(results, folder, [pareto, *pictures])
     plot_pareto(results, folder / pareto[0])
     say(f"Wrote {', '.join(['report.md', 'results.json', 'pareto.png', *(name for name, _ in pictures)])} to {folder}")

@@ -30,6 +30,8 @@ def eval_command(
     templates: common.TemplatesOption = None,
     clips: common.ClipsOption = 1,
     crops: common.CropsOption = 1,
+    prompt: common.PromptOption = None,
+    max_new_tokens: common.MaxNewTokensOption = None,
     limit: common.LimitOption = None,
     batch_size: common.BatchSizeOption = 16,
     seed: common.SeedOption = 0,
@@ -69,6 +71,8 @@ def eval_command(
         templates=templates,
         clips=clips,
         crops=crops,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
     )
     job = build_job(task, options)
     if restart:

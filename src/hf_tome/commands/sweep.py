@@ -44,6 +44,8 @@ def sweep_command(
     templates: common.TemplatesOption = None,
     clips: common.ClipsOption = 1,
     crops: common.CropsOption = 1,
+    prompt: common.PromptOption = None,
+    max_new_tokens: common.MaxNewTokensOption = None,
     limit: common.LimitOption = None,
     batch_size: common.BatchSizeOption = 16,
     seed: common.SeedOption = 0,
@@ -88,6 +90,8 @@ def sweep_command(
         templates=templates,
         clips=clips,
         crops=crops,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
     )
     job = build_job(task, options)
     size = common.pick_batch_size(batch_size, device)

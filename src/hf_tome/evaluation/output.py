@@ -14,6 +14,7 @@ from .config_text import short_name
 from .results import Results
 
 PIPED_WIDTH = 160
+GENERATION_SETTINGS = ("prompt", "choice_prompt", "max_new_tokens")
 SKIPPED_SHOWN = 20
 """Skipped samples listed in a report; `results.json` lists all."""
 
@@ -35,9 +36,9 @@ class Column:
         """All keys that the column shows."""
         return (self.key, *self.interval)
 
-    def one_line_header(self, unit: str) -> str:
+    def one_line_header(self, words: Mapping[str, str]) -> str:
         """Return the header in one line."""
-        return self.header.format(unit=unit).replace("-\n", "-").replace("\n", " ").replace(" /", "/")
+        return self.header.format(**words).replace("-\n", "-").replace("\n", " ").replace(" /", "/")
 
     def show(self, row: Mapping[str, Any]) -> str:
         """Return the row's value as text, a dash where it is unknown."""
@@ -50,27 +51,58 @@ COLUMNS = (
     Column("top1", "top-1\n%", ".2f"),
     Column("top5", "top-5\n%", ".2f"),
     Column("map", "mAP\n%", ".2f"),
+    Column("accuracy", "right\n%", ".2f"),
+    Column("vqa_accuracy", "VQA\n%", ".2f"),
+    Column("answered", "chose\n%", ".2f"),
+    *(Column(f"bleu{n}", f"BLEU-\n{n}", ".1f") for n in range(1, 5)),
+    Column("rouge_l", "ROUGE-\nL", ".1f"),
+    Column("cider", "CIDEr", ".1f"),
     Column("agreement", "agrees\n%", ".2f"),
     Column("drop", "drop, 95 %\ninterval", ".2f", ("drop_low", "drop_high")),
-    Column("tokens", "tokens\nat end", ".1f"),
+    Column("tokens", "{tokens}", ".1f"),
     Column("gflops", "GFLOPs", ".3f"),
     Column("samples_per_second", "{unit}\n/s", ".1f"),
     Column("speedup", "speed-\nup", ".2f"),
     Column("peak_memory_mib", "peak\nMiB", ".0f"),
+    Column("new_tokens", "new\ntokens", ".1f"),
 )
 
-UNITS = {"video-classification": "clips", "audio-classification": "recordings"}
-"""What the samples of a task are called; images where not listed."""
+QUALITY = ("top1", "accuracy", "cider")
+"""The columns that say how good a model is; of those that the results have, the first is drawn against the cost."""
 
-NOTES = (
-    "agrees: share of the {unit} that get the same class as from the unmerged model. drop: points of top-1 accuracy "
-    "lost, with the 95 % interval of a bootstrap over the same {unit}. tokens at end: after the last "
-    "block, the mean over the {unit}. "
-    "GFLOPs: multiply-adds of the vision or audio tower, padding included, for one image or view. {unit}/s: the "
-    "model's forward alone, after a warm-up. "
-    "speed-up: over unmerged, in the same run. peak MiB: the weights and what torch "
-    "allocates at most during the forward of one batch."
-)
+WORDS = {"unit": "images", "tokens": "tokens\nat end", "same": "that get the same class as from"}
+"""What headers and notes call things, where a task has no words of its own."""
+
+TEXT_WORDS = {"tokens": "image\ntokens", "same": "of which is said, to the letter, the same as by"}
+TASK_WORDS = {
+    "video-classification": {"unit": "clips"},
+    "audio-classification": {"unit": "recordings"},
+    "image-to-text": TEXT_WORDS,
+    "visual-question-answering": {**TEXT_WORDS, "unit": "questions"},
+}
+
+COLUMN_NOTES = {
+    "accuracy": "right: share of the answers that are one of the right ones, as VQA compares them, or the right "
+    "option.",
+    "vqa_accuracy": "VQA: its own measure, by which an answer counts in full if three of ten people gave it.",
+    "answered": "chose: share of the multiple-choice {unit} whose answer names an option.",
+    "cider": "BLEU, ROUGE-L and CIDEr-D times 100, as in COCO's evaluation.",
+    "agreement": "agrees: share of the {unit} {same} the unmerged model.",
+    "drop": "drop: points of {quality} lost, with the 95 % interval of a bootstrap over the same {unit}.",
+    "tokens": "tokens at end: after the last block, the mean over the {unit}.",
+    "gflops": "GFLOPs: multiply-adds of the vision or audio tower, padding included, for one image or view.",
+    "samples_per_second": "{unit}/s: the model's forward alone, after a warm-up.",
+    "speedup": "speed-up: over unmerged, in the same run.",
+    "peak_memory_mib": "peak MiB: the weights and what torch allocates at most during the forward of one batch.",
+}
+"""What the columns mean, in the order of a report."""
+
+TEXT_NOTES = {
+    "tokens": "image tokens: those that the language model reads of an image, the mean over the {unit}.",
+    "samples_per_second": "{unit}/s: the whole generation, the vision tower included, after a warm-up.",
+    "new_tokens": "new tokens: generated, the mean over the {unit}; a model that says less is faster for that.",
+}
+"""The same for tasks in which text is generated."""
 
 
 def columns(results: Results) -> list[Column]:
@@ -78,9 +110,28 @@ def columns(results: Results) -> list[Column]:
     return [column for column in COLUMNS if column.key in results.rows[0]]
 
 
+def quality(row: Mapping[str, Any]) -> Column:
+    """Return the column that says how good the model of a row is."""
+    key = next(key for key in QUALITY if key in row)
+    return next(column for column in COLUMNS if column.key == key)
+
+
+def words(results: Results) -> dict[str, str]:
+    """Return what headers and notes call things."""
+    return {**WORDS, **TASK_WORDS.get(results.run["task"], {})}
+
+
 def unit(results: Results) -> str:
     """Return what the samples are called."""
-    return UNITS.get(results.run["task"], "images")
+    return words(results)["unit"]
+
+
+def notes(results: Results) -> str:
+    """Return what the columns of the results mean, in a paragraph."""
+    row = results.rows[0]
+    texts = {**COLUMN_NOTES, **(TEXT_NOTES if "new_tokens" in row else {})}
+    called = {**words(results), "quality": "top-1 accuracy" if "top1" in row else "accuracy"}
+    return " ".join(text.format(**called) for key, text in texts.items() if key in row)
 
 
 def to_json(results: Results) -> str:
@@ -100,7 +151,7 @@ def to_csv(results: Results) -> str:
 
 def to_markdown(results: Results) -> str:
     """Return the rows as a Markdown table."""
-    header = "| " + " | ".join(column.one_line_header(unit(results)) for column in columns(results)) + " |"
+    header = "| " + " | ".join(column.one_line_header(words(results)) for column in columns(results)) + " |"
     ruler = "|" + "|".join("---" if column.key == "name" else "---:" for column in columns(results)) + "|"
     rows = ["| " + " | ".join(column.show(row) for column in columns(results)) + " |" for row in results.rows]
     return "\n".join([header, ruler, *rows]) + "\n"
@@ -114,7 +165,7 @@ def to_table(results: Results) -> str:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns(results):
-        header = column.header.format(unit=unit(results))
+        header = column.header.format(**words(results))
         table.add_column(header, justify="left" if column.key == "name" else "right", overflow="fold")
     for row in results.rows:
         table.add_row(
@@ -159,7 +210,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f"{_summary(results)}.",
         "",
         to_markdown(results),
-        NOTES.format(unit=unit(results)),
+        notes(results),
         "",
         *(f"![{caption}]({name})\n\n{caption}\n" for name, caption in pictures),
         "## How it was measured",
@@ -168,6 +219,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
         f"{environment['platform']}, Python {environment['python']}",
         f"- {packages}",
+        *(f"- {name.replace('_', ' ')}: {run[name]!r}" for name in GENERATION_SETTINGS if name in run),
         *(f"- {note}" for note in run.get("notes", ())),
         *_skipped_lines(results.data["skipped"]),
     ]

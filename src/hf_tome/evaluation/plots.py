@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config_text import short_name
-from .output import unit
+from .output import quality, unit
 from .results import Results
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _PADDING = 2  # pixels kept free around labels
 
 
 def plot_pareto(results: Results, path: Path) -> None:
-    """Draw top-1 accuracy against GFLOPs and against speed and write it as PNG."""
+    """Draw accuracy, or CIDEr for captions, against GFLOPs and against speed and write it as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,11 +56,11 @@ def plot_pareto(results: Results, path: Path) -> None:
 
 def _scatter(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
     for row in rows:
-        axis.scatter(row[key], row["top1"], s=45, color=_colour(row), zorder=3)
-    axis.axhline(rows[0]["top1"], color=COLOURS["unmerged"], linewidth=0.8, linestyle=":", zorder=1)
+        axis.scatter(row[key], row[quality(row).key], s=45, color=_colour(row), zorder=3)
+    axis.axhline(rows[0][quality(rows[0]).key], color=COLOURS["unmerged"], linewidth=0.8, linestyle=":", zorder=1)
     axis.margins(MARGIN)
     axis.set_xlabel(label)
-    axis.set_ylabel("top-1 %")
+    axis.set_ylabel(quality(rows[0]).one_line_header({}))
     axis.grid(color="#dddddd", linewidth=0.6, zorder=0)
 
 
@@ -76,7 +76,7 @@ def _label_points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> No
     """Write each point's config beside it, at the nearest free spot, with a line to the point."""
     from matplotlib.transforms import Bbox
 
-    points = axis.transData.transform([(row[key], row["top1"]) for row in rows])
+    points = axis.transData.transform([(row[key], row[quality(row).key]) for row in rows])
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     for row, point in zip(rows, points):
         label = axis.annotate(

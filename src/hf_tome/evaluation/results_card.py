@@ -16,11 +16,20 @@ from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 
 from ..config import CONFIG_NAME, MergeConfig
 from .config_text import parse_config
-from .output import NOTES, to_markdown, unit
+from .output import notes, quality, to_markdown, unit
 from .results import Results
 
 RESULTS, PLOT = "results.json", "pareto.png"
-METRICS = {"top1": ("accuracy", "top-1 accuracy"), "top5": ("accuracy", "top-5 accuracy"), "map": ("map", "mAP")}
+METRICS = {
+    "top1": ("accuracy", "top-1 accuracy"),
+    "top5": ("accuracy", "top-5 accuracy"),
+    "map": ("map", "mAP"),
+    "accuracy": ("accuracy", "accuracy"),
+    "vqa_accuracy": ("vqa_accuracy", "VQA accuracy"),
+    **{f"bleu{n}": ("bleu", f"BLEU-{n}") for n in range(1, 5)},
+    "rouge_l": ("rouge", "ROUGE-L"),
+    "cider": ("cider", "CIDEr-D"),
+}
 """By key of a row, the type and the name of the metric on the Hub."""
 
 _BODY = """\
@@ -177,7 +186,7 @@ def _body(results: Results, row: Mapping[str, Any], base_model: str, repository:
         skipped=f"; {skipped} could not be read" if skipped else "",
         drop=_drop(row),
         table=to_markdown(results),
-        notes=NOTES.format(unit=unit(results)),
+        notes=notes(results),
         plot=f"\n![Accuracy against compute and speed]({PLOT})\n" if plot is not None else "",
         config_json=json.dumps(row["config"], indent=2),
         how="\n".join(_how(results)),
@@ -186,11 +195,12 @@ def _body(results: Results, row: Mapping[str, Any], base_model: str, repository:
 
 def _drop(row: Mapping[str, Any]) -> str:
     if "drop" not in row:
-        return f"mAP {row['map']:.2f} %."
+        key = "map" if "map" in row else quality(row).key
+        return f"{METRICS[key][1]} {row[key]:.2f}."
     interval = f"{row['drop_low']:.2f} to {row['drop_high']:.2f}"
     return (
-        f"Merging costs {row['drop']:.2f} points of top-1 accuracy (95 % interval {interval}) and runs "
-        f"{row['speedup']:.2f} times as fast as the unmerged model in the same run."
+        f"Merging costs {row['drop']:.2f} points of {METRICS[quality(row).key][1]} (95 % interval {interval}) and "
+        f"runs {row['speedup']:.2f} times as fast as the unmerged model in the same run."
     )
 
 

@@ -21,7 +21,8 @@ class Sample:
     name: str
     content: Any
     """An RGB image, the views of a clip or the samples of a recording, as the task decodes them."""
-    label: Label
+    label: Any
+    """A `Label`, or the texts that are right."""
     position: int = 0
 
 
@@ -34,26 +35,25 @@ class Skipped:
     position: int = 0
 
 
+class Unusable(ValueError):
+    """What a sample lacks, in words that can stand alone as the reason to skip it."""
+
+
 @dataclass
-class LabelledSamples:
+class Samples:
     """Samples of one split; `skipped` fills up while they are iterated over.
 
     Attributes:
         name, split: where the samples are from.
         rows: rows of a data set, map-style or streamed, with undecoded contents.
-        column, label_column: the columns of contents and of labels.
-        model_label: the model's index of what stands in `label_column`.
-        decode: stored contents to what the task takes; whatever it raises is the reason to skip the sample.
+        column: the column of contents, which name the samples.
     """
 
     name: str
     split: str
     rows: Any
     column: str
-    label_column: str
-    model_label: Callable[[Any], Label]
-    decode: Callable[[Any], Any]
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list, kw_only=True)
 
     def __len__(self) -> int:
         """Return the number of samples, unreadable ones included; 0 where a stream does not tell."""
@@ -70,15 +70,14 @@ class LabelledSamples:
     def read(self, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[Sample | Skipped]:
         """Yield the samples at the wanted positions, in order, and those that cannot be read with the reason."""
         for position, row in self._rows(wanted):
-            stored, label = row[self.column], row[self.label_column]
-            name = sample_name(stored, position)
-            if label is None or label == -1 or label == []:
-                found: Sample | Skipped = Skipped(name, "it has no label", position)
-            else:
-                found = self._decoded(name, stored, label, position)
+            found = self._sample(row, sample_name(row[self.column], position), position)
             if isinstance(found, Skipped):
-                logger.warning("Skipped %s: %s", name, found.reason)
+                logger.warning("Skipped %s: %s", found.sample, found.reason)
             yield found
+
+    def content_and_label(self, row: Any) -> tuple[Any, Any]:
+        """Return what a row holds, decoded; whatever this raises is the reason to skip the sample."""
+        raise NotImplementedError
 
     def _rows(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
         if hasattr(self.rows, "__len__"):
@@ -86,14 +85,37 @@ class LabelledSamples:
         else:  # a stream has to be read through
             yield from ((position, row) for position, row in enumerate(self.rows) if wanted(position))
 
-    def _decoded(self, name: str, stored: Any, label: Any, position: int) -> Sample | Skipped:
+    def _sample(self, row: Any, name: str, position: int) -> Sample | Skipped:
         try:
-            content = self.decode(stored)
+            return Sample(name, *self.content_and_label(row), position)
         except ImportError:
             raise  # what is missing is not the sample
+        except Unusable as error:
+            return Skipped(name, str(error), position)
         except Exception as error:  # PIL and PyAV raise a dozen kinds, SyntaxError among them
-            return Skipped(name, f"{type(error).__name__}: {_without_path(error, stored)}", position)
-        return Sample(name, content, self.model_label(label), position)
+            return Skipped(name, f"{type(error).__name__}: {_without_path(error, row[self.column])}", position)
+
+
+@dataclass
+class LabelledSamples(Samples):
+    """Samples with a label.
+
+    Attributes:
+        label_column: the column of labels.
+        model_label: the model's index of what stands in `label_column`.
+        decode: stored contents to what the task takes.
+    """
+
+    label_column: str
+    model_label: Callable[[Any], Label]
+    decode: Callable[[Any], Any]
+
+    def content_and_label(self, row: Any) -> tuple[Any, Label]:
+        """Return the decoded content, and the model's index of the label."""
+        label = row[self.label_column]
+        if label is None or label == -1 or label == []:
+            raise Unusable("it has no label")
+        return self.decode(row[self.column]), self.model_label(label)
 
 
 def stored_path(stored: Any) -> str | None:

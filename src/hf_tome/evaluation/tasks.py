@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .audio import audio_classification
+from .captioning import image_to_text
 from .imagenet import image_classification
 from .job import Job, JobOptions
 from .kinetics import video_classification
+from .vqa import visual_question_answering
 from .zero_shot import zero_shot_classification
 
 TASKS: dict[str, Callable[[JobOptions], Job]] = {
@@ -15,6 +17,8 @@ TASKS: dict[str, Callable[[JobOptions], Job]] = {
     "video-classification": video_classification,
     "zero-shot-image-classification": zero_shot_classification,
     "audio-classification": audio_classification,
+    "image-to-text": image_to_text,
+    "visual-question-answering": visual_question_answering,
 }
 
 
