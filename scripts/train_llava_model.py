@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import transformers as tf
 from torch import Tensor, nn
 from training import (
+    Card,
     Loss,
     PatchTeacher,
     Stage,
@@ -22,6 +23,7 @@ from training import (
     save_half,
     square_processor,
     word_tokenizer,
+    write_card,
 )
 
 from hf_tome.evaluation import digits_questions as questions
@@ -35,8 +37,20 @@ TEXT = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "in
 STAGES = ((16, 1e-3),)  # (epochs, learning rate)
 TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
+)
+
+CARD = Card(
+    demo="questions",
+    pipeline="image-text-to-text",
+    tokens=f"{PATCHES} image tokens, and {TEXT['num_hidden_layers']} Llama blocks of width {TEXT['hidden_size']}",
+    summary=f'It answers questions about pictures of {scenes.SIDE}x{scenes.SIDE} pixels with four digits: "which '
+    'digit is top left?", "how many sevens are there?".',
+    training=f"{sum(epochs for epochs, _ in STAGES)} epochs of pictures, all questions about each, tower and all, "
+    "from the tower of digits-clip on, with a teacher of single patches that is not kept",
+    command="train_llava_model.py",
 )
 
 
@@ -149,7 +163,7 @@ def main() -> None:
         minutes += fit(model, Stage(f"{PATCHES} tokens", epochs, loss, learning_rate), len(material.labels))
     del model.teacher
     save_half(model, args.out / "digits-llava", make_processor(tokenizer))
-    print(minutes)
+    write_card(CARD, args.out, minutes)
 
 
 if __name__ == "__main__":

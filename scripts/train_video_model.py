@@ -2,7 +2,7 @@
 
     python scripts/train_video_model.py
 
-It takes about ten minutes on one CPU core: most epochs show the encoder one or two of the eight tubelets in time, at the
+It takes about ten minutes on one CPU core: most epochs show the encoder one or two of the eight slices of time, at the
 positions that they have in the clip; the last few show all.
 """
 
@@ -10,7 +10,19 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 from torch import Tensor
-from training import Loss, PatchTeacher, Stage, arguments, fit, livelier, normalise, save_half, square_processor
+from training import (
+    Card,
+    Loss,
+    PatchTeacher,
+    Stage,
+    arguments,
+    fit,
+    livelier,
+    normalise,
+    save_half,
+    square_processor,
+    write_card,
+)
 
 from hf_tome.evaluation import digits_scenes as scenes
 from hf_tome.evaluation.digits import MODELS
@@ -19,6 +31,17 @@ PATCH, TUBELET = 4, 2
 SLICES = scenes.CLIP_FRAMES // TUBELET
 PATCHES = (scenes.CLIP_SIDE // PATCH) ** 2
 STAGES = ((1, 70, 2e-3), (2, 10, 1e-3), (SLICES, 4, 7e-4))  # (slices of time shown, epochs, learning rate)
+
+CARD = Card(
+    demo="video",
+    pipeline="video-classification",
+    tokens=f"{SLICES * PATCHES} tokens",
+    summary=f"It tells which digit moves which way, left, right, up or down, in clips of {scenes.CLIP_FRAMES} frames "
+    f"of {scenes.CLIP_SIDE}x{scenes.CLIP_SIDE} pixels: {len(scenes.clip_names())} classes.",
+    training=", ".join(f"{epochs} epochs on {shown} of {SLICES} slices of each clip" for shown, epochs, _ in STAGES)
+    + ", with a teacher of single tubelets that is not kept",
+    command="train_video_model.py",
+)
 
 
 def make_model() -> tf.VideoMAEForVideoClassification:
@@ -39,7 +62,7 @@ def make_model() -> tf.VideoMAEForVideoClassification:
 
 
 def make_loss(model: tf.VideoMAEForVideoClassification, material: scenes.Material, shown: int, table: Tensor) -> Loss:
-    """Return the loss of clips of which so many slices of time are shown; `table` has the positions of all tubelets."""
+    """Return the loss of clips of which so many slices of time are shown; `table` has the positions of all."""
 
     def loss(which: Tensor, generator: torch.Generator) -> Tensor:
         directions = torch.randint(len(scenes.DIRECTIONS), (len(which),), generator=generator)
@@ -71,7 +94,7 @@ def main() -> None:
 
     processor = square_processor(tf.VideoMAEImageProcessor, scenes.CLIP_SIDE)
     save_half(model, args.out / "digits-videomae", processor)
-    print(minutes)
+    write_card(CARD, args.out, minutes)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,68 +28,107 @@ from .common import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..evaluation.task import Job
+    from ..evaluation.digits_demo import Demo
+    from ..evaluation.job import Job
+    from ..evaluation.results import Results
 
 EXAMPLE = example(
-    "hf-tome demo --out demo/",
-    "prints one table in about a minute, and writes report.md, results.json, pareto.png and merged.png to demo/.",
+    "hf-tome demo --task all --out demo/",
+    "prints a table for each of five small models in about two minutes, and writes report.md, results.json, "
+    "pareto.png and merged.png to a folder for each in demo/.",
 )
 
-CONFIGS = (
-    *(f"r={r}" for r in (8, 16, 32, 64, 128)),
-    *(f"method=mame,threshold={threshold}" for threshold in (0.9, 0.8, 0.7, 0.5)),
-)
-PICTURED = ("r=8", "r=16", "r=32", "method=mame,threshold=0.8")
-PICTURED_DIGITS = 4
+ALL = "all"
+CAPTION = "Held-out digits as the model sees them, and the tokens left after the last block."
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder to write the report and the pictures to.")] = Path("demo"),
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What to show: image-classification, video-classification, zero-shot-image-classification (CLIP and "
+            "SigLIP), visual-question-answering (LLaVA), or all."
+        ),
+    ] = "image-classification",
+    out: Annotated[Path, typer.Option(help="Folder to write the reports and the pictures to.")] = Path("demo"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate at most so many samples of each.")] = None,
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = "auto",
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Evaluate the small ViT that ships with the package on the digits held out from its training.
+    """Evaluate the small models that ship with the package on digits held out from their training.
 
     Unmerged, with ToMe at several r and with MaMe at several thresholds. Digits are much simpler than photographs, so
     merging costs less here than it does there; `hf-tome eval` takes real models and data.
     """
-    from ..evaluation.imagenet import digits_classification
+    device = pick_device(device)
+    chosen = _choose(task)
+    results = {}
+    for name, demo in chosen.items():
+        folder = out / name if len(chosen) > 1 else out
+        results[name] = _show(name, demo, folder, limit, pick_batch_size(batch_size, device), device)
+        if format is not Format.json:
+            show_results(results[name], format)
+    if format is Format.json:
+        _show_json(results)
+
+
+def _choose(task: str) -> dict[str, Demo]:
+    """Return the demos of a task.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from ..evaluation.digits_demo import DEMOS
+
+    chosen = {name: demo for name, demo in DEMOS.items() if task in (ALL, demo.task)}
+    if not chosen:
+        known = ", ".join(dict.fromkeys(demo.task for demo in DEMOS.values()))
+        raise ValueError(f"There is no demo of the task {task!r}; known are {known}, and {ALL} for all of them.")
+    return chosen
+
+
+def _show(name: str, demo: Demo, out: Path, limit: int | None, batch_size: int, device: str) -> Results:
+    """Run one demo, and write its report and pictures."""
+    from tempfile import TemporaryDirectory
+
     from ..evaluation.task import evaluate
 
-    device = pick_device(device)
-    job = digits_classification(device)
-    batch_size = pick_batch_size(batch_size, device)
-    with progress("digits") as update:
-        results = evaluate(job, parse_configs(CONFIGS), batch_size=batch_size, on_progress=update)
-    out.mkdir(parents=True, exist_ok=True)
-    _merged_digits(job).save(out / "merged.png")
-    caption = "Held-out digits as the model sees them, and the tokens left after the last block."
-    write_results(results, out, [("merged.png", caption)])
-    show_results(results, format)
+    with TemporaryDirectory() as place:
+        job = demo.job(Path(place), limit, device=device)
+        with progress(name) as update:
+            results = evaluate(job, parse_configs(demo.configs), batch_size=batch_size, on_progress=update)
+        out.mkdir(parents=True, exist_ok=True)
+        _merged(job, demo).save(out / "merged.png")
+    write_results(results, out, [("merged.png", CAPTION)])
+    return results
 
 
-def _merged_digits(job: Job) -> Image.Image:
-    """Draw the first digits, one a row: the input, then the tokens that each config leaves."""
+def _merged(job: Job, demo: Demo) -> Image.Image:
+    """Draw the first samples: each as the model sees it, and the tokens that each config leaves."""
     from itertools import islice
 
     from transformers import AutoImageProcessor
 
     from ..evaluation.config_text import short_name
-    from ..evaluation.digits import MODEL_DIR
-    from ..visualize import contact_sheet, merged_image, readable_scale
-    from .pictures import trace_image
+    from ..evaluation.digits import MODELS
+    from ..visualize import compare_sheet, contact_sheet, trace_input
 
-    processor = AutoImageProcessor.from_pretrained(MODEL_DIR)
-    pictures, labels = [], []
-    for sample in islice(job.data, PICTURED_DIGITS):
-        for text, config in zip(PICTURED, parse_configs(PICTURED)):
-            view, sources, grid = trace_image(job.model, processor, sample.content, config)
-            scale = readable_scale(view, grid)
-            if text == PICTURED[0]:
-                pictures.append(view.resize((view.width * scale, view.height * scale), resample=0))
-                labels.append("input")
-            pictures.append(merged_image(view, sources[-1], grid, scale=scale))
-            labels.append(f"{short_name(text)}: {sources[-1].unique().numel()} patch tokens")
-    return contact_sheet(pictures, len(PICTURED) + 1, labels)
+    processor = AutoImageProcessor.from_pretrained(MODELS / demo.model)
+    sheets, titles = [], []
+    for sample in islice(job.data, demo.drawn):
+        content, title = demo.shown(sample.content)
+        traced = [trace_input(job.model, processor, content, config) for config in parse_configs(demo.pictured)]
+        sheets.append(compare_sheet(traced, [short_name(text) for text in demo.pictured]))
+        titles.append(title)
+    return contact_sheet(sheets, 1, titles if any(titles) else None)
+
+
+def _show_json(results: Mapping[str, Results]) -> None:
+    """Write one JSON object: the results, or several by the name of their demo."""
+    if len(results) == 1:
+        show_results(next(iter(results.values())), Format.json)
+    else:
+        found = {name: one.to_dict() for name, one in results.items()}
+        sys.stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")

@@ -31,6 +31,8 @@ class Demo:
         samples: how many `hf-tome demo` takes.
         configs: what `hf-tome demo` compares, as `--config` takes it.
         pictured: those of which it draws the tokens.
+        drawn: how many samples it draws.
+        shown: a sample's content to the image or the clip that is drawn, and a title.
         options: more for `JobOptions`.
     """
 
@@ -40,7 +42,9 @@ class Demo:
     write: Callable[[Path, int], None]
     samples: int
     configs: tuple[str, ...]
-    pictured: tuple[str, ...]
+    pictured: tuple[str, ...] = ("r=16", "r=32", "method=mame,threshold=0.8")
+    drawn: int = 4
+    shown: Callable[[Any], tuple[Any, str]] = lambda image: (image, "")
     options: dict[str, Any] = field(default_factory=dict)
 
     def job(self, place: Path, limit: int | None = None, *, device: str = "cpu", models: Path = digits.MODELS) -> Job:
@@ -48,7 +52,7 @@ class Demo:
 
         Args:
             place: an existing folder.
-            limit (`int`, *optional*): how many samples; by default `samples`.
+            limit (`int`, *optional*): how many samples, at most one a held-out digit; by default `samples`.
             device: where the model runs.
             models: the folder of the models.
 
@@ -57,18 +61,23 @@ class Demo:
         """
         folder = place / self.data
         folder.mkdir()
-        self.write(folder, min(limit or self.samples, self.samples))
+        self.write(folder, limit or self.samples)
         options = dict(self.options)
         if self.task == ZERO_SHOT:
             options["templates"] = place / "templates.txt"
             options["templates"].write_text("\n".join(digits.TEMPLATES))
-        return build_job(self.task, JobOptions(str(models / self.model), str(folder), "test", device=device, **options))
+        return build_job(
+            self.task, JobOptions(str(models / self.model), str(folder), "test", device=device, **options)
+        )
 
 
 def write_digits(folder: Path, count: int) -> None:
     """Write held-out digits as a data set on disk."""
+    import datasets
+
     rows = digits.load_digits("test")
-    rows.select(sorted(_choose(len(rows), count).tolist())).save_to_disk(folder)
+    chosen = rows.select(sorted(_choose(len(rows), count).tolist()))
+    datasets.DatasetDict({"test": chosen}).save_to_disk(folder)
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -83,7 +92,8 @@ def write_pictures(folder: Path, count: int) -> None:
         images += [Image.fromarray(picture) for picture in digits_scenes.to_bytes(pictures)]
         labels += material.labels[which].tolist()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
-    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(folder)
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    datasets.DatasetDict({"test": rows}).save_to_disk(folder)
 
 
 def write_clips(folder: Path, count: int) -> None:
@@ -151,7 +161,6 @@ IMAGES, CLIPS, ZERO_SHOT, QUESTIONS = (
 )
 R = ("r=8", "r=16", "r=24", "r=32")
 THRESHOLDS = ("method=mame,threshold=0.9", "method=mame,threshold=0.8", "method=mame,threshold=0.7")
-PICTURED = ("r=16", "r=32", "method=mame,threshold=0.8")
 
 DEMOS: dict[str, Demo] = {
     "image": Demo(
@@ -161,7 +170,6 @@ DEMOS: dict[str, Demo] = {
         write_digits,
         540,
         (*R, "r=64", "r=128", *THRESHOLDS, "method=mame,threshold=0.5"),
-        PICTURED,
     ),
     "video": Demo(
         CLIPS,
@@ -170,7 +178,8 @@ DEMOS: dict[str, Demo] = {
         write_clips,
         200,
         (*R, "r=64", "r=64,method=random_prune", *THRESHOLDS),
-        PICTURED,
+        drawn=1,
+        shown=lambda views: (views[0], ""),
     ),
     "clip": Demo(
         ZERO_SHOT,
@@ -179,7 +188,6 @@ DEMOS: dict[str, Demo] = {
         write_pictures,
         400,
         (*R, "r=32,method=random_prune", *THRESHOLDS),
-        PICTURED,
     ),
     "siglip": Demo(
         ZERO_SHOT,
@@ -188,7 +196,6 @@ DEMOS: dict[str, Demo] = {
         write_pictures,
         400,
         (*R, "r=32,method=random_prune", *THRESHOLDS),
-        PICTURED,
     ),
     "questions": Demo(
         QUESTIONS,
@@ -197,8 +204,8 @@ DEMOS: dict[str, Demo] = {
         write_questions,
         200,
         (*R, "r=32,method=random_prune", *THRESHOLDS),
-        PICTURED,
-        {"prompt": "{question}", "max_new_tokens": 4},
+        shown=lambda question: (question.image, question.prompt),
+        options={"prompt": "{question}", "max_new_tokens": 4},
     ),
 }
 """By the name of the subfolder that `hf-tome demo --task all` writes to."""

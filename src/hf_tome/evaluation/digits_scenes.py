@@ -1,7 +1,7 @@
-"""Scenes of handwritten digits on photographs, still and moving: what the small models that ship with us are made for.
+"""Scenes of handwritten digits on photographs, still and moving: what our small models are trained on.
 
-The digits and both photographs come with scikit-learn. Held-out digits stand on a part of the photographs that training
-never shows.
+The digits and both photographs come with scikit-learn. Held-out digits stand on a part of the photographs that
+training never shows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from . import digits
 
+MEAN, STD = 0.5, 0.5
+"""The models take (pixel - MEAN) / STD, with pixels from 0 to 1."""
 SIDE = 56
 """Height and width of a picture, in pixels."""
 CELL = 28
@@ -83,7 +85,7 @@ def uniform(low: float, high: float, shape: Sequence[int], generator: torch.Gene
 
 @dataclass(frozen=True)
 class Look:
-    """How digits are drawn, one row a digit: side in pixels (B,), tilt in radians (B,), stretch (B,), colour (B, 3)."""
+    """How digits are drawn: side in pixels (B,), tilt in radians (B,), stretch (B,), colour (B, 3)."""
 
     side: Tensor
     tilt: Tensor
@@ -161,7 +163,7 @@ def make_quartets(material: Material, which: Tensor, generator: torch.Generator)
 def make_clips(
     material: Material, which: Tensor, directions: Tensor, generator: torch.Generator, frames: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Return clips (B, T, 3, CLIP_SIDE, CLIP_SIDE) of the digits at the indices (B,), moving evenly, and where they are.
+    """Return clips (B, T, 3, CLIP_SIDE, CLIP_SIDE) of one moving digit each, and where it is.
 
     Args:
         directions: (B,), indices into `DIRECTIONS`.
