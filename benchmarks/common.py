@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -33,21 +34,24 @@ SHARED_DATA = Path(os.environ.get("HF_TOME_TEST_DATA", Path(__file__).resolve().
 
 def run(
     doc: str,
-    measure: Callable[[bool], Sequence[Row]],
+    measure: Callable[[Any], Sequence[Row]],
     columns: Columns,
     *,
     target: str,
     reached: Callable[[Row], bool | None] = lambda row: None,
-    device: str = "cpu",
+    device: str | Callable[[argparse.Namespace], str] = "cpu",
+    add_options: Callable[[argparse.ArgumentParser], object] | None = None,
 ) -> None:
     """Measure, print a Markdown table, and write JSON if `--out` is given.
 
     Args:
         doc: the script's docstring, whose first line is the title.
-        measure: called with `--quick`; returns the rows.
+        measure: called with `--quick`, or with all options where there are more; returns the rows.
         columns: what is printed.
         target: what is to be reached, in words.
         reached: whether a row reaches it; `None` where the target says nothing about it.
+        device: what it runs on; may depend on the options.
+        add_options: adds options to the parser.
     """
     name = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,17 +59,20 @@ def run(
     parser.add_argument(
         "--out", type=Path, help="JSON file to write; the page is made from benchmarks/measured/*.json"
     )
+    if add_options is not None:
+        add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
-    rows = [{**plain(row), "reached": reached(row)} for row in measure(options.quick)]
+    measured = measure(options if add_options is not None else options.quick)
+    rows = [{**plain(row), "reached": reached(row)} for row in measured]
     result = {
         "benchmark": name,
         "title": doc.strip().splitlines()[0],
         "about": " ".join(doc.strip().split("\n\n")[1].split()) if "\n\n" in doc else "",
-        "command": f"python benchmarks/{name}.py" + (" --quick" if options.quick else ""),
+        "command": shlex.join(["python", f"benchmarks/{name}.py", *_given(sys.argv[1:])]),
         "date": datetime.date.today().isoformat(),
-        "environment": describe_environment(device),
+        "environment": describe_environment(device if isinstance(device, str) else device(options)),
         "target": target,
         "columns": dict(columns),
         "rows": rows,
@@ -74,6 +81,16 @@ def run(
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _given(arguments: Sequence[str]) -> list[str]:
+    """Return the command line without where the result goes."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--out"):
+            kept.append(argument)
+        skip = argument == "--out"
+    return kept
 
 
 def plain(row: Row) -> Row:

@@ -42,8 +42,8 @@ Around a supported tower, together with the models for generation around these. 
 (`where="tower"`):
 
 - **fewer tokens**: the language model gets the merged ones. The placeholders of each image follow them, and they stand
-  in the order of the places that they keep in the image. What `generate` returns begins with the prompt as it was passed;
-  logits, hidden states and the cache have the shorter length. Blocks behind the feature layer are not run; where
+  in the order of the places that they keep in the image. What `generate` returns begins with the prompt as it was
+  passed; logits, hidden states and the cache have the shorter length. Blocks behind the feature layer are not run; where
   several feature layers are joined, earlier ones are merged as the last one is. A cache that is passed on to the next
   turn remembers what was dropped; a new image needs the whole conversation without it.
 - **tower alone**: it runs merged, and its grid is restored before what needs it: a projector that folds or pools

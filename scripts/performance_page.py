@@ -23,8 +23,11 @@ ORDER = (
     "mame_batch",
     "apply_time",
     "growth",
+    "vlm",
     "gpu",
 )
+PICTURES = {"vlm": "Speed-up to the first token and memory of the cache against the image tokens that are left"}
+"""Benchmarks with a plot in docs/images, which `python scripts/performance_plots.py` draws, and what it shows."""
 INTRODUCTION = """\
 # Performance
 
@@ -40,7 +43,7 @@ time of one thread, on a machine whose other core ran other jobs, which the quar
 nothing else is said: speed does not depend on them, but for MaMe's threshold.
 """
 NOT_RUN = "Not run: no result has been recorded. The script is ready: `python benchmarks/{name}.py`."
-NOT_RUN_TITLES = {"gpu": "On a GPU"}
+NOT_RUN_TITLES = {"gpu": "On a GPU", "vlm": "Fewer image tokens in a vision-language model"}
 
 
 def performance_page() -> str:
@@ -77,10 +80,16 @@ def section(result: Mapping[str, Any]) -> list[str]:
         "",
         markdown(result),
         "",
+        *picture(result["benchmark"]),
         f"Target: {result['target']}. `{result['command']}`, {result['date']}, {where}, {versions}, "
         f"Python {environment['python']}.",
         "",
     ]
+
+
+def picture(name: str) -> list[str]:
+    """Return the link to a benchmark's plot, if it has one."""
+    return [f"![{PICTURES[name]}](images/{name}.png)", ""] if name in PICTURES else []
 
 
 def not_run(name: str) -> list[str]:
