@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test quality style docs clean
+.PHONY: install demo test test-browser space quality style docs clean
 
 install: $(STAMP)
 
@@ -23,6 +23,15 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+
+# The page of integrations/gradio_space in a real browser; not part of `make test`, as gradio wants an older Pillow.
+test-browser: install
+	$(BIN)/python -m pip install --quiet --editable ".[browser]"
+	command -v chromium google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
+	HF_TOME_TEST_BROWSER=1 $(BIN)/python -m pytest -q tests/test_gradio_browser.py
+
+space:
+	$(PYTHON) scripts/make_space.py build/space
 
 quality: install
 	$(BIN)/ruff check .

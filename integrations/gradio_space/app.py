@@ -1,0 +1,169 @@
+"""A page to try token merging on: `python app.py`, or a Hugging Face Space."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from examples import write_examples
+from merging import COLUMNS, METHODS, SCHEDULES, UNMERGED, embedded_models, in_words, load, merge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from merging import Outcome
+
+ABOUT = """# Token merging
+A vision transformer spends most of its time on tokens that say what their neighbours say.
+[ToMe](https://arxiv.org/abs/2210.09461) and MaMe merge these between attention and MLP, without training.
+Pick a model, drop a picture, and move the sliders. Patches of one colour and border have become one token.
+"""
+FOOT = """Tokens count the class token and its like, which are never merged. Times are medians of five runs, one input
+at a time on this machine's processor, where merging pays least: small models are faster unmerged, large models and
+batches gain. GFLOPs say what the arithmetic costs. Digits: *Optical Recognition of Handwritten Digits* (E. Alpaydin,
+C. Kaynak, 1998, CC BY 4.0), through scikit-learn; the landscape is drawn by code."""
+CSS = """
+.gradio-container {max-width: 1280px !important; margin: auto}
+#problem {background: #fdecea; border-left: 4px solid #d93025; border-radius: 6px; padding: 12px 16px}
+#problem * {color: #611a15}
+#foot {font-size: 13px}
+"""
+THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+COLOURS = {UNMERGED: "#9aa0a6", "ToMe": "#3367d6", "MaMe": "#e8710a"}
+KINDS = ("image", "video", "audio")
+
+
+def _as_dropped(component: Any) -> Any:
+    """Hand the path of what was dropped on: gradio would open an image first, and fail without saying why."""
+    component.preprocess = lambda payload: None if payload is None else payload.path
+    return component
+
+
+def pick_model(name: str) -> list[Any]:
+    """Return the updates that follow a model: the input that it takes, and the range of r; `show` tells errors."""
+    try:
+        loaded = load(name)
+    except Exception:
+        return [gr.skip()] * (len(KINDS) + 1)
+    shown = [gr.update(visible=loaded.kind == kind) for kind in KINDS]
+    return [*shown, gr.update(maximum=loaded.largest_r, value=loaded.usual_r)]
+
+
+def show(
+    name: str,
+    image: str | None,
+    video: str | None,
+    audio: str | None,
+    method: str,
+    r: float,
+    schedule: str,
+    threshold: float,
+) -> list[Any]:
+    """Return what the page shows: an error in words, the picture, the classes, the table and the plot."""
+    try:
+        given = dict(zip(KINDS, (image, video, audio)))
+        found = merge(name, given[load(name).kind], method, r, schedule, threshold)
+    except Exception as error:  # a page says what is wrong, whatever it is
+        return [_problem(error), None, *[gr.update(visible=False)] * 3, None, None]
+    tops = [gr.update(value=found.top.get(name), visible=name in found.top) for name in COLOURS]
+    return [_problem(None), found.picture, *tops, found.table(), plot(found)]
+
+
+def plot(found: Outcome) -> Figure:
+    """Plot the tokens after each block, a line a method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, tokens in found.tokens.items():
+        axes.plot(range(len(tokens)), tokens, color=COLOURS[name], label=name, linewidth=2, marker="o", markersize=4)
+    axes.set(xlabel="blocks done", ylabel="tokens", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _problem(error: Exception | None) -> Any:
+    return gr.update(value="" if error is None else in_words(error), visible=error is not None)
+
+
+def build(examples: dict[str, list[str]]) -> gr.Blocks:
+    """Build the page, with the paths of examples by kind of input; the first image is shown to begin with."""
+    with gr.Blocks(title="Token merging", analytics_enabled=False) as page:
+        gr.Markdown(ABOUT)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                model, sides, controls = _controls(examples)
+            with gr.Column(scale=2, min_width=480):
+                shown = _results()
+        gr.Markdown(FOOT, elem_id="foot")
+        r, run = controls[4], {"inputs": [model, *controls], "outputs": shown, "show_progress_on": shown[1]}
+        model.change(pick_model, model, [*sides, r]).then(show, **run)
+        gr.on([page.load, *(control.change for control in controls)], show, **run, trigger_mode="always_last")
+    return page
+
+
+def _controls(examples: dict[str, list[str]]) -> tuple[Any, list[Any], list[Any]]:
+    """Return the model, the column of each kind of input, and what else `show` takes, in its order."""
+    models = list(embedded_models())
+    first = load(models[0])
+    model = gr.Dropdown(
+        models,
+        value=models[0],
+        allow_custom_value=True,
+        label="Model",
+        info="Pick one, or type the Hub id or folder of any supported model.",
+        elem_id="model",
+    )
+    start = (examples.get("image") or [None])[0]
+    makers = {
+        "image": lambda: gr.Image(start, label="Image", height=260, sources=["upload", "clipboard"], elem_id="image"),
+        "video": lambda: gr.Video(label="Clip", sources=["upload"], include_audio=True, height=260, elem_id="video"),
+        "audio": lambda: gr.Audio(type="filepath", label="Sound", sources=["upload"], elem_id="audio"),
+    }
+    sides, inputs = [], []
+    for kind in KINDS:
+        with gr.Column(visible=kind == first.kind) as side:
+            inputs.append(_as_dropped(makers[kind]()))
+            if examples.get(kind):
+                gr.Examples([[path] for path in examples[kind]], inputs=inputs[-1], label="Examples")
+        sides.append(side)
+    method = gr.Radio(METHODS, value=METHODS[-1], label="Method")
+    r = gr.Slider(0, first.largest_r, value=first.usual_r, step=1, label="ToMe: r, tokens merged a block", elem_id="r")
+    schedule = gr.Dropdown(list(SCHEDULES), label="ToMe: schedule of r")
+    threshold = gr.Slider(0.3, 1, value=0.8, step=0.01, label="MaMe: threshold of similarity", elem_id="threshold")
+    return model, sides, [*inputs, method, r, schedule, threshold]
+
+
+def _results() -> list[Any]:
+    """Return the components that `show` fills, in its order."""
+    problem = gr.Markdown(visible=False, elem_id="problem")
+    gr.Markdown("### Merged patches")
+    picture = gr.Image(
+        show_label=False, format="png", elem_id="merged", interactive=False, buttons=["download", "fullscreen"]
+    )
+    gr.Markdown("### Before and after")
+    table = gr.Dataframe(headers=COLUMNS, show_label=False, interactive=False, elem_id="table", buttons=[])
+    with gr.Row():
+        tops = [
+            gr.Label(label=f"Top 5, {name}", visible=False, show_heading=False, elem_id=f"top-{name.lower()}")
+            for name in COLOURS
+        ]
+    gr.Markdown("### Tokens after each block")
+    curve = gr.Plot(show_label=False, elem_id="curve")
+    return [problem, picture, *tops, table, curve]
+
+
+def main() -> None:
+    """Serve the page; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = build({"image": write_examples(Path(folder))})
+        page.launch(footer_links=["gradio"], css=CSS, theme=THEME, allowed_paths=[folder])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Pictures for the examples row: held-out digits of scikit-learn, and a landscape drawn by the code below."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+DIGITS = (0, 5, 9, 17)  # places among the held-out digits
+SIDE = 128
+
+
+def write_examples(folder: Path) -> list[str]:
+    """Write the examples as PNG files, and return their paths.
+
+    The digits are from the test part of *Optical Recognition of Handwritten Digits* (E. Alpaydin, C. Kaynak, 1998,
+    CC BY 4.0), as `sklearn.datasets.load_digits` ships them.
+    """
+    from hf_tome.evaluation.digits import load_digits
+
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = load_digits("test").select(DIGITS)
+    pictures = {
+        f"digit-{digit['label']}": digit["image"].resize((SIDE, SIDE), Image.Resampling.BILINEAR) for digit in digits
+    }
+    pictures["landscape"] = landscape()
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png")
+    return [str(folder / f"{name}.png") for name in pictures]
+
+
+def landscape(side: int = 384) -> Image.Image:
+    """Draw a house on a hill under the sun: large even areas, which merge, and small things, which do not."""
+    height = np.linspace(0, 1, side)[:, None, None]
+    sky = (1 - height) * np.array([86, 140, 214]) + height * np.array([236, 214, 186])
+    grain = np.random.default_rng(0).normal(0, 3, (side, side, 1))
+    picture = Image.fromarray(np.clip(np.broadcast_to(sky, (side, side, 3)) + grain, 0, 255).astype(np.uint8))
+    draw, unit = ImageDraw.Draw(picture), side / 100
+    shapes = [
+        ("ellipse", (68, 8, 86, 26), (255, 232, 150)),
+        ("ellipse", (-40, 58, 80, 150), (94, 140, 74)),
+        ("ellipse", (30, 66, 150, 160), (70, 112, 62)),
+        ("rectangle", (28, 44, 52, 66), (214, 196, 170)),
+        ("polygon", (24, 44, 40, 30, 56, 44), (158, 66, 54)),
+        ("rectangle", (32, 50, 38, 56), (70, 84, 110)),
+        ("rectangle", (43, 52, 48, 66), (108, 72, 50)),
+        ("rectangle", (77, 60, 80, 76), (96, 66, 46)),
+        ("ellipse", (68, 42, 89, 64), (46, 92, 52)),
+    ]
+    for shape, corners, colour in shapes:
+        getattr(draw, shape)([unit * corner for corner in corners], fill=colour)
+    return picture

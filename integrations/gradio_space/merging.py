@@ -1,0 +1,200 @@
+"""What the page does, without the page: load a model, merge its tokens on one input, and put the results in words."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import hf_tome
+from hf_tome import MergeConfig
+from hf_tome.commands.pictures import load_model, open_input
+from hf_tome.visualize import compare_sheet, input_kind, process_input, trace_input
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EMBEDDED = Path(hf_tome.__file__).parent / "models"
+BOTH = "both, side by side"
+METHODS = ("ToMe", "MaMe", BOTH)
+SCHEDULES = {"the same in every block": 0.0, "falling: early blocks merge most": -1.0, "rising: late blocks": 1.0}
+UNMERGED = "unmerged"
+ROUNDS = 5
+TOP = 5
+USUAL_TOKENS, USUAL_BLOCKS = 196, 12  # a ViT-B at 224 pixels, where a model's config does not say
+
+_lock = threading.Lock()  # merging is switched on and off in a model that all visitors share
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what the page has to know of it: what it takes, and the range of r that makes sense for it."""
+
+    model: Any
+    processor: Any
+    kind: str
+    tokens: int
+    blocks: int
+
+    @property
+    def largest_r(self) -> int:
+        """As many as would leave nothing after two thirds of the blocks."""
+        return max(1, -(-3 * self.tokens // (2 * self.blocks)))
+
+    @property
+    def usual_r(self) -> int:
+        """Half of the tokens, over all blocks."""
+        return max(1, self.tokens // (2 * self.blocks))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of the page found, by the name of the method; the unmerged model comes first."""
+
+    picture: Image.Image
+    tokens: dict[str, list[float]]
+    gflops: dict[str, float | None]
+    milliseconds: dict[str, float]
+    top: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def table(self) -> list[list[str]]:
+        """Return a row for each method: name, tokens left, GFLOPs, milliseconds, and how many times as fast."""
+        base = self.milliseconds[UNMERGED]
+        return [
+            [
+                name,
+                f"{self.tokens[name][-1]:.0f} of {self.tokens[name][0]:.0f}",
+                "unknown" if self.gflops[name] is None else f"{self.gflops[name]:.3g}",
+                f"{taken:.1f}",
+                f"{base / taken:.2f}",
+            ]
+            for name, taken in self.milliseconds.items()
+        ]
+
+
+COLUMNS = ["", "tokens at the end", "GFLOPs", "milliseconds", "times as fast"]
+
+
+def embedded_models() -> dict[str, str]:
+    """Return the models that ship with hf_tome: name -> folder."""
+    return {file.parent.name: str(file.parent) for file in sorted(EMBEDDED.glob("*/config.json"))}
+
+
+@lru_cache(maxsize=2)
+def load(name: str) -> Loaded:
+    """Load an embedded model by its name, else one by its Hub id or folder.
+
+    Raises:
+        ValueError: there is no name, or tokens cannot be merged in this model; it says why.
+        OSError: there is no such model.
+    """
+    if not name or not name.strip():
+        raise ValueError("Pick a model, or type a Hub id such as facebook/deit-tiny-patch16-224.")
+    model, processor = load_model(embedded_models().get(name, name.strip()), "cpu")
+    hf_tome.apply(model, MergeConfig())
+    planned = hf_tome.report(model).towers[0].tokens  # unknown for a family without a row of sizes
+    hf_tome.remove(model)
+    tokens, blocks = (int(planned[0][0]), len(planned)) if planned else (USUAL_TOKENS, USUAL_BLOCKS)
+    return Loaded(model, processor, input_kind(model), tokens, blocks)
+
+
+def configs(method: str, r: float, schedule: str, threshold: float) -> dict[str, MergeConfig]:
+    """Return the merge configs that the controls say, by name.
+
+    Raises:
+        ValueError: a control has a value that it does not offer.
+    """
+    if method not in METHODS or schedule not in SCHEDULES:
+        raise ValueError(f"Unknown method or schedule: {method!r}, {schedule!r}.")
+    inflection = SCHEDULES[schedule]
+    tome = MergeConfig(r=(int(r), inflection) if inflection else int(r))
+    made = {"ToMe": tome, "MaMe": MergeConfig(method="mame", threshold=threshold)}
+    return {name: config for name, config in made.items() if method in (name, BOTH)}
+
+
+def merge(model_name: str, path: str | None, method: str, r: float, schedule: str, threshold: float) -> Outcome:
+    """Run a model on one file, unmerged and merged.
+
+    Args:
+        model_name: as `load` takes it.
+        path: the image, clip or recording.
+        method: one of `METHODS`; `r`, `schedule` and `threshold` are the controls' values.
+
+    Raises:
+        ValueError, OSError: something does not fit; the message says what.
+    """
+    if not path:
+        raise ValueError("Drop an image or a clip first, or pick an example.")
+    chosen = configs(method, r, schedule, threshold)
+    with _lock, torch.inference_mode():
+        loaded = load(model_name)
+        content = _open(Path(path), loaded)
+        traced = [trace_input(loaded.model, loaded.processor, content, config) for config in chosen.values()]
+        picture = compare_sheet(traced, [_says(config) for config in chosen.values()])
+        return _measure(loaded, content, {UNMERGED: MergeConfig(), **chosen}, picture)
+
+
+def _open(path: Path, loaded: Loaded) -> Any:
+    try:
+        return open_input(path, loaded.model, loaded.processor)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace(str(path), path.name)) from error  # visitors know no folders of the server
+
+
+def _measure(loaded: Loaded, content: Any, chosen: dict[str, MergeConfig], picture: Image.Image) -> Outcome:
+    """Run each config in turns, so that what else the machine does slows all of them; times are medians."""
+    inputs = process_input(loaded.kind, loaded.processor, content)
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    found = Outcome(picture, {}, {}, {})
+    try:
+        for turn in range(1 + ROUNDS):
+            for name, config in chosen.items():
+                hf_tome.apply(loaded.model, config)
+                start = time.perf_counter()
+                outputs = _run(loaded.model, inputs)
+                seconds[name].append(time.perf_counter() - start)
+                if turn == 0:
+                    _note(found, name, loaded.model, outputs)
+    finally:
+        hf_tome.remove(loaded.model)
+    found.milliseconds.update({name: 1000 * statistics.median(taken[1:]) for name, taken in seconds.items()})
+    return found
+
+
+def _run(model: Any, inputs: Any) -> Any:
+    if hasattr(model, "get_image_features"):  # CLIP and its like want text too when called as a whole
+        return model.get_image_features(**inputs)
+    return model(**inputs)
+
+
+def _note(found: Outcome, name: str, model: Any, outputs: Any) -> None:
+    tower = hf_tome.report(model).towers[0]
+    found.tokens[name] = [tower.tokens[0][0], *(after for _, after in tower.tokens)]
+    found.gflops[name] = tower.gflops
+    logits = getattr(outputs, "logits", None)
+    if logits is not None and logits.dim() == 2:
+        scores, classes = logits[0].float().softmax(dim=-1).topk(min(TOP, logits.shape[1]))
+        labels = model.config.id2label
+        found.top[name] = {
+            labels.get(index, str(index)): score for score, index in zip(scores.tolist(), classes.tolist())
+        }
+
+
+def _says(config: MergeConfig) -> str:
+    if config.method == "mame":
+        return f"MaMe, threshold {config.threshold:g}"
+    return f"ToMe, r={config.r}"
+
+
+def in_words(error: Exception) -> str:
+    """Return an error as one line for the page: the message where it was written for a reader, else its kind too."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}"
