@@ -43,8 +43,11 @@ style: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The generated pages, then every code block, then the site; in CI the tests do the last two.
 docs: install
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python -m pytest -q tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info src/*.egg-info
+	rm -rf $(VENV) demo site build dist *.egg-info src/*.egg-info

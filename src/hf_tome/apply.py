@@ -9,11 +9,15 @@ from torch import nn
 from .adapters.attention import MergedAttention
 from .adapters.encoder import MergedBlock
 from .adapters.swap import LINK, is_swapped, swap, unswap
+from .adapters.timm_vit import TimmAttention
 from .adapters.towers import Plan, plan, unwrap
 from .config import MergeConfig
 from .state import Link, Tower
 
 ModelT = TypeVar("ModelT")
+
+ATTENTIONS: dict[str, type] = {"transformers": MergedAttention, "timm": TimmAttention}
+"""What an attention module is swapped for, by the library that it is from."""
 
 
 def apply(model: ModelT, config: MergeConfig) -> ModelT:
@@ -31,8 +35,8 @@ def apply(model: ModelT, config: MergeConfig) -> ModelT:
         The same object.
 
     Raises:
-        UnsupportedModelError: the model, its head or its attention implementation cannot take merged tokens; it says
-        why.
+        UnsupportedModelError: the model, its head or its attention implementation cannot take merged tokens, for the
+            reason that it says.
         ValueError: the config does not fit the model, e.g. a schedule longer than the model.
     """
     if not isinstance(config, MergeConfig):
@@ -63,7 +67,7 @@ def towers(model: object) -> list[Tower]:
 def _attach(planned: Plan) -> None:
     for index, (block, attention) in enumerate(zip(planned.blocks, planned.attentions)):
         swap(block, MergedBlock, Link(planned.tower, index))
-        swap(attention, MergedAttention, Link(planned.tower, index))
+        swap(attention, ATTENTIONS[planned.tower.family.library], Link(planned.tower, index))
     for site, mixin in planned.sites:
         swap(site, mixin, Link(planned.tower))
 

@@ -58,15 +58,13 @@ def from_pretrained(
     """Load a model and merge its tokens.
 
     The config is `merge_config` if given, else the repository's `merge_config.json`, else the key `merge_config` of
-    the
-    model's `config.json`.
+    the model's `config.json`.
 
     Args:
         id_or_dir: Hub id or folder.
         merge_config (`MergeConfig`, *optional*): beats what is saved.
         auto_class (*optional*): the class to load with, such as `AutoModelForImageClassification`; by default the
-        one that
-            `config.json` names.
+            one that `config.json` names.
         kwargs: for the class's `from_pretrained`.
 
     Raises:

@@ -7,11 +7,12 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
+from .adapters.attention import backend_of
 from .adapters.towers import unwrap
 from .apply import towers
 from .config import MergeConfig
 from .flops import EncoderShape, merged_flops, planned_tokens
-from .shapes import encoder_shape
+from .shapes import encoder_shape, timm_shape
 from .state import ForwardState, Tower
 
 
@@ -30,8 +31,7 @@ class TowerReport:
         heads: what is done with the tokens after the last block, in words.
         measured: whether the numbers below are those of the last forward pass; else they follow from the config.
         tokens: tokens into and out of each block, means over the images, padding left out; `None` where only a
-        forward pass can
-            tell.
+            forward pass can tell.
         computed: the same with the padding that a batch of unequal images is computed with.
         gflops, gflops_unmerged: multiply-adds an image, those of padding included where it is computed with.
         notes: what the user should know, e.g. that nothing merges.
@@ -117,7 +117,7 @@ def _report_tower(root: Any, tower: Tower) -> TowerReport:
         tower=tower.family.tower,
         method=tower.config.method,
         config=tower.config.to_dict(),
-        backend=module.config._attn_implementation,
+        backend=backend_of(module),
         proportional_attention=tower.proportional,
         num_special=tower.num_special,
         heads=tuple(dict.fromkeys(head.says for head in tower.heads if head.says)),
@@ -206,7 +206,7 @@ def _shape(module: Any, tower: Tower) -> EncoderShape | None:
     if tower.config.where == "projected":
         return None  # the tower runs as ever, and what the language model saves goes by the prompt
     try:
-        shape = encoder_shape(module.config)
+        shape = timm_shape(module) if tower.family.library == "timm" else encoder_shape(module.config)
     except ValueError:
         return None  # a config whose sizes are not known costs the report its GFLOPs, nothing else
     return replace(shape, num_special=tower.num_special)

@@ -1,0 +1,47 @@
+"""Small random models and data under the names that the documentation uses, in a folder: its commands run there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import small
+import torch
+import transformers as tf
+
+
+def deit(folder: Path) -> Path:
+    """A classifier of images of 224 px, with few and large patches."""
+    torch.manual_seed(0)
+    config = tf.ViTConfig(**small.SMALL, image_size=224, patch_size=28, **small.labels("cat", "dog", "tree"))
+    return small.save(folder, small.larger(tf.ViTForImageClassification(config)), small.image_processor(side=224))
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "facebook/deit-base-patch16-224": deit,
+    "MCG-NJU/videomae-base-finetuned-kinetics": small.videomae,
+    "openai/clip-vit-base-patch32": small.dual,
+    "MIT/ast-finetuned-audioset-10-10-0.4593": small.ast,
+    "llava-hf/llava-1.5-7b-hf": small.llava,
+}
+"""A folder of that name below the working directory is loaded instead of the model on the Hub."""
+
+
+def write_stand_ins(folder: Path) -> Path:
+    """Write every model, an ImageNet, a Kinetics and an ESC-50 of a few files each, and one file of each kind."""
+    for name, make in MODELS.items():
+        make(folder / name)
+    for number, name in enumerate(("cat", "dog", "tree") * 2):
+        place = folder / "imagenet" / "validation" / name
+        place.mkdir(parents=True, exist_ok=True)
+        small.picture(number).save(place / f"{number}.png")
+    small.picture().save(folder / "photo.jpg")
+    for name in ("yoga", "arm wrestling"):
+        small.write_clip(folder / "kinetics" / "validation" / name / "0.mp4")
+    small.write_clip(folder / "clip.mp4")
+    for name, frequency in (("cat", 440.0), ("thunder", 110.0)):
+        small.write_sound(folder / "sounds" / "validation" / name / "0.wav", frequency)
+    small.write_sound(folder / "sound.wav")
+    (folder / "names.txt").write_text("cat\ndog\ntree\n")
+    (folder / "templates.txt").write_text("a photo of a {}\na big {}\n")
+    return folder
