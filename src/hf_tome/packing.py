@@ -56,7 +56,7 @@ class Packed(Whole):
 WHOLE = Whole()
 
 
-def packing_of(size: Tensor | None, padded: bool, block: nn.Module, attention: Any, has_mask: bool) -> Whole:
+def packing_of(size: Tensor | None, padded: bool, block: nn.Module, backend: str, has_mask: bool) -> Whole:
     """Return how tokens of `size` (B, N, 1), among which there is padding if `padded`, go through MLP and attention.
 
     Not in training, where modules such as DropPath tell images apart by the batch dimension, and not in graphs, whose
@@ -65,7 +65,7 @@ def packing_of(size: Tensor | None, padded: bool, block: nn.Module, attention: A
     if size is None or not padded or block.training or torch.compiler.is_compiling():
         return WHOLE
     # On an accelerator launching a kernel for each image costs more than the padding.
-    alone = size.device.type == "cpu" and attention.config._attn_implementation == "sdpa" and not has_mask
+    alone = size.device.type == "cpu" and backend == "sdpa" and not has_mask
     return Packed(size, alone)
 
 

@@ -70,6 +70,23 @@ def encoder_shape(config: PreTrainedConfig) -> EncoderShape:
     )
 
 
+def timm_shape(module: Any) -> EncoderShape:
+    """Read the shape of timm's `VisionTransformer` from its modules, as it has no config."""
+    block, patch = module.blocks[0], module.patch_embed
+    values = patch.proj.weight[0].numel()
+    return EncoderShape(
+        num_layers=len(module.blocks),
+        hidden_size=module.embed_dim,
+        num_heads=block.attn.num_heads,
+        intermediate_size=block.mlp.fc2.in_features,
+        num_tokens=patch.num_patches + module.num_prefix_tokens,
+        num_special=module.num_prefix_tokens,
+        patch_flops=patch.num_patches * values * module.embed_dim,
+        head_flops=module.embed_dim * module.num_classes,
+        gated_mlp=hasattr(block.mlp, "fc1_g") or block.mlp.fc1.out_features > block.mlp.fc2.in_features,
+    )
+
+
 # --- patches: (how many, values in each) ---------------------------------------------------------------------------
 
 

@@ -77,9 +77,9 @@ class MergedAttention(Swapped):
             query, key = _rotate(self, family.rotary, query, key, kwargs.pop("position_embeddings"), call)
 
         scaling = getattr(self, family.scaling)
-        backend = check_backend(self.config._attn_implementation)
+        backend = check_backend(backend_of(self))
         if call.feature == "received":
-            call.result = _received(query, key, scaling, call.bias)
+            call.result = attention_received(query, key, scaling, call.bias)
         dropout = getattr(self, family.dropout) if self.training else 0.0
         # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
         modeling = sys.modules[type(self).__module__]
@@ -101,6 +101,16 @@ class MergedAttention(Swapped):
 
     def _project_out(self, out: Tensor, family: Family) -> Tensor:
         return getattr(self, family.out)(out) if family.out else out
+
+
+def backend_of(module: Any) -> str:
+    """Return the name of the attention implementation of a tower or an attention module."""
+    config = getattr(module, "config", None)
+    if config is not None:
+        return config._attn_implementation
+    # timm's modules have no config, and each attention says for itself whether it calls PyTorch's fused kernel.
+    fused = next(part.fused_attn for part in module.modules() if hasattr(part, "fused_attn"))
+    return "sdpa" if fused else "eager"
 
 
 def check_backend(backend: str) -> str:
@@ -159,7 +169,7 @@ def _rotate(
     return rotate(query, key, *(table[rows][:, None] for table in tables))
 
 
-def _received(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
+def attention_received(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
     """Return how much attention each token receives, averaged over heads and queries, (B, N)."""
     logits = query.float() @ key.float().transpose(-1, -2) * scaling
     if bias is not None:

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..packing import packing_of
 from ..state import ForwardState, Link
-from .attention import AttentionCall, log_size
+from .attention import AttentionCall, backend_of, log_size
 from .matching import Request
 from .swap import LINK, Swapped
 
@@ -126,7 +126,8 @@ def _merge(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_st
     else:
         family, padded = tower.family, state.padded[index + 1]
         has_mask = family.position_bias is not None
-        state.packing[index + 1] = packing_of(size, padded, block, attrgetter(family.attention)(block), has_mask)
+        backend = backend_of(attrgetter(family.attention)(block))
+        state.packing[index + 1] = packing_of(size, padded, block, backend, has_mask)
     return hidden_states
 
 

@@ -10,6 +10,7 @@ from ..state import Link
 from .attention import log_size
 from .generator import MergedGenerator
 from .swap import LINK, Swapped
+from .timm_vit import TimmTower
 from .vlm import MergedImageModel, ProjectedImageModel
 
 
@@ -114,6 +115,7 @@ HEADS: dict[str, type | None] = {
     "attention_pool": AttentionPool,
     "functional_pool": FunctionalPool,
     "latent_pool": LatentPool,
+    "timm_pool": TimmTower,
     "drop_mask": DropMask,
     "image_features": MergedImageModel,
     "projected": ProjectedImageModel,

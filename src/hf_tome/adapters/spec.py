@@ -38,8 +38,8 @@ class Head:
 
     Attributes:
         kind (`str`): `"class_token"`, `"tokens"`, `"mean_input"`, `"mean_output"`, `"attention_pool"`, `"drop_mask"`,
-            `"functional_pool"`, `"latent_pool"`, `"restore"`, `"image_features"`, `"projected"`, `"generator"`; see
-            `heads.HEADS`.
+            `"functional_pool"`, `"latent_pool"`, `"timm_pool"`, `"restore"`, `"image_features"`, `"projected"`,
+            `"generator"`; see `heads.HEADS`.
         site (`str`): dotted path, from the model that owns the head, of the module that is swapped.
         says (`str`): how `report` puts it.
     """
@@ -94,6 +94,7 @@ class Family:
             module of this name.
         residual_first: whether the residual is the first operand of its sum, whose memory layout (that of embeddings
             may be transposed) the sum takes on.
+        library: whose modules these are: `"transformers"`, or `"timm"`, whose attention has a forward of its own.
     """
 
     model_types: tuple[str, ...]
@@ -119,3 +120,4 @@ class Family:
     rotary: str | None = None
     position_bias: str | None = None
     residual_first: bool = False
+    library: str = "transformers"

@@ -12,7 +12,7 @@ from torch import nn
 from ..config import MergeConfig
 from ..errors import UnsupportedModelError
 from ..state import Tower
-from .attention import check_backend
+from .attention import backend_of, check_backend
 from .connectors import CONNECTORS
 from .families import TOWERS, WRAPPERS
 from .features import IMAGE_FEATURES, cropped_tokens, has_feature_layers, read_layers
@@ -23,6 +23,7 @@ from .plan_projected import plan_projected
 from .plans import HOW_TO_GO_ON, Plan, check_forwards
 from .refused import REFUSED
 from .spec import Family, Head
+from .timm_vit import TIMM_TOWERS, check_timm, is_timm
 
 
 def unwrap(model: Any) -> Any:
@@ -66,18 +67,21 @@ def plan(model: Any, config: MergeConfig) -> list[Plan]:
 
 def _towers(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
     for path, module in root.named_modules():
-        family = TOWERS.get(type(module).__name__)
-        if family is not None and isinstance(module, transformers.PreTrainedModel):
+        rows = TIMM_TOWERS if is_timm(module) else TOWERS if isinstance(module, transformers.PreTrainedModel) else {}
+        family = rows.get(type(module).__name__)
+        if family is not None:
             yield path, module, family
 
 
 def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, config: MergeConfig) -> Plan:
     owned_heads = list(_heads(root, path, family))
+    if family.library == "timm":
+        check_timm(module)
     blocks = list(attrgetter(family.layers)(module))
     method, num_layers = METHODS[config.method], len(blocks)
     schedule, layers = config.schedule(num_layers), set(config.merging_layers(num_layers))
     merging = [schedule[i] > 0 if config.method != "mame" else i in layers for i in range(num_layers)]
-    check_backend(module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
+    check_backend(backend_of(module))
     needs_grid = any(head.kind == "restore" for _, head in owned_heads)
     if needs_grid and method.prunes:
         raise UnsupportedModelError(
@@ -107,9 +111,14 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
         path=path,
         heads=tuple(head for owner, head in owned_heads if owner is not module or not reads),
     )
-    # A grid that is restored is averaged, and laid out, as ever.
-    sites = [] if tower.restore else [_site(owner, head) for owner, head in owned_heads]
+    # A grid that is restored is averaged, and laid out, as ever; timm's tower has more than its pooling swapped.
+    sites = [] if tower.restore and family.library != "timm" else [_site(owner, head) for owner, head in owned_heads]
     found = [site for site in sites if site is not None]
+    if family.library == "timm" and all(site is not module for site, _ in found):
+        raise UnsupportedModelError(
+            f"{type(root).__name__} reads the tokens of several blocks on the full grid (`features_only`), and merged "
+            f"tokens have no grid. {HOW_TO_GO_ON}"
+        )
     check_forwards([*blocks, *attentions, *(site for site, _ in found)])
     return Plan(tower, blocks, attentions, found)
 
