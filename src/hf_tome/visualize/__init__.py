@@ -10,7 +10,7 @@ from .drawing import PRUNED, count_tokens
 from .grid import TokenGrid
 from .image import merged_image, progression, size_heatmap
 from .sheet import contact_sheet, readable_scale
-from .traced import Traced, input_kind, trace_input
+from .traced import Traced, input_kind, process_input, trace_input
 from .video import followed_frames, merged_frames, moving_token, token_at
 from .view import model_frames, model_view, spectrogram_view
 
@@ -29,6 +29,7 @@ __all__ = [
     "model_frames",
     "model_view",
     "moving_token",
+    "process_input",
     "progression",
     "readable_scale",
     "save_animation",

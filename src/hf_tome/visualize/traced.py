@@ -68,7 +68,7 @@ def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: Me
     try:
         tower, module = _first_tower(model)
         kind = KINDS.get(module.config.model_type, "image")
-        inputs = _process(kind, processor, content).to(module.device)
+        inputs = process_input(kind, processor, content).to(module.device)
         grid = token_grid(module.config, inputs)
         module(**_arguments(module, inputs, grid))
         traced = trace(model)
@@ -87,7 +87,8 @@ def _first_tower(model: Any) -> tuple[Any, Any]:
     return tower, attrgetter(tower.path)(root) if tower.path else root
 
 
-def _process(kind: str, processor: Any, content: Any) -> Any:
+def process_input(kind: str, processor: Any, content: Any) -> Any:
+    """Return a model's inputs for one image, clip or recording, by what `input_kind` says; see `trace_input`."""
     if kind == "audio":
         return processor(content, sampling_rate=processor.sampling_rate, return_tensors="pt")
     inputs = processor(content if kind == "image" else list(content), return_tensors="pt")
