@@ -70,7 +70,8 @@ class Prompts:
             images = [[question.image] for question in questions]
             inputs = self.processor(images=images, text=texts, return_tensors="pt", **padding)
         self._check(inputs["input_ids"], questions[0].prompt)
-        return dict(inputs)
+        # PaliGemma's processor makes labels of prompts, with which the model would attend as in training.
+        return {name: value for name, value in inputs.items() if name != "labels"}
 
     def _uses_chat(self, prompts: Sequence[str]) -> bool:
         token = getattr(self.processor, "image_token", None)

@@ -48,7 +48,7 @@ ANSWER_COLUMNS = ("answers", "answer", "multiple_choice_answer", "label")
 CHOICE_COLUMNS = ("choices", "options")
 
 _LETTER_FIRST = re.compile(r"^\(?([A-Za-z])(?:\)|[.:,]|$)")
-_LETTER_NAMED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b")
+_LETTER_NAMED = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b")
 
 
 def visual_question_answering(options: JobOptions) -> Job:
