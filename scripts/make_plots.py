@@ -66,7 +66,7 @@ def draw_growth(path: Path) -> None:
         axis.set_ylabel("times as fast as unmerged")
         axis.grid(color="#dddddd", linewidth=0.6)
         handles = [found for part in (axis, overhead) for found in part.get_legend_handles_labels()[0]]
-        axis.legend(handles=handles, loc="upper left", fontsize=8)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=100)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import small
+import speaking
 import torch
 import transformers as tf
 
@@ -22,7 +24,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "MCG-NJU/videomae-base-finetuned-kinetics": small.videomae,
     "openai/clip-vit-base-patch32": small.dual,
     "MIT/ast-finetuned-audioset-10-10-0.4593": small.ast,
-    "llava-hf/llava-1.5-7b-hf": small.llava,
+    "llava-hf/llava-1.5-7b-hf": speaking.llava,
 }
 """A folder of that name below the working directory is loaded instead of the model on the Hub."""
 
@@ -42,6 +44,16 @@ def write_stand_ins(folder: Path) -> Path:
     for name, frequency in (("cat", 440.0), ("thunder", 110.0)):
         small.write_sound(folder / "sounds" / "validation" / name / "0.wav", frequency)
     small.write_sound(folder / "sound.wav")
+    _write_samples(folder / "captions", {"captions": ["a cat on a tree", "a red cat"]})
+    _write_samples(folder / "questions", {"question": "what is it?", "choices": ["cat", "dog"], "answer": "B"})
     (folder / "names.txt").write_text("cat\ndog\ntree\n")
     (folder / "templates.txt").write_text("a photo of a {}\na big {}\n")
     return folder
+
+
+def _write_samples(folder: Path, texts: dict[str, object]) -> None:
+    folder.mkdir()
+    for number in range(3):
+        small.picture(number).save(folder / f"{number}.png")
+    lines = [json.dumps({"image": f"{number}.png", **texts}) for number in range(3)]
+    (folder / "validation.jsonl").write_text("\n".join(lines))

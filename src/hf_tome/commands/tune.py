@@ -21,7 +21,7 @@ EXAMPLE = example(
 def tune_command(
     model: common.ModelOption,
     data: common.DataOption,
-    max_drop: Annotated[float, typer.Option(help="Points of accuracy (or mAP) that merging may cost.")] = 1.0,
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy (mAP, CIDEr) that merging may cost.")] = 1.0,
     min_agreement: Annotated[
         float | None, typer.Option(help="Percent of samples that must get the unmerged model's class.")
     ] = None,
@@ -39,6 +39,8 @@ def tune_command(
     templates: common.TemplatesOption = None,
     clips: common.ClipsOption = 1,
     crops: common.CropsOption = 1,
+    prompt: common.PromptOption = None,
+    max_new_tokens: common.MaxNewTokensOption = None,
     limit: common.LimitOption = None,
     batch_size: common.BatchSizeOption = 16,
     seed: common.SeedOption = 0,
@@ -75,6 +77,8 @@ def tune_command(
         templates=templates,
         clips=clips,
         crops=crops,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
     )
     job = build_job(task, options)
     if restart:

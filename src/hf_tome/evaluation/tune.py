@@ -20,6 +20,7 @@ from ..report import report
 from .config_text import format_config
 from .data import DataError
 from .job import Job
+from .output import QUALITY
 from .results import Results
 from .samples import Sample
 from .task import Progress, evaluate, to_model
@@ -45,8 +46,8 @@ class Target:
     """What merging may cost.
 
     Attributes:
-        max_drop: points lost, of top-1 accuracy or of mean average precision where samples have several labels.
-        min_agreement: percent of the samples that get the same class as from the unmerged model; `None` for any.
+        max_drop: points lost, of accuracy, mean average precision where samples have several labels, or CIDEr.
+        min_agreement: percent of the samples that get the unmerged model's class or words; `None` for any.
         sure: the upper end of the drop's 95 % interval must be within `max_drop`, not the drop alone.
     """
 
@@ -62,7 +63,7 @@ class Target:
         """Return the points that a row loses."""
         if self.sure and "drop_high" in row:
             return row["drop_high"]
-        metric = "map" if "map" in row else "top1"
+        metric = next(name for name in ("map", *QUALITY) if name in row)
         return unmerged[metric] - row[metric]
 
     def met(self, row: Mapping[str, Any], unmerged: Mapping[str, Any]) -> bool:
