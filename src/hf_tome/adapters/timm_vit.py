@@ -26,15 +26,16 @@ def prefix_tokens(tower: Any) -> int:
     return tower.num_prefix_tokens
 
 
+WRAPPERS: dict[str, tuple[Head, ...]] = {
+    "TimmWrapperModel": (POOL, TOKENS),
+    "TimmWrapperForImageClassification": (POOL,),
+}
+
 TIMM_VIT = Family(
     model_types=("timm_wrapper",),
     tower="VisionTransformer",
     num_special=prefix_tokens,
-    heads={
-        "VisionTransformer": (OWN_POOL,),
-        "TimmWrapperModel": (POOL, TOKENS),
-        "TimmWrapperForImageClassification": (POOL,),
-    },
+    heads={"VisionTransformer": (OWN_POOL,), **WRAPPERS},
     library="timm",
     layers="blocks",
     norm1="norm1",
@@ -50,7 +51,7 @@ TIMM_FAMILIES: tuple[Family, ...] = (
     replace(
         TIMM_VIT,
         tower="VisionTransformerDistilled",
-        heads={**TIMM_VIT.heads, "VisionTransformerDistilled": (CLASS_TOKEN, OWN_POOL)},
+        heads={"VisionTransformerDistilled": (CLASS_TOKEN, OWN_POOL), **WRAPPERS},
     ),
 )
 
