@@ -19,8 +19,9 @@ from hf_tome import MergeConfig
 from hf_tome.cli import run as run_command
 from hf_tome.evaluation.captioning import captioning_job
 from hf_tome.evaluation.data import DataError
-from hf_tome.evaluation.generation import Generator, Prompts, image_token_id, read_by_language_model
+from hf_tome.evaluation.generation import Generator, read_by_language_model
 from hf_tome.evaluation.generation_data import Question, as_texts
+from hf_tome.evaluation.generation_prompts import Prompts, image_token_id
 from hf_tome.evaluation.job import JobOptions
 from hf_tome.evaluation.output import FORMATS, notes
 from hf_tome.evaluation.samples import Sample

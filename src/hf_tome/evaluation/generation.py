@@ -1,4 +1,4 @@
-"""Models that say something about an image: prompts in batches, greedy answers, and the image tokens they read."""
+"""Models that say something about an image: greedy answers, and the image tokens that the language model reads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from .data import DataError
 from .generation_data import ImageTexts
+from .generation_prompts import Prompts, image_token_id
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .metrics import compute
@@ -35,59 +36,6 @@ class Said:
 
     ids: list[int]
     image_tokens: float | None
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Makes a batch of model inputs from samples of `Question`s, padded on the left.
-
-    A processor with a chat template gets each prompt as a user's turn, the image before it. Without one, or where the
-    prompt holds the processor's image token itself, the prompt is the text that the model reads.
-    """
-
-    processor: Any
-    image_token_id: int | None
-
-    def __call__(self, samples: Sequence[Sample]) -> Inputs:
-        """Return the inputs, one row a sample.
-
-        Raises:
-            DataError: a prompt came out without image tokens.
-        """
-        questions = [sample.content for sample in samples]
-        padding = {"padding": True, "padding_side": "left"}
-        if self._uses_chat([question.prompt for question in questions]):
-            inputs = self.processor.apply_chat_template(
-                [_conversation(question) for question in questions],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs=padding,
-            )
-        else:
-            texts = [self._with_image(question.prompt) for question in questions]
-            images = [[question.image] for question in questions]
-            inputs = self.processor(images=images, text=texts, return_tensors="pt", **padding)
-        self._check(inputs["input_ids"], questions[0].prompt)
-        # PaliGemma's processor makes labels of prompts, with which the model would attend as in training.
-        return {name: value for name, value in inputs.items() if name != "labels"}
-
-    def _uses_chat(self, prompts: Sequence[str]) -> bool:
-        token = getattr(self.processor, "image_token", None)
-        written = token is not None and any(token in prompt for prompt in prompts)
-        return bool(getattr(self.processor, "chat_template", None)) and not written
-
-    def _with_image(self, prompt: str) -> str:
-        token = getattr(self.processor, "image_token", None)
-        return prompt if token is None or token in prompt else f"{token}\n{prompt}"
-
-    def _check(self, ids: Tensor, prompt: str) -> None:
-        if self.image_token_id is not None and not bool((ids == self.image_token_id).any(dim=1).all()):
-            raise DataError(
-                f"The processor wrote no image token (id {self.image_token_id}) for the prompt {prompt!r}. Its chat "
-                "template may take no images; write the image token into --prompt, or give the model's own processor."
-            )
 
 
 @dataclass(frozen=True)
@@ -195,9 +143,6 @@ def generation_job(
     **settings: Any,
 ) -> Job:
     """Return the job of a task whose model generates text; `settings` go into the results."""
-    tokenizer = processor.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return Job(
         task,
         name,
@@ -209,12 +154,6 @@ def generation_job(
         chunk=CHUNK,
         settings={"max_new_tokens": max_new_tokens, **settings},
     )
-
-
-def image_token_id(model: PreTrainedModel) -> int | None:
-    """Return the token that stands for image features in a prompt, or `None` for a model without one."""
-    names = ("image_token_id", "image_token_index")
-    return next((found for name in names if (found := getattr(model.config, name, None)) is not None), None)
 
 
 @contextmanager
@@ -249,11 +188,6 @@ def _image_tokens(model: PreTrainedModel, inputs: Inputs, length: int, mask: Ten
     if mask is None:  # nothing but the width is known: the longest row fills it
         return (length - text.max() + torch.zeros_like(text)).tolist()
     return (mask.bool().sum(dim=1) - text).tolist()
-
-
-def _conversation(question: Any) -> list[dict[str, Any]]:
-    content = [{"type": "image", "image": question.image}, {"type": "text", "text": question.prompt}]
-    return [{"role": "user", "content": content}]
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
