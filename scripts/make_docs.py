@@ -14,9 +14,10 @@ from sections import fill
 
 from hf_tome.adapters.connectors import CONNECTORS
 from hf_tome.adapters.families import FAMILIES, WRAPPERS
-from hf_tome.adapters.language import FEWER, GRID, M_ROPE, M_ROPE_TYPES, NOT_PROJECTED, VISION_LANGUAGE
+from hf_tome.adapters.language import FEWER, GRID, NOT_PROJECTED, VISION_LANGUAGE
 from hf_tome.adapters.refused import BY_REASON
 from hf_tome.adapters.spec import Family
+from hf_tome.adapters.timm_vit import TIMM_FAMILIES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -43,9 +44,9 @@ Around a supported tower, together with the models for generation around these. 
 
 - **fewer tokens**: the language model gets the merged ones. The placeholders of each image follow them, and they stand
   in the order of the places that they keep in the image. What `generate` returns begins with the prompt as it was
-  passed; logits, hidden states and the cache have the shorter length. Blocks behind the feature layer are not run; where
-  several feature layers are joined, earlier ones are merged as the last one is. A cache that is passed on to the next
-  turn remembers what was dropped; a new image needs the whole conversation without it.
+  passed; logits, hidden states and the cache have the shorter length. Blocks behind the feature layer are not run;
+  where several feature layers are joined, earlier ones are merged as the last one is. A cache that is passed on to the
+  next turn remembers what was dropped; a new image needs the whole conversation without it.
 - **tower alone**: it runs merged, and its grid is restored before what needs it: a projector that folds or pools
   neighbours, line ends, or a fixed number of tokens for each image. The language model gets all tokens.
 
@@ -53,7 +54,8 @@ Or once, behind the projector (`where="projected"`), whatever tower there is, wh
 tile, loses `r` tokens (in several rounds where that is more than half of them), or as many as are similar enough
 (MaMe). Merged tokens are means weighted by size, in the order of the image, and the placeholders follow as above.
 Embeddings that end the rows of an image are not merged, and videos keep all their tokens. Images of Gemma 3 go on
-attending to themselves in both directions, as their token types follow.
+attending to themselves in both directions, as their token types follow. In Qwen-VL a merged token keeps the position
+(time, height, width) of the place that it keeps, and text keeps its own, as if nothing had gone.
 """
 
 REFUSED_INTRODUCTION = """\
@@ -72,6 +74,7 @@ READS = {
     "attention_pool": "attention pool by size",
     "functional_pool": "attention pool by size",
     "latent_pool": "attention pool by size",
+    "timm_pool": "timm's `global_pool`, by size",
     "restore": "full grid, restored",
 }
 """What a head reads, by its kind."""
@@ -83,7 +86,7 @@ def supported_table() -> list[str]:
         "| model type | tower | models, and what their heads read | proportional attention |",
         "|---|---|---|---|",
     ]
-    for family in FAMILIES:
+    for family in (*FAMILIES, *TIMM_FAMILIES):
         models = []
         for name, heads in family.heads.items():
             if not isinstance(heads, str):
@@ -103,8 +106,7 @@ def language_table() -> list[str]:
     for name in [*in_tower, *(name for name in CONNECTORS if name not in in_tower)]:
         projected = "fewer tokens" if name in CONNECTORS else f"refused: {NOT_PROJECTED[name]}"
         lines.append(f"| `{name}` | {in_tower.get(name, 'refused, see below')} | {projected} |")
-    types = ", ".join(f"`{name}`" for name in M_ROPE_TYPES)
-    return [*lines, "", f"Projected tokens of {types} are refused as well: {M_ROPE}."]
+    return lines
 
 
 def refused_classes(family: Family) -> list[str]:

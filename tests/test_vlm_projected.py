@@ -21,6 +21,7 @@ from vlms import (
     TEXT,
     VIDEO_TOKEN,
     VLMS,
+    by_hand,
     labels_of,
     merged,
     plain,
@@ -28,14 +29,14 @@ from vlms import (
     texts_for,
 )
 
-from hf_tome import MergeConfig, UnsupportedModelError, apply, merging, report
+from hf_tome import MergeConfig, UnsupportedModelError, apply, report
 from hf_tome import trace as trace_of
 from hf_tome.adapters.swap import is_swapped
 from hf_tome.apply import towers
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
 every_vlm = pytest.mark.parametrize("vlm", VLMS, ids=lambda vlm: vlm.name)
-SOME = [BY_NAME[name] for name in ("Llava", "PaliGemma", "Gemma3", "LlavaNext", "Idefics3")]
+SOME = [BY_NAME[name] for name in ("Llava", "PaliGemma", "Gemma3", "LlavaNext", "Idefics3", "Qwen3VL")]
 some_vlms = pytest.mark.parametrize("vlm", SOME, ids=lambda vlm: vlm.name)
 
 
@@ -46,24 +47,6 @@ def without_gradients():
 
 
 # ------------------------------------------------------------------------------------- what merges behind a projector
-
-
-def by_hand(rows, newline, config):
-    """Merge the tokens (N, C) of one image with the functions for tensors, round by round."""
-    ends = torch.zeros(len(rows), dtype=torch.bool) if newline is None else (rows == newline).all(-1)
-    place = torch.cat([ends.nonzero()[:, 0], (~ends).nonzero()[:, 0]])
-    special, x, size, left = int(ends.sum()), rows[place][None], None, config.r
-    for _ in range(1 if config.method == "mame" else 9):
-        if config.method == "mame":
-            match = merging.matrix_matching(x, config.threshold, special, batching="pad")
-        else:
-            r = min(left, (x.shape[1] - special) // 2)
-            match = merging.bipartite_soft_matching(x, r, num_special=special)
-            left -= r
-        x, size = match.merge(x, size)
-        place = place[match.representative[0]]
-    order = place.argsort()
-    return x[0, order], size[0, order]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +64,7 @@ def test_tokens_merge_round_by_round_in_their_order(vlm, config):
     newline = unmerged.model.image_newline if vlm.connector.newline else None
     assert len(full) == len(found)
     for rows, left in zip(full, found):
-        expected, size = by_hand(rows, newline, config)
+        expected, size, _ = by_hand(rows, newline, config)
         torch.testing.assert_close(left, expected, **CLOSE)
         torch.testing.assert_close(size.sum(), torch.tensor(float(len(rows))))
         if config.method == "tome":
@@ -132,8 +115,42 @@ def test_gradients_reach_the_tower(vlm):
     _, model = merged(vlm)
     inputs = vlm.inputs(plain(model), [[0]])
     model(**inputs, labels=labels_of(inputs)).loss.backward()
-    tower = next(value for name, value in model.named_parameters() if "vision" in name and value.ndim == 2)
+    tower = next(
+        value for name, value in model.named_parameters() if ("vision" in name or "visual" in name) and value.ndim == 2
+    )
     assert tower.grad.abs().max() > 0
+
+
+def test_videos_beside_images_in_qwen():
+    vlm = BY_NAME["Qwen2_5_VL"]
+    unmerged, model = merged(vlm)
+    inputs = vlm.inputs(unmerged, [[0]])
+    video = {
+        "pixel_values_videos": smooth(1, 1, 2 * 64, 96, seed=3)[0, 0],
+        "video_grid_thw": torch.tensor([[2, 8, 8]]),
+    }
+    tokens = torch.tensor([[7, *[VIDEO_TOKEN] * 32, 8]])
+    kind = 2 * (tokens == VIDEO_TOKEN).long()
+    ids = torch.cat([inputs["input_ids"], tokens], dim=1)
+    types = torch.cat([inputs["mm_token_type_ids"], kind], dim=1)
+    inputs.update(input_ids=ids, mm_token_type_ids=types, attention_mask=torch.ones_like(ids), **video)
+    logits = model(**inputs).logits
+    (rows,) = vlm.features(unmerged, [[0]])
+    merged_rows, _, place = by_hand(rows, None, CONFIGS["projected", "tome"])
+    columns = (ids[0] == IMAGE_TOKEN).nonzero()[:, 0]
+    keep = ids[0] != IMAGE_TOKEN
+    keep[columns[place]] = True
+    grids = {name: inputs[name] for name in ("image_grid_thw", "video_grid_thw")}
+    positions, _ = unmerged.model.get_rope_index(ids, types, **grids)
+    expected = unmerged(
+        input_ids=ids[:, keep],
+        position_ids=positions[:, :, keep],
+        mm_encoder_outputs={
+            "image": BaseModelOutputWithPooling(pooler_output=[merged_rows]),
+            "video": unmerged.model.get_video_features(**video, return_dict=True),
+        },
+    ).logits
+    torch.testing.assert_close(logits, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["LlavaOnevision", "LlavaNextVideo"])
@@ -198,7 +215,8 @@ def test_a_conversation_goes_on_with_its_cache(vlm, where):
     if vlm.types is not None:
         # What follows the prompt is text: in PaliGemma's suffix, and of no image in Gemma 3.
         types = more if vlm.name == "PaliGemma" else 0 * more
-        grown["token_type_ids"] = torch.cat([inputs["token_type_ids"], types], dim=1)
+        name = "mm_token_type_ids" if vlm.connector.mrope else "token_type_ids"
+        grown[name] = torch.cat([inputs[name], types], dim=1)
     whole = model.generate(input_ids=ids, **grown, **no_images, **vlm.images([[0], [1]]))
     by_cache = model.generate(input_ids=ids, **grown, **no_images, past_key_values=first.past_key_values)
     assert torch.equal(by_cache, whole)
@@ -226,7 +244,7 @@ def test_embeddings_and_features_made_beforehand(vlm, where):
     inputs = vlm.inputs(unmerged, [[0, 1], [2]])
     expected, tokens = model(**inputs).logits, model.generate(**inputs)
     features = model.base_model.get_image_features(**vlm.images([[0, 1], [2]]), return_dict=True)
-    rest = {name: value for name, value in inputs.items() if name not in vlm.images([[0]])}
+    rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
     torch.testing.assert_close(model(**rest, mm_encoder_outputs={"image": features}).logits, expected, **CLOSE)
     assert torch.equal(model.generate(**rest, mm_encoder_outputs={"image": features}), tokens)
 
@@ -329,6 +347,39 @@ def test_a_packed_tower_is_refused_with_what_can_be_done_instead():
 def test_the_received_attention_is_no_measure_of_projected_tokens():
     with pytest.raises(ValueError, match=r"`where` is 'projected', but method 'attention_prune' does not use it"):
         MergeConfig(method="attention_prune", r=4, where="projected")
+
+
+def test_features_that_do_not_say_where_they_belong():
+    # Positions of Qwen-VL follow from the places that tokens keep.
+    vlm = BY_NAME["Qwen2_5_VL"]
+    unmerged, model = merged(vlm)
+    inputs = vlm.inputs(unmerged, [[0]])
+    features = BaseModelOutputWithPooling(pooler_output=vlm.features(model, [[0]]))
+    del inputs["pixel_values"]
+    with pytest.raises(ValueError, match=r"do not say which of them stay.*get_image_features"):
+        model(**inputs, mm_encoder_outputs={"image": features})
+
+
+def test_text_keeps_its_positions_behind_a_merged_image_of_qwen():
+    vlm = BY_NAME["Qwen2_5_VL"]
+    unmerged, model = merged(vlm)
+    inputs = vlm.inputs(unmerged, [[0]])
+    caught = []
+
+    def catch(module, args, kwargs):
+        caught.append(kwargs["position_ids"])
+
+    for one in (unmerged, model):
+        one.model.language_model.register_forward_pre_hook(catch, with_kwargs=True)
+        one(**inputs, use_cache=False)
+        one.generate(**inputs, max_new_tokens=2)
+    (full, _, next_full), (fewer, _, next_fewer) = caught[:3], caught[3:]
+    text = (inputs["input_ids"][0] == IMAGE_TOKEN).nonzero()[-1].item() + 1 - inputs["input_ids"].shape[1]
+    assert fewer.shape[2] < full.shape[2]
+    assert torch.equal(fewer[:, :, text:], full[:, :, text:])
+    assert torch.equal(next_fewer[1:], next_full[1:])
+    places = set(map(tuple, full[:, 0].T.tolist()))
+    assert set(map(tuple, fewer[:, 0].T.tolist())) < places
 
 
 def test_the_model_without_its_head():

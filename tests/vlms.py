@@ -12,9 +12,10 @@ import transformers as tf
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hf_tome import MergeConfig, apply, remove
+from hf_tome import MergeConfig, apply, merging, remove
 from hf_tome.adapters.connectors import CONNECTORS
 from hf_tome.adapters.language import FEWER, VISION_LANGUAGE
+from hf_tome.adapters.swap import LINK
 
 IMAGE_TOKEN, VIDEO_TOKEN, PAD, NEW = 98, 97, 0, 5
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
@@ -27,6 +28,13 @@ NAFLEX = {"model_type": "siglip2_vision_model", **SMALL, "num_patches": 64, "pat
 PIXTRAL = {"model_type": "pixtral", **SMALL, **SQUARE, "head_dim": 16}
 JANUS = {"model_type": "janus_vision_model", **SMALL, **SQUARE, "projection_dim": 32, "mlp_ratio": 2, "depth": 2}
 VQ = {"embed_dim": 8, "num_embeddings": 10, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
+PACKED = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN2_VISION = {**PACKED, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+QWEN_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
+QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
+QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
+QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
 
 
@@ -76,6 +84,14 @@ def packed(images: Images) -> dict:
     return {"pixel_values": smooth(4, 3, 32, 32)[flat], "image_sizes": sizes[flat]}
 
 
+def patches(images: Images) -> dict:
+    flat = [index for row in images for index in row]
+    grids = torch.tensor([[1, 8, 8], [1, 4, 12], [1, 6, 8], [1, 8, 4]])
+    pixels = [smooth(1, 1, 1, int(grid.prod()), 3 * 2 * 4 * 4, seed=n)[0, 0, 0] for n, grid in enumerate(grids)]
+    pixel_values = torch.cat([pixels[index] for index in flat]) if flat else torch.zeros(0, 96)
+    return {"pixel_values": pixel_values, "image_grid_thw": grids[flat]}
+
+
 @dataclass(frozen=True)
 class Vlm:
     """A model, its config, and its images.
@@ -92,6 +108,7 @@ class Vlm:
     images: Callable[[Images], dict] = squares
     token: str = "image_token_id"
     types: Callable[[list[bool]], list[int]] | None = None
+    rope: dict = field(default_factory=dict)
 
     @property
     def connector(self):
@@ -101,7 +118,7 @@ class Vlm:
         torch.manual_seed(0)
         config = getattr(tf, f"{self.name}Config")(
             vision_config=self.vision,
-            text_config={"model_type": self.text, **TEXT},
+            text_config={"model_type": self.text, **TEXT, **self.rope},
             **{self.token: IMAGE_TOKEN},
             **self.options,
         )
@@ -133,7 +150,8 @@ class Vlm:
             "input_ids": padded(rows, PAD, side),
             "attention_mask": padded([[1] * len(row) for row in rows], 0, side),
         }
-        return inputs if self.types is None else {**inputs, "token_type_ids": padded(types, 0, side)}
+        name = "mm_token_type_ids" if self.connector.mrope else "token_type_ids"
+        return inputs if self.types is None else {**inputs, name: padded(types, 0, side)}
 
     def inputs(self, model, images: Images, side: str = "left") -> dict:
         """Return a batch as the processor would write it, from the lengths of the model's unmerged features."""
@@ -149,9 +167,44 @@ class Vlm:
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
         return inputs
 
+    def alone_on_grid(self, model, pieces, chosen) -> dict:
+        """Do the same where positions are those of the full grid: from the unmerged model, column by column."""
+        unmerged, config = plain(model), model.base_model.__dict__[LINK].tower.config
+        out = unmerged.model.get_image_features(**self.images([chosen]), return_dict=True) if chosen else None
+        layers = [list(layer) for layer in (out.deepstack_features if out and self.connector.deepstack else [])]
+        full = list(out.pooler_output) if chosen else []
+        whole = self.prompts([pieces], [[len(rows) for rows in full]])
+        grids = {"image_grid_thw": self.images([chosen])["image_grid_thw"]} if chosen else {}
+        positions, _ = unmerged.model.get_rope_index(**whole, **grids)
+        keep = torch.ones(positions.shape[2], dtype=torch.bool)
+        start = (whole["input_ids"][0] == IMAGE_TOKEN).nonzero()[:, 0].tolist()
+        merged_rows, merged_layers = [], [[] for _ in layers]
+        for index, rows in enumerate(full):
+            columns, start = torch.tensor(start[: len(rows)]), start[len(rows) :]
+            joined = torch.cat([rows, *(layer[index] for layer in layers)], dim=1)
+            tokens, _, place = by_hand(joined, None, config, rows.shape[1])
+            keep[columns] = False
+            keep[columns[place]] = True
+            parts = tokens.split(rows.shape[1], dim=1)
+            merged_rows.append(parts[0])
+            for layer, part in zip(merged_layers, parts[1:]):
+                layer.append(part)
+        inputs = {name: value[:, keep] for name, value in whole.items()}
+        text = torch.arange(int(keep.sum()))[None, None]
+        inputs["position_ids"] = torch.cat([text, positions[:, :, keep]])
+        if chosen:
+            image = type(out)(pooler_output=merged_rows)
+            if layers:
+                image["deepstack_features"] = merged_layers
+            inputs["mm_encoder_outputs"] = {"image": image}
+        return inputs
+
     def rows_by_themselves(self, model, images: Images):
         """Yield each prompt's inputs for a plain model: the merged model's features, and as many placeholders."""
         for pieces, chosen in zip(texts_for(images), images):
+            if self.connector.mrope:
+                yield self.alone_on_grid(model, pieces, chosen)
+                continue
             yield self.alone(pieces, [torch.cat(self.features(model, [[index]])) for index in chosen])
 
 
@@ -178,6 +231,7 @@ def image_types(is_image: list[bool]) -> list[int]:
     return list(map(int, is_image))  # Gemma 3: the tokens of an image see each other
 
 
+QWEN_VIDEO = {"video_token_id": VIDEO_TOKEN}
 WITH_VIDEO = {"video_token_index": VIDEO_TOKEN}
 OLD = "image_token_index"
 
@@ -197,6 +251,9 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Idefics3", {**SMALL, **SQUARE}, images=tiles),
     Vlm("SmolVLM", {**SMALL, **SQUARE}, images=tiles),
     Vlm("Lfm2Vl", NAFLEX, "lfm2", {"projector_hidden_size": 32}, images=naflex),
+    Vlm("Qwen2VL", QWEN2_VISION, "qwen2_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("Qwen2_5_VL", QWEN_VISION, "qwen2_5_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("Qwen3VL", QWEN3_VISION, "qwen3_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Mistral3", PIXTRAL, "mistral", images=packed, token=OLD),
 )
 """One for every row of the connectors."""
@@ -228,3 +285,21 @@ def labels_of(inputs):
     """Label all text but each row's first token, which padding in front would make a target and its absence not."""
     hidden = (inputs["input_ids"] == IMAGE_TOKEN) | (inputs["attention_mask"].cumsum(1) <= 1)
     return inputs["input_ids"].masked_fill(hidden | (inputs["attention_mask"] == 0), -100)
+
+
+def by_hand(rows, newline, config, width=None):
+    """Merge the tokens (N, C) of one image with the functions for tensors, round by round."""
+    ends = torch.zeros(len(rows), dtype=torch.bool) if newline is None else (rows == newline).all(-1)
+    place = torch.cat([ends.nonzero()[:, 0], (~ends).nonzero()[:, 0]])
+    special, x, size, left = int(ends.sum()), rows[place][None], None, config.r
+    for _ in range(1 if config.method == "mame" else 9):
+        if config.method == "mame":
+            match = merging.matrix_matching(x[..., :width], config.threshold, special, batching="pad")
+        else:
+            r = min(left, (x.shape[1] - special) // 2)
+            match = merging.bipartite_soft_matching(x[..., :width], r, num_special=special)
+            left -= r
+        x, size = match.merge(x, size)
+        place = place[match.representative[0]]
+    order = place.argsort()
+    return x[0, order], size[0, order], place[order]

@@ -22,6 +22,8 @@ class Connector:
         as_tensor: the model's own forward takes the features of all images as one tensor, rather than as a list.
         tile: path of the number of tokens that every tile has, where the features of a prompt come in one piece.
         newline: path of the embedding that ends each row of an image's features; such tokens are not merged.
+        deepstack: attribute of the features with more of them, which are added behind layers of the language model.
+        mrope: positions have axes for time, height and width, so that merged tokens keep the places of the grid.
         first_position: the position of a prompt's first token, in the model's own forward.
         tower, projector: paths of these modules, where the projector works token by token.
     """
@@ -31,6 +33,8 @@ class Connector:
     as_tensor: bool = False
     tile: str | None = None
     newline: str | None = None
+    deepstack: str | None = None
+    mrope: bool = False
     first_position: int = 0
     tower: str = "vision_tower"
     projector: str = "multi_modal_projector"
@@ -41,6 +45,7 @@ TENSOR = Connector(as_tensor=True)
 LLAVA = Connector((*PIXELS, *LAYERS, "image_sizes"))
 ALIGNER = replace(TENSOR, tower="vision_model", projector="aligner")
 ANYRES = replace(LLAVA, videos=VIDEOS, newline="image_newline")
+QWEN = Connector((*PIXELS, "image_grid_thw"), videos=("pixel_values_videos", "video_grid_thw"), mrope=True)
 TILES = Connector((*PIXELS, "pixel_attention_mask"), tile="image_seq_len")
 
 CONNECTORS: dict[str, Connector] = {
@@ -59,6 +64,9 @@ CONNECTORS: dict[str, Connector] = {
     "Idefics3Model": TILES,
     "SmolVLMModel": TILES,
     "Lfm2VlModel": Connector((*PIXELS, "spatial_shapes", "pixel_attention_mask")),
+    "Qwen2VLModel": QWEN,
+    "Qwen2_5_VLModel": QWEN,
+    "Qwen3VLModel": replace(QWEN, deepstack="deepstack_features"),
     "Mistral3Model": Connector((*PIXELS, LAYERS[0], "image_sizes")),
 }
 """By class name. Image tokens can be merged behind the projector of each (`MergeConfig(where="projected")`)."""

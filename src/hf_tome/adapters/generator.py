@@ -36,7 +36,10 @@ class MergedGenerator(MergedModel):
         shortening: Shortening | None
         if history is not None:
             given = self._placeholders(ids, call.get("inputs_embeds"))
+            positions = call.get("position_ids")
             shortening = continue_generate(call, history, given, has_images(call), pad_token_id(self, call))
+            if self._connector.mrope and positions is None:
+                call.pop("position_ids", None)  # the model counts them itself, from where its text went on
         else:
             shortening = self._shorten(call, True)
         if shortening is None:

@@ -73,12 +73,6 @@ NOT_PROJECTED: dict[str, str] = {
 }
 """The vision-language models of the table whose projected tokens are not merged, and why."""
 
-M_ROPE = (
-    "its positions have three axes that are counted from the full grid of image tokens, for the prompt and for each "
-    "step of generation, and merged tokens have no place in that count yet"
-)
-M_ROPE_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-
 
 def not_projected(model: Any) -> str:
     """Return why projected tokens of a model are not merged, so as to complete a sentence."""
@@ -87,8 +81,6 @@ def not_projected(model: Any) -> str:
         if reason is not None:
             return reason
     model_type = getattr(getattr(model, "config", None), "model_type", "")
-    if model_type in M_ROPE_TYPES:
-        return M_ROPE
     if getattr(getattr(model, "config", None), "vision_config", None) is None:
         return "it has no projector between a vision tower and a language model"
     return REFUSED.get(model_type, "hf_tome has no row for its projector yet")

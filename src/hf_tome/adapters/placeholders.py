@@ -105,8 +105,9 @@ def plan_shortening(
     full: Sequence[int] | None,
     attention_mask: Tensor | None,
     left: bool | None,
+    places: Sequence[Tensor] | None = None,
 ) -> Shortening | None:
-    """Plan which placeholders go, so that each image has as many as it has features; the last ones of each stay.
+    """Plan which placeholders go, so that each image has as many as it has features.
 
     Args:
         placeholders: (B, L) bool.
@@ -114,6 +115,7 @@ def plan_shortening(
         full: the placeholders of each image; `None` if not known, then all have equally many.
         attention_mask: (B, L), *optional*.
         left: the side on which to pad; `None`: the right if the prompts are padded there, else the left.
+        places: which placeholders of each image stay, (M_i,); the last ones where not given.
 
     Returns:
         `None` where the placeholders are as many as the features already.
@@ -139,11 +141,14 @@ def plan_shortening(
         )
     if total == sum(lengths):
         return None
+    stay = torch.zeros(total, dtype=torch.bool, device=placeholders.device)
+    for image, (end, keep) in enumerate(zip(ends.tolist(), lengths)):
+        if places is None:
+            stay[end - keep : end] = True
+        else:
+            stay[end - full[image] + places[image].to(stay.device)] = True
     rank = placeholders.flatten().cumsum(0).view_as(placeholders) - 1  # of each placeholder among all
-    image = torch.searchsorted(ends, rank.clamp(min=0), right=True)
-    surplus = torch.tensor([have - keep for have, keep in zip(full, lengths)], device=placeholders.device)
-    starts = ends - torch.tensor(full, device=placeholders.device)
-    dropped = placeholders & (rank - starts[image] < surplus[image])
+    dropped = placeholders & ~stay[rank.clamp(min=0)]
     real = _inside(attention_mask, placeholders)
     if left is None:
         left = bool(real[:, -1].all())

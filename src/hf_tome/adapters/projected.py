@@ -18,45 +18,48 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Image:
-    """The tokens of one image or tile: (M, C) after merging, how many each stands for, and where (N,) went."""
+class MergedImage:
+    """The tokens of one image or tile: (M, C) after merging, how many each stands for, the places (M,) that they keep.
+
+    `source` (N,) says where the tokens went.
+    """
 
     tokens: Tensor
     size: Tensor
+    place: Tensor
     source: Tensor
 
 
-def merge_features(images: Sequence[Tensor], newline: Tensor | None, tower: Tower) -> list[Tensor]:
+def merge_features(
+    images: Sequence[Tensor], newline: Tensor | None, tower: Tower, width: int | None = None
+) -> list[MergedImage]:
     """Merge the tokens (N_i, C) of each image by themselves, and write it down in `tower.last`.
 
     Merged tokens are means weighted by size, in the order of the places that they keep. Tokens that are equal to
-    `newline` (C,) end the rows of an image; they are not merged.
-
-    Returns:
-        The tokens that are left of each image, (M_i, C).
+    `newline` (C,) end the rows of an image; they are not merged. Similarity goes by the first `width` channels.
     """
     ends = [_line_ends(rows, newline) for rows in images]
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (rows, end) in enumerate(zip(images, ends)):
         groups.setdefault((len(rows), 0 if end is None else int(end.sum())), []).append(index)
-    merged: dict[int, _Image] = {}
+    merged: dict[int, MergedImage] = {}
     for (_, num_special), members in groups.items():
         x = torch.stack([images[index] for index in members])  # (G, N, C)
         order = torch.arange(x.shape[1], device=x.device).expand(len(members), -1)
         if num_special:  # the methods protect leading tokens, so line ends go to the front
             stacked = torch.stack([end for index in members if (end := ends[index]) is not None])
             order = (~stacked).int().argsort(dim=1, stable=True)
-        merged.update(zip(members, _merge_group(x, order, num_special, tower)))
+        merged.update(zip(members, _merge_group(x, order, num_special, tower, width)))
     results = [merged[index] for index in range(len(images))]
     tower.last = _state(results, tower.config.trace)
-    return [image.tokens for image in results]
+    return results
 
 
 def _line_ends(rows: Tensor, newline: Tensor | None) -> Tensor | None:
     return None if newline is None else (rows == newline.to(rows)).all(dim=-1)
 
 
-def _merge_group(x: Tensor, order: Tensor, num_special: int, tower: Tower) -> Iterator[_Image]:
+def _merge_group(x: Tensor, order: Tensor, num_special: int, tower: Tower, width: int | None) -> Iterator[MergedImage]:
     """Merge tokens (G, N, C) of images of one length, of which the first `num_special` of `order` (G, N) stay."""
     num_tokens, left, size = x.shape[1], tower.schedule[0], None
     x = x.gather(1, order[..., None].expand_as(x))
@@ -67,7 +70,7 @@ def _merge_group(x: Tensor, order: Tensor, num_special: int, tower: Tower) -> It
         if step and (r == 0 or tower.config.method == "mame"):
             break
         seed = tower.config.seed * num_tokens + step
-        match = tower.method.match(Request(x, r, num_special, None, seed, tower.config))
+        match = tower.method.match(Request(x[..., :width], r, num_special, None, seed, tower.config))
         x, size = match.merge(x, size)
         place = place.gather(1, match.representative)
         held_by = torch.where(held_by >= 0, match.source.gather(1, held_by.clamp(min=0)), -1)
@@ -79,10 +82,10 @@ def _merge_group(x: Tensor, order: Tensor, num_special: int, tower: Tower) -> It
     source = torch.empty_like(held_by).scatter(1, order, held_by)
     for index in range(len(x)):
         real = rows[index, size[index, rows[index], 0] > 0]
-        yield _Image(x[index, real], size[index, real], source[index])
+        yield MergedImage(x[index, real], size[index, real], place[index, real], source[index])
 
 
-def _state(images: Sequence[_Image], trace: bool) -> ForwardState:
+def _state(images: Sequence[MergedImage], trace: bool) -> ForwardState:
     """Write down the merge as that of one block, in which shorter images are padded with tokens of size 0."""
     state = ForwardState(1)
     before = [image.source.new_ones((len(image.source), 1), dtype=torch.float32) for image in images]

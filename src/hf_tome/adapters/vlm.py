@@ -19,12 +19,18 @@ from .calls import arguments, cache_of, has_images, pad_token_id
 from .connectors import OLD_LAYERS, Connector, connector_of
 from .features import check_image_size, cropped_tokens, has_feature_layers, image_tokens, read_layers, split_real
 from .history import NEW_IMAGE, continue_forward, remember, remembered
+from .mrope import continued_positions, shortened_positions
 from .placeholders import Shortening, plan_shortening, shorten_call
 from .projected import merge_features
 from .swap import LINK, Swapped
 
-FULL = "hf_tome_placeholders"
-"""Attribute of image features that have merged: how many placeholders each image has in the prompt."""
+FULL, PLACES = "hf_tome_placeholders", "hf_tome_places"
+"""Attributes of image features that have merged: how many placeholders each image has in the prompt, which stay."""
+
+NO_PLACES = (
+    "The features in `mm_encoder_outputs` are fewer than the prompt's placeholders and do not say which of them stay, "
+    "from which their positions follow. Take them from this model's `get_image_features`."
+)
 
 
 class MergedModel(Swapped):
@@ -51,11 +57,10 @@ class MergedModel(Swapped):
         history = remembered(call.get("past_key_values"))
         if history is None and not (self._merges and has_images(call)):
             return plain(*args, **kwargs)
-        first_position = self._connector.first_position
         if history is not None:
-            continue_forward(call, history, has_images(call), first_position)
+            self._continue(call, history)
             return plain(**call)
-        shortening = self._shorten(call, None, first_position)
+        shortening = self._shorten(call, None, self._connector.first_position)
         out = plain(**self._repacked(call))
         if shortening is not None:
             remember(cache_of(out), shortening)
@@ -73,22 +78,42 @@ class MergedModel(Swapped):
     def _connector(self) -> Connector:
         return connector_of(self)
 
+    def _continue(self, call: dict[str, Any], history: Shortening) -> None:
+        """Fit mask and position ids of new tokens to their cache, in place."""
+        connector = self._connector
+        given = call.pop("position_ids", None) if connector.mrope else None
+        continue_forward(call, history, has_images(call), connector.first_position)
+        if connector.mrope:
+            in_text = call["position_ids"]
+            call["position_ids"] = continued_positions(self.base_model, in_text) if given is None else given
+
     def _shorten(self, call: dict[str, Any], left: bool | None, first_position: int = 0) -> Shortening | None:
         """Make the image features and shorten the call to them, in place; `None` if its length is right already."""
+        passed, connector = dict(call), self._connector
         encoded = self._encode(call)
         image = encoded["image"]
         lengths, full = [len(rows) for rows in image.pooler_output], getattr(image, FULL, None)
         if full is not None and len(full) != len(lengths):
             full = None  # these have been expanded for beams, or cut into chunks, and shortened before
+        places = getattr(image, PLACES, None) if connector.mrope and full is not None else None
         placeholders = self._placeholders(call.get("input_ids"), call.get("inputs_embeds"))
-        shortening = plan_shortening(placeholders, lengths, full, call.get("attention_mask"), left)
+        shortening = plan_shortening(placeholders, lengths, full, call.get("attention_mask"), left, places)
         if shortening is not None:
+            if connector.mrope and places is None:
+                raise ValueError(NO_PLACES)
             cache = call.get("past_key_values")
             if cache is not None and int(cache.get_seq_length()):
                 raise ValueError(NEW_IMAGE)
             if isinstance(call.get("logits_to_keep"), Tensor):
                 raise ValueError("`logits_to_keep` is a tensor of columns, which merging moves; it takes a number.")
+            positions = None
+            if connector.mrope:
+                positions = shortened_positions(self.base_model, passed, shortening, for_generate=left is True)
+            if positions is not None:
+                call.pop("position_ids", None)
             shorten_call(call, shortening, pad_token_id(self, call), first_position)
+            if positions is not None:
+                call["position_ids"] = positions
         return shortening
 
     def _encode(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +164,10 @@ class MergedFeatures(MergedModel):
         if isinstance(features, Tensor):
             return call
         rows = torch.cat(list(features))
-        packed = type(outputs["image"])(pooler_output=rows[None] if self._connector.as_tensor else [rows])
+        connector = self._connector
+        packed = type(outputs["image"])(pooler_output=rows[None] if connector.as_tensor else [rows])
+        if connector.deepstack is not None:
+            packed[connector.deepstack] = [[torch.cat(list(layer))] for layer in outputs["image"][connector.deepstack]]
         return {**call, "mm_encoder_outputs": {**outputs, "image": packed}}
 
 
@@ -199,9 +227,16 @@ class ProjectedImageModel(MergedFeatures):
             length = attrgetter(connector.tile)(self)
             images = [tile for rows in images for tile in rows.split(length) if len(rows)]
         newline = None if connector.newline is None else attrgetter(connector.newline)(self)
-        merged = merge_features(images, newline, self._tower)
-        out["pooler_output"] = merged
-        setattr(out, FULL, [len(rows) for rows in images])
+        full, width = [len(rows) for rows in images], images[0].shape[1] if images else None
+        if connector.deepstack is not None:  # what is added behind later layers merges as the tokens do
+            images = [torch.cat(parts, dim=1) for parts in zip(images, *out[connector.deepstack])]
+        merged = merge_features(images, newline, self._tower, width)
+        out["pooler_output"] = [image.tokens[:, :width] for image in merged]
+        if connector.deepstack is not None:
+            stacked = [image.tokens[:, width:].split(width, dim=1) for image in merged]
+            out[connector.deepstack] = [list(layer) for layer in zip(*stacked)]
+        setattr(out, FULL, full)
+        setattr(out, PLACES, [image.place for image in merged])
         return out.to_tuple() if as_tuple else out
 
 
