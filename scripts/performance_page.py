@@ -25,8 +25,12 @@ ORDER = (
     "growth",
     "vlm",
     "gpu",
+    "gpu_attention",
 )
-PICTURES = {"vlm": "Speed-up to the first token and memory of the cache against the image tokens that are left"}
+PICTURES = {
+    "growth": "Speed-up and overhead against the number of tokens, and against the batch size",
+    "vlm": "Speed-up to the first token and memory of the cache against the image tokens that are left",
+}
 """Benchmarks with a plot in docs/images, which `python scripts/performance_plots.py` draws, and what it shows."""
 INTRODUCTION = """\
 # Performance
@@ -43,7 +47,11 @@ time of one thread, on a machine whose other core ran other jobs, which the quar
 nothing else is said: speed does not depend on them, but for MaMe's threshold.
 """
 NOT_RUN = "Not run: no result has been recorded. The script is ready: `python benchmarks/{name}.py`."
-NOT_RUN_TITLES = {"gpu": "On a GPU", "vlm": "Fewer image tokens in a vision-language model"}
+NOT_RUN_TITLES = {
+    "gpu": "On a GPU",
+    "gpu_attention": "Proportional attention on a GPU",
+    "vlm": "Fewer image tokens in a vision-language model",
+}
 
 
 def performance_page() -> str:
