@@ -18,7 +18,7 @@ APP = Path(__file__).resolve().parent.parent / "integrations" / "gradio_space" /
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
 MISSING += [] if CHROMIUM else ["chromium"]
-PATIENCE = 60_000  # milliseconds; a page on a busy machine, not a measurement
+PATIENCE = 30_000  # milliseconds; a page on a busy machine, not a measurement
 
 pytestmark = pytest.mark.skipif(
     bool(MISSING) and os.environ.get("HF_TOME_TEST_BROWSER") != "1",
@@ -40,7 +40,7 @@ def address(tmp_path_factory):
         )
     try:
         found = f"http://127.0.0.1:{port}"
-        for _ in range(PATIENCE // 500):
+        for _ in range(2 * PATIENCE // 500):
             assert server.poll() is None, log.read_text()
             try:
                 urllib.request.urlopen(found, timeout=5).close()
@@ -70,13 +70,13 @@ def page(browser, address):
     opened.set_default_timeout(PATIENCE)
     opened.goto(address, wait_until="domcontentloaded")
     opened.wait_for_selector("#merged img")
-    opened.wait_for_selector("#table td")
+    opened.locator("#table [role=gridcell]").first.wait_for()
     yield opened
     opened.close()
 
 
 def wait_for_cell(page, text: str) -> None:
-    page.locator("#table td", has_text=text).first.wait_for()
+    page.locator("#table [role=gridcell]", has_text=text).first.wait_for()
 
 
 def clear(page, place: str) -> None:
