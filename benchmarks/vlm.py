@@ -2,10 +2,10 @@
 
 A LLaVA with random weights in LLaVA-1.5's proportions, at a quarter of its widths and half of its depths: CLIP at
 336 px with patches of 14 (256 wide, 12 blocks, features before the last one) and Llama (1024 wide, 16 layers, heads of
-128, 8,016 words), 201 M parameters in all that run for each token, of which the language model has 95 %. One image
-and 40 text tokens, float32, sdpa, one thread. First token: image and prompt in, logits out. Decoding: 16 tokens on
-top of that cache. Variants run interleaved; ratios are of runs of the same round. Peak: weights and live tensors of
-the first token. MaMe merges what is similar, so its image has structure (gradients, edges, some noise); with random
+128, 8,016 words), 211 M parameters in the language model and 10 M in the tower (LLaVA-1.5-7B: 6,608 M and 304 M). One
+image and 40 text tokens, float32, sdpa, one thread. First token: image and prompt in, logits out. Decoding: 16 tokens
+on top of that cache. Variants run interleaved; ratios are of runs of the same round. Peak: weights and live tensors of
+the first token. MaMe merges what is similar, so the image has structure (gradients, edges, some noise); with random
 weights its thresholds mean nothing for a trained model, only the tokens that they leave do. The full shape is
 `--preset 7b --device cuda --dtype float16`, which has not been run.
 

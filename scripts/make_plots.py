@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plot_vlm import plot_vlm
 from sections import read_sweep
 
 from hf_tome.evaluation.plots import plot_pareto
@@ -70,6 +71,11 @@ def draw_growth(path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def draw_vlm(path: Path) -> None:
+    """Speed to the first token and memory of the cache of a LLaVA, against its image tokens."""
+    plot_vlm(json.loads((MEASURED / "vlm.json").read_text(encoding="utf-8")), path)
+
+
 def _spread(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[list[float]]]:
     """Return medians, and how far the quartiles are below and above them."""
     found = [row[key] for row in rows]
@@ -79,7 +85,7 @@ def _spread(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[lis
     return medians, [below, above]
 
 
-PLOTS: dict[str, Callable[[Path], None]] = {"sweep-deit-tiny": draw_sweep, "growth": draw_growth}
+PLOTS: dict[str, Callable[[Path], None]] = {"sweep-deit-tiny": draw_sweep, "growth": draw_growth, "vlm": draw_vlm}
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ PICTURES = {
     "growth": "Speed-up and overhead against the number of tokens, and against the batch size",
     "vlm": "Speed-up to the first token and memory of the cache against the image tokens that are left",
 }
-"""Benchmarks with a plot in docs/images, which `python scripts/performance_plots.py` draws, and what it shows."""
+"""Benchmarks with a plot in docs/images, which `python scripts/make_plots.py` draws, and what it shows."""
 INTRODUCTION = """\
 # Performance
 

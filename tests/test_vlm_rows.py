@@ -96,7 +96,7 @@ def test_saves_loads_pickles_and_copies(vlm, where, tmp_path):
     twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)]
     expected = model(**inputs).logits
     save_pretrained(model, tmp_path)
-    loaded = from_pretrained(tmp_path).eval()
+    loaded = from_pretrained(tmp_path, attn_implementation=unmerged.config._attn_implementation).eval()
     assert loaded.config.architectures == [f"{vlm.name}ForConditionalGeneration"]
     for twin in (*twins, loaded):
         assert torch.equal(twin(**inputs).logits, expected)

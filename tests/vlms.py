@@ -35,6 +35,9 @@ QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
 QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+EXPERTS = {**MROPE, "num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+SAM = {**SMALL, "image_size": 64, "patch_size": 4, "output_channels": 16, "window_size": 4, "mlp_dim": 48}
+SAM |= {"global_attn_indexes": [1, 3], "initializer_range": 0.02}
 PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
 
 
@@ -53,6 +56,10 @@ Images = Sequence[Sequence[int]]
 def squares(images: Images) -> dict:
     bank = smooth(4, 3, 32, 32)
     return {"pixel_values": bank[[index for row in images for index in row]]}
+
+
+def pages(images: Images) -> dict:
+    return {"pixel_values": smooth(4, 3, 64, 64)[[index for row in images for index in row]]}
 
 
 def anyres(images: Images) -> dict:
@@ -122,7 +129,9 @@ class Vlm:
             **{self.token: IMAGE_TOKEN},
             **self.options,
         )
-        model = getattr(tf, f"{self.name}ForConditionalGeneration")._from_config(config, attn_implementation=backend)
+        built = getattr(tf, f"{self.name}ForConditionalGeneration")
+        backend = backend if built._supports_sdpa else "eager"
+        model = built._from_config(config, attn_implementation=backend)
         with torch.no_grad():  # freshly built models are nearly linear; larger weights make a mistake show
             for parameter in model.parameters():
                 if parameter.ndim >= 2 and parameter.std() == 0:
@@ -254,6 +263,8 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Qwen2VL", QWEN2_VISION, "qwen2_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen2_5_VL", QWEN_VISION, "qwen2_5_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen3VL", QWEN3_VISION, "qwen3_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("Qwen3VLMoe", QWEN3_VISION, "qwen3_vl_moe_text", QWEN_VIDEO, images=patches, types=image_types, rope=EXPERTS),
+    Vlm("GotOcr2", SAM, "qwen2", images=pages),
     Vlm("Mistral3", PIXTRAL, "mistral", images=packed, token=OLD),
 )
 """One for every row of the connectors."""

@@ -67,6 +67,8 @@ CONNECTORS: dict[str, Connector] = {
     "Qwen2VLModel": QWEN,
     "Qwen2_5_VLModel": QWEN,
     "Qwen3VLModel": replace(QWEN, deepstack="deepstack_features"),
+    "Qwen3VLMoeModel": replace(QWEN, deepstack="deepstack_features"),
+    "GotOcr2Model": TENSOR,
     "Mistral3Model": Connector((*PIXELS, LAYERS[0], "image_sizes")),
 }
 """By class name. Image tokens can be merged behind the projector of each (`MergeConfig(where="projected")`)."""

@@ -1,29 +1,18 @@
-"""The plots of docs/performance.md, from what the benchmarks measured: benchmarks/measured/*.json.
-
-python scripts/performance_plots.py
-"""
+"""The plot of `benchmarks/vlm.py`; `python scripts/make_plots.py vlm` draws it."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from common import MEASURED  # noqa: E402 (found by the line above)
-
-IMAGES = ROOT / "docs" / "images"
 KINDS = {
-    "unmerged": ("unmerged", "#222222", "s"),
-    "r=": ("ToMe in the tower", "#0072b2", "o"),
-    "method=mame": ("MaMe in the tower", "#d55e00", "^"),
-    "projected": ("ToMe behind the projector", "#009e73", "D"),
+    "unmerged": ("unmerged", "#222222", "s", (-16, -14)),
+    "r=": ("ToMe in the tower", "#0072b2", "o", (6, 4)),
+    "method=mame": ("MaMe in the tower", "#d55e00", "^", (-10, 8)),
+    "projected": ("ToMe behind the projector", "#009e73", "D", (-34, -12)),
 }
-"""By what a config's text holds, the last that fits: label, colour, marker."""
+"""By what a config's text holds, the last that fits: label, colour, marker, and where the names of points stand."""
 
 
 def plot_vlm(result: Mapping[str, Any], path: Path) -> None:
@@ -34,7 +23,7 @@ def plot_vlm(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     speed, cache = figure.subplots(1, 2)
-    for key, (label, colour, marker) in KINDS.items():
+    for key, (label, colour, marker, offset) in KINDS.items():
         rows = [row for row in result["rows"] if kind_of(row["config"]) == key]
         tokens = [row["image_tokens"] for row in rows]
         ratios = [row["first_token_speedup"] or {"median": 1, "low": 1, "high": 1} for row in rows]
@@ -44,7 +33,7 @@ def plot_vlm(result: Mapping[str, Any], path: Path) -> None:
         cache.plot(tokens, [row["cache_mib"] for row in rows], marker, color=colour, label=label)
         for row, y in zip(rows, median):
             text = row["config"].replace("method=mame,threshold=", "").replace(",where=projected", "")
-            speed.annotate(text, (row["image_tokens"], y), (5, 5), textcoords="offset points", fontsize=8)
+            speed.annotate(text, (row["image_tokens"], y), offset, textcoords="offset points", fontsize=8)
     speed.set_ylabel("speed-up to the first token")
     cache.set_ylabel("cache, MiB")
     cache.set_ylim(bottom=0)
@@ -58,11 +47,3 @@ def plot_vlm(result: Mapping[str, Any], path: Path) -> None:
 def kind_of(config: str) -> str:
     """Return the last of `KINDS` that a config's text holds."""
     return [key for key in KINDS if key in config][-1]
-
-
-PLOTS = {"vlm": plot_vlm}
-
-if __name__ == "__main__":
-    for name, plot in PLOTS.items():
-        plot(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")), IMAGES / f"{name}.png")
-        print(f"docs/images/{name}.png")
