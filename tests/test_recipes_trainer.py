@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import small
 import torch
 
 import hf_tome
@@ -21,6 +22,12 @@ def recipe():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random model of three classes, so that the digits need a new head."""
+    return small.vit(tmp_path_factory.mktemp("model"))
 
 
 def train(recipe, out, *options):
@@ -44,11 +51,11 @@ def test_what_is_trained_merged_loads_merged(recipe, tmp_path):
     assert result["processor_seconds_per_step"] > 0
 
 
-def test_unmerged_and_checkpointed_and_from_scratch(recipe, tmp_path):
-    train(recipe, tmp_path / "plain", "--config", "r=0", "--from-scratch")
+def test_unmerged_and_checkpointed_and_from_scratch(recipe, tiny, tmp_path):
+    train(recipe, tmp_path / "plain", "--model", str(tiny), "--config", "r=0", "--from-scratch")
     assert not (tmp_path / "plain" / "merge_config.json").exists()
     same = [
-        train(recipe, tmp_path / str(index), "--config", "r=24", *options)["accuracy_after"]
+        train(recipe, tmp_path / str(index), "--model", str(tiny), "--config", "r=8", *options)["accuracy_after"]
         for index, options in enumerate([(), ("--activation-checkpointing",)])
     ]
     assert same[0] == same[1]
@@ -58,12 +65,13 @@ def test_unmerged_and_checkpointed_and_from_scratch(recipe, tmp_path):
         torch.testing.assert_close(states[0][name], states[1][name], atol=1e-5, rtol=1e-4)
 
 
-def test_an_image_folder_with_other_classes_gets_a_new_head(recipe, tmp_path, digit_folder):
+def test_an_image_folder_with_other_classes_gets_a_new_head(recipe, tiny, tmp_path, digit_folder):
     folder = tmp_path / "data"
     shutil.copytree(digit_folder / "test", folder / "test")
     with pytest.raises(SystemExit, match="needs train"):
         train(recipe, tmp_path / "out", "--data", str(folder))
     shutil.copytree(digit_folder / "test", folder / "train")
-    train(recipe, tmp_path / "out", "--data", str(folder), "--config", "method=mame,threshold=0.9")
+    options = ("--model", str(tiny), "--data", str(folder), "--config", "method=mame,threshold=0.9")
+    train(recipe, tmp_path / "out", *options)
     names = sorted(path.name for path in (digit_folder / "test").iterdir())
     assert list(hf_tome.from_pretrained(tmp_path / "out").config.id2label.values()) == names

@@ -1,14 +1,20 @@
-"""integrations/webdataset: every image once, in a file a shard; what cannot be read is listed, and a killed run goes on."""
+"""integrations/webdataset: every image once; what cannot be read is listed, and a killed run goes on."""
 
 import importlib.util
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import small
 import torch
+import transformers
 from PIL import Image
 from test_shards import write_shard
+
+import hf_tome
 
 pq = pytest.importorskip("pyarrow.parquet", reason="label_shards.py needs pyarrow, which comes with datasets")
 
@@ -24,8 +30,6 @@ def recipe():
 
 
 def png(seed):
-    import io
-
     buffer = io.BytesIO()
     small.picture(seed).save(buffer, "PNG")
     return buffer.getvalue()
@@ -57,8 +61,6 @@ def rows(out):
 
 
 def test_labels_are_those_of_the_merged_model(recipe, shards, model, tmp_path):
-    import hf_tome
-
     summary = run(recipe, shards, model, tmp_path, "--config", "r=8")
     assert (summary["images"], summary["failed"]) == (11, [])
     assert [(item["shard"], item["key"]) for item in summary["skipped"]] == [("00002.tar", "2/1")]
@@ -83,7 +85,7 @@ def test_a_run_goes_on_shard_by_shard(recipe, shards, model, tmp_path):
     again = run(recipe, shards, model, tmp_path)
     assert (again["done_before"], again["images"]) == (2, 5)
     assert rows(tmp_path) == whole
-    with pytest.raises(SystemExit, match="of another run.*give another --out"):
+    with pytest.raises(SystemExit, match=r"of another run.*give another --out"):
         run(recipe, shards, model, tmp_path, "--config", "r=4")
 
 
@@ -111,8 +113,6 @@ def test_a_shard_that_is_cut_short_is_said(recipe, shards, model, tmp_path):
 
 
 def test_embeddings(recipe, shards, model, tmp_path):
-    import transformers
-
     run(recipe, shards, model, tmp_path / "vit", "--what", "embeddings", "--config", "r=0")
     vit = transformers.AutoModel.from_pretrained(model).eval()
     pixels = transformers.AutoImageProcessor.from_pretrained(model)(small.picture(3), return_tensors="pt")
@@ -128,9 +128,6 @@ def test_embeddings(recipe, shards, model, tmp_path):
 
 
 def test_pack(tmp_path, recipe):
-    import subprocess
-    import sys
-
     for number in range(3):
         (tmp_path / "photos" / "cat").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "cat" / f"{number}.jpg")
