@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small import ast, dual, picture, videomae, write_clip, write_sound
+from small import ast, dual, llava, picture, videomae, write_clip, write_sound
 
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
@@ -65,14 +66,15 @@ def test_r_zero_changes_no_class(photo):
     assert found.top["ToMe"] == found.top["unmerged"]
 
 
-@pytest.mark.parametrize("build", [videomae, ast, dual])
+@pytest.mark.parametrize("build", [videomae, ast, dual, llava])
 def test_clips_sounds_and_models_without_classes(tmp_path, photo, build):
     folder = str(build(tmp_path / "model"))
     files = {"video": write_clip(tmp_path / "c.mp4"), "audio": write_sound(tmp_path / "s.wav"), "image": photo}
     kind = merging.load(folder).kind
     found = merging.merge(folder, str(files[kind]), "MaMe", 4, SAME, 0.5)
     assert list(found.tokens) == ["unmerged", "MaMe"]
-    assert bool(found.top) == (build is not dual)
+    assert not towers(merging.load(folder).model)
+    assert bool(found.top) == (build in (videomae, ast))
 
 
 def test_controls_become_configs():
@@ -125,12 +127,18 @@ def test_an_unexpected_error_names_its_kind():
     assert merging.in_words(ValueError("r is -1")) == "r is -1"
 
 
-def test_examples_are_images(tmp_path):
+def test_examples_can_be_read(tmp_path):
     from PIL import Image
 
-    paths = load_file(SPACE / "examples.py").write_examples(tmp_path)
-    assert len(paths) == 5
-    for path in paths:
+    from hf_tome.video import read_frames
+
+    written = load_file(SPACE / "examples.py").write_examples(tmp_path)
+    assert {kind: len(paths) for kind, paths in written.items()} == {"image": 5, "video": 3}
+    for path in written["video"]:
+        frames = read_frames(path, 16).astype(int)
+        assert frames.shape == (16, 224, 224, 3)
+        assert np.abs(frames[0] - frames[-1]).mean() > 5  # the digit has moved
+    for path in written["image"]:
         with Image.open(path) as opened:
             assert min(opened.size) >= 128
             assert opened.convert("L").getextrema()[0] < opened.convert("L").getextrema()[1]

@@ -22,8 +22,10 @@ Pick a model, drop a picture, and move the sliders. Patches of one colour and bo
 FOOT = """Tokens count the class token and its like, which are never merged. Times are medians of five runs, one input
 at a time on this machine's processor, where merging pays least: small models are faster unmerged, large models and
 batches gain. GFLOPs say what the arithmetic costs. Digits: *Optical Recognition of Handwritten Digits* (E. Alpaydin,
-C. Kaynak, 1998, CC BY 4.0), through scikit-learn; the landscape is drawn by code."""
+C. Kaynak, 1998, CC BY 4.0), moving over photographs by danielbuechele and vultilion (CC BY 2.0), all through
+scikit-learn; the landscape is drawn by code."""
 CSS = """
+#merged img {padding-top: 30px}
 .gradio-container {max-width: 1280px !important; margin: auto}
 #problem {background: #fdecea; border-left: 4px solid #d93025; border-radius: 6px; padding: 12px 16px}
 #problem * {color: #611a15}
@@ -161,7 +163,7 @@ def _results() -> list[Any]:
 def main() -> None:
     """Serve the page; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
     with tempfile.TemporaryDirectory() as folder:
-        page = build({"image": write_examples(Path(folder))})
+        page = build(write_examples(Path(folder)))
         page.launch(footer_links=["gradio"], css=CSS, theme=THEME, allowed_paths=[folder])
 
 

@@ -1,33 +1,53 @@
-"""Pictures for the examples row: held-out digits of scikit-learn, and a landscape drawn by the code below."""
+"""What the examples row offers: held-out digits of scikit-learn, still and moving, and a landscape drawn by code.
+
+The digits are from the test part of *Optical Recognition of Handwritten Digits* (E. Alpaydin, C. Kaynak, 1998, CC BY
+4.0), as `sklearn.datasets.load_digits` ships them. They move over parts of the two photographs of
+`sklearn.datasets.load_sample_images` (danielbuechele and vultilion, CC BY 2.0).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
+from hf_tome.evaluation import digits_scenes
+from hf_tome.evaluation.digits import load_digits
+from hf_tome.visualize import save_animation
+
 DIGITS = (0, 5, 9, 17)  # places among the held-out digits
-SIDE = 128
+MOVING = (1, 3, 4)
+SIDE = 128  # pixels, of a picture
+ENLARGED = 8  # times, of a clip: MP4 would blur its 28 pixels
 
 
-def write_examples(folder: Path) -> list[str]:
-    """Write the examples as PNG files, and return their paths.
-
-    The digits are from the test part of *Optical Recognition of Handwritten Digits* (E. Alpaydin, C. Kaynak, 1998,
-    CC BY 4.0), as `sklearn.datasets.load_digits` ships them.
-    """
-    from hf_tome.evaluation.digits import load_digits
-
+def write_examples(folder: Path) -> dict[str, list[str]]:
+    """Write the examples as PNG and MP4 files, and return their paths by the kind of input."""
     folder.mkdir(parents=True, exist_ok=True)
-    digits = load_digits("test").select(DIGITS)
-    pictures = {
-        f"digit-{digit['label']}": digit["image"].resize((SIDE, SIDE), Image.Resampling.BILINEAR) for digit in digits
-    }
+    return {"image": _write_images(folder), "video": _write_clips(folder)}
+
+
+def _write_images(folder: Path) -> list[str]:
+    pictures = {}
+    for digit in load_digits("test").select(DIGITS):
+        pictures[f"digit-{digit['label']}"] = digit["image"].resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     pictures["landscape"] = landscape()
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
     return [str(folder / f"{name}.png") for name in pictures]
+
+
+def _write_clips(folder: Path) -> list[str]:
+    material, generator = digits_scenes.load_material("test"), torch.Generator().manual_seed(0)
+    clips, _ = digits_scenes.make_clips(material, torch.tensor(MOVING), torch.arange(len(MOVING)), generator)
+    paths = []
+    for digit, clip in zip(MOVING, digits_scenes.to_bytes(clips)):
+        paths.append(str(folder / f"moving-{int(material.labels[digit])}.mp4"))
+        large = clip.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)  # (T, H, W, 3)
+        save_animation([Image.fromarray(frame) for frame in large], paths[-1], seconds=1 / 8)
+    return paths
 
 
 def landscape(side: int = 384) -> Image.Image:

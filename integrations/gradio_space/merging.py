@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(hf_tome.__file__).parent / "models"
 BOTH = "both, side by side"
+FIRST = "digits-vit"
 METHODS = ("ToMe", "MaMe", BOTH)
 SCHEDULES = {"the same in every block": 0.0, "falling: early blocks merge most": -1.0, "rising: late blocks": 1.0}
 UNMERGED = "unmerged"
@@ -82,8 +83,9 @@ COLUMNS = ["", "tokens at the end", "GFLOPs", "milliseconds", "times as fast"]
 
 
 def embedded_models() -> dict[str, str]:
-    """Return the models that ship with hf_tome: name -> folder."""
-    return {file.parent.name: str(file.parent) for file in sorted(EMBEDDED.glob("*/config.json"))}
+    """Return the models that ship with hf_tome, `FIRST` before the others: name -> folder."""
+    found = {file.parent.name: str(file.parent) for file in sorted(EMBEDDED.glob("*/config.json"))}
+    return {FIRST: found[FIRST], **found}
 
 
 @lru_cache(maxsize=2)

@@ -43,7 +43,7 @@ def _write_gif(pictures: list[Image.Image], path: Path, seconds: float) -> None:
     thinned = np.concatenate(
         [np.asarray(picture)[::2, ::2] for picture in pictures]
     )  # a quarter of the pixels will do
-    palette = Image.fromarray(thinned).quantize(256, method=Image.Quantize.MEDIANCUT)
+    palette = Image.fromarray(thinned).quantize(256, method=Image.Quantize.FASTOCTREE)  # keeps the rare border colours
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
 
