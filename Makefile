@@ -27,7 +27,7 @@ test: install
 # The page of integrations/gradio_space in a real browser; not part of `make test`, as gradio wants an older Pillow.
 test-browser: install
 	$(BIN)/python -m pip install --quiet --editable ".[browser]"
-	command -v chromium google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
+	command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
 	HF_TOME_TEST_BROWSER=1 $(BIN)/python -m pytest -q tests/test_gradio_browser.py
 
 space:
