@@ -9,6 +9,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("av")
 
 from hf_tome.cli import run  # noqa: E402
+from hf_tome.commands.pictures import open_image  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,20 @@ def test_errors_are_one_line(folder, tmp_path, capsys, arguments, message):
 def test_a_name_that_cannot_be_written_is_refused_before_the_model_loads(folder, tmp_path, capsys):
     assert show(folder, tmp_path / "a.bmp", "photo.png", "no-such-model") == 1
     assert "ends in .png" in capsys.readouterr().err
+
+
+def test_a_photograph_is_turned_as_its_camera_noted(tmp_path):
+    image = Image.new("RGB", (40, 20), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    image.save(tmp_path / "phone.jpg", exif=exif)
+    assert open_image(tmp_path / "phone.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (2000, 7)])
+def test_odd_sizes_are_drawn(folder, tmp_path, size):
+    Image.new("L", size, 100).save(tmp_path / "odd.png")
+    assert show(folder, tmp_path / "a.jpg", tmp_path / "odd.png") == 0
 
 
 def test_a_photograph_as_the_model_crops_it(data, tmp_path):

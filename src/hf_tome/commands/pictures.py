@@ -48,16 +48,16 @@ def open_input(path: Path, model: PreTrainedModel, processor: Any) -> Any:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open an image file as RGB.
+    """Open an image file as RGB, turned as its camera noted, as `datasets` and transformers' pipelines do.
 
     Raises:
         ValueError: it cannot be read as an image.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"Cannot read {path} as an image: {error}.") from error
 
