@@ -59,59 +59,6 @@ BatchSizeOption = Annotated[
     ),
 ]
 ModelOption = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        help="Hub id or folder of the data: <split>/<class>/<file>, WebDataset shards or Parquet; of clips and "
-        "recordings also a CSV; of captions and questions a JSON, JSONL or CSV file."
-    ),
-]
-TaskOption = Annotated[
-    str,
-    typer.Option(
-        help="What to evaluate: image-classification, video-classification, zero-shot-image-classification, "
-        "audio-classification, image-to-text (captions) or visual-question-answering."
-    ),
-]
-SplitOption = Annotated[
-    str | None, typer.Option(help="Split of the data; else validation or test, whichever there is.")
-]
-LabelsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="CSV with columns label (or wnid), name and maybe index (the data's number): what the data's labels are "
-        "called by the model; or a .txt with a name a line. classes.csv or classnames.txt beside the data is found by "
-        "itself."
-    ),
-]
-ClassNamesOption = Annotated[
-    Path | None,
-    typer.Option(help="Zero-shot: what the classes are called, a line each or JSON, in the order of the labels."),
-]
-TemplatesOption = Annotated[
-    Path | None,
-    typer.Option(help="Zero-shot: sentences with {} for the name, a line each or JSON; they are averaged."),
-]
-ClipsOption = Annotated[int, typer.Option(min=1, help="Video: views of a clip in time, whose scores are averaged.")]
-CropsOption = Annotated[int, typer.Option(min=1, help="Video: square views of a clip along its longer side.")]
-PromptOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Captions and answers: what the model is asked, {question} standing for the question and its options. "
-        "The model's chat template comes around it, unless it holds the image token itself."
-    ),
-]
-MaxNewTokensOption = Annotated[
-    int | None, typer.Option(min=1, help="Captions and answers: tokens to generate at most; else 64 and 16.")
-]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Evaluate so many samples, drawn at random by --seed.")]
-SeedOption = Annotated[int, typer.Option(help="For the draw of --limit.")]
-StreamingOption = Annotated[
-    bool, typer.Option("--streaming", help="Read a Hub data set or shards without a copy on disk first.")
-]
-RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Throw away the samples that an earlier run left in --out.")
-]
 ConfigsOption = Annotated[
     list[str],
     typer.Option(

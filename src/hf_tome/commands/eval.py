@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from . import common
-from .common import Dtype, Format, example
+from .common import Format, example
+from .job_options import JobArguments, takes_job
 
 EXAMPLE = example(
     "hf-tome eval --model facebook/deit-tiny-patch16-224 --data imagenet/ --split validation \\\n"
@@ -19,30 +20,14 @@ EXAMPLE = example(
 )
 
 
+@takes_job
 def eval_command(
-    model: common.ModelOption,
-    data: common.DataOption,
+    arguments: JobArguments,
     config: common.ConfigsOption = [],  # noqa: B006 (typer copies it)
-    task: common.TaskOption = "image-classification",
-    split: common.SplitOption = None,
-    labels: common.LabelsOption = None,
-    class_names: common.ClassNamesOption = None,
-    templates: common.TemplatesOption = None,
-    clips: common.ClipsOption = 1,
-    crops: common.CropsOption = 1,
-    prompt: common.PromptOption = None,
-    max_new_tokens: common.MaxNewTokensOption = None,
-    limit: common.LimitOption = None,
-    batch_size: common.BatchSizeOption = 16,
-    seed: common.SeedOption = 0,
-    streaming: common.StreamingOption = False,
-    device: common.DeviceOption = "auto",
-    dtype: common.DtypeOption = Dtype.float32,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder to write results.json, report.md, pareto.png and each sample's results to."),
     ] = None,
-    restart: common.RestartOption = False,
     format: common.FormatOption = Format.table,
     debug: common.DebugOption = False,
 ) -> None:
@@ -53,34 +38,11 @@ def eval_command(
     """
     configs = common.parse_configs(config)  # before anything heavy is loaded
 
-    from ..evaluation.task import JobOptions, evaluate
-    from ..evaluation.tasks import build_job
+    from ..evaluation.task import evaluate
 
-    device = common.pick_device(device)
-    options = JobOptions(
-        model=model,
-        data=data,
-        split=split,
-        limit=limit,
-        seed=seed,
-        streaming=streaming,
-        labels=labels,
-        device=device,
-        dtype=dtype.value,
-        class_names=class_names,
-        templates=templates,
-        clips=clips,
-        crops=crops,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-    )
-    job = build_job(task, options)
-    if restart:
-        common.forget_samples(out)
+    job, batch_size = arguments.build(out)
     with common.progress(f"{job.model_name}, {len(configs) + 1} configs") as update:
-        results = evaluate(
-            job, configs, batch_size=common.pick_batch_size(batch_size, device), on_progress=update, out=out
-        )
+        results = evaluate(job, configs, batch_size=batch_size, on_progress=update, out=out)
     if not common.is_main_process():
         return
     if out is not None:

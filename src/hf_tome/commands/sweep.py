@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from . import common
-from .common import Dtype, Format, example
+from .common import Format, example
+from .job_options import JobArguments, takes_job
 
 EXAMPLE = example(
     "hf-tome sweep --model facebook/deit-tiny-patch16-224 --data imagenet/ --r 4,8,13,16 --threshold 0.9,0.8 \\\n"
@@ -29,33 +30,17 @@ LayersList = Annotated[
 ]
 
 
+@takes_job
 def sweep_command(
-    model: common.ModelOption,
-    data: common.DataOption,
+    arguments: JobArguments,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
     r: RList = "4,8,13,16",
     threshold: ThresholdList = "0.9,0.8,0.7",
     schedule: ScheduleList = "0",
     layers: LayersList = "default",
-    task: common.TaskOption = "image-classification",
-    split: common.SplitOption = None,
-    labels: common.LabelsOption = None,
-    class_names: common.ClassNamesOption = None,
-    templates: common.TemplatesOption = None,
-    clips: common.ClipsOption = 1,
-    crops: common.CropsOption = 1,
-    prompt: common.PromptOption = None,
-    max_new_tokens: common.MaxNewTokensOption = None,
-    limit: common.LimitOption = None,
-    batch_size: common.BatchSizeOption = 16,
-    seed: common.SeedOption = 0,
-    streaming: common.StreamingOption = False,
-    device: common.DeviceOption = "auto",
-    dtype: common.DtypeOption = Dtype.float32,
     out: Annotated[Path, typer.Option(help="Folder for the results, the plot and each sample's results.")] = Path(
         "sweep"
     ),
-    restart: common.RestartOption = False,
     format: common.FormatOption = Format.table,
     debug: common.DebugOption = False,
 ) -> None:
@@ -65,8 +50,7 @@ def sweep_command(
     pruning at equal tokens.
     """
     from ..evaluation.sweep import Grid, with_controls
-    from ..evaluation.task import JobOptions, evaluate
-    from ..evaluation.tasks import build_job
+    from ..evaluation.task import evaluate
 
     grid = Grid(
         methods=_list(method, str, "--method"),
@@ -75,31 +59,11 @@ def sweep_command(
         thresholds=_list(threshold, float, "--threshold"),
         layers=_list(layers, _blocks, "--layers"),
     )
-    configs, device = grid.configs(), common.pick_device(device)
-    options = JobOptions(
-        model=model,
-        data=data,
-        split=split,
-        limit=limit,
-        seed=seed,
-        streaming=streaming,
-        labels=labels,
-        device=device,
-        dtype=dtype.value,
-        class_names=class_names,
-        templates=templates,
-        clips=clips,
-        crops=crops,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-    )
-    job = build_job(task, options)
-    size = common.pick_batch_size(batch_size, device)
-    variants, notes = with_controls(job, configs, batch_size=size)
-    if restart:
-        common.forget_samples(out)
+    configs = grid.configs()
+    job, batch_size = arguments.build(out)
+    variants, notes = with_controls(job, configs, batch_size=batch_size)
     with common.progress(f"{job.model_name}, {len(variants) + 1} configs and controls") as update:
-        results = evaluate(job, variants, batch_size=size, on_progress=update, out=out)
+        results = evaluate(job, variants, batch_size=batch_size, on_progress=update, out=out)
     if common.is_main_process():
         results.run["notes"] = notes
         common.write_results(results, out)

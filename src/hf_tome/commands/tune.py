@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from . import common
-from .common import Dtype, Format, example
+from .common import Format, example
+from .job_options import JobArguments, takes_job
 
 EXAMPLE = example(
     "hf-tome tune --model facebook/deit-base-patch16-224 --data imagenet/ --limit 2000 --max-drop 0.5 --out tuned/",
@@ -18,9 +19,9 @@ EXAMPLE = example(
 )
 
 
+@takes_job
 def tune_command(
-    model: common.ModelOption,
-    data: common.DataOption,
+    arguments: JobArguments,
     max_drop: Annotated[float, typer.Option(help="Points of accuracy (mAP, CIDEr) that merging may cost.")] = 1.0,
     min_agreement: Annotated[
         float | None, typer.Option(help="Percent of samples that must get the unmerged model's class.")
@@ -32,23 +33,7 @@ def tune_command(
         str, typer.Option(help="What the best of each method is compared by: speedup, measured in turns, or gflops.")
     ] = "speedup",
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
-    task: common.TaskOption = "image-classification",
-    split: common.SplitOption = None,
-    labels: common.LabelsOption = None,
-    class_names: common.ClassNamesOption = None,
-    templates: common.TemplatesOption = None,
-    clips: common.ClipsOption = 1,
-    crops: common.CropsOption = 1,
-    prompt: common.PromptOption = None,
-    max_new_tokens: common.MaxNewTokensOption = None,
-    limit: common.LimitOption = None,
-    batch_size: common.BatchSizeOption = 16,
-    seed: common.SeedOption = 0,
-    streaming: common.StreamingOption = False,
-    device: common.DeviceOption = "auto",
-    dtype: common.DtypeOption = Dtype.float32,
     out: Annotated[Path, typer.Option(help="Folder for merge_config.json and the results.")] = Path("tuned"),
-    restart: common.RestartOption = False,
     format: common.FormatOption = Format.table,
     debug: common.DebugOption = False,
 ) -> None:
@@ -57,32 +42,11 @@ def tune_command(
     The results show all configs that were tried. The accuracy is that of the data given here: keep other data to
     confirm the choice on, with `hf-tome eval`.
     """
-    from ..evaluation.task import JobOptions, Progress
-    from ..evaluation.tasks import build_job
+    from ..evaluation.task import Progress
     from ..evaluation.tune import Target, tune
 
-    device = common.pick_device(device)
     target = Target(max_drop=max_drop, min_agreement=min_agreement, sure=sure)
-    options = JobOptions(
-        model=model,
-        data=data,
-        split=split,
-        limit=limit,
-        seed=seed,
-        streaming=streaming,
-        labels=labels,
-        device=device,
-        dtype=dtype.value,
-        class_names=class_names,
-        templates=templates,
-        clips=clips,
-        crops=crops,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-    )
-    job = build_job(task, options)
-    if restart:
-        common.forget_samples(out)
+    job, batch_size = arguments.build(out)
     with ExitStack() as stack:
 
         def on_progress(name: str) -> Progress:
@@ -95,7 +59,7 @@ def tune_command(
             target,
             out=out,
             by=by,
-            batch_size=common.pick_batch_size(batch_size, device),
+            batch_size=batch_size,
             on_progress=on_progress,
         )
     if common.is_main_process():
