@@ -1,0 +1,116 @@
+"""A merged classifier, and a queue that puts the images of concurrent requests into batches."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import time
+import warnings
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+import hf_tome
+from hf_tome.evaluation.config_text import format_config, parse_config
+from hf_tome.hub import find_merge_config
+
+
+class BadImage(ValueError):
+    """An upload that cannot be classified; `status` is the HTTP status that says so."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is served, and how."""
+
+    model: str  # Hub id or folder
+    config: str = "saved"  # what to merge, as in r=13; "saved" takes the model's merge_config.json; r=0 merges nothing
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype: str = "float32"
+    max_batch: int = 16  # images in one batch
+    max_wait_ms: float = 5.0  # how long the first request of a batch waits for others
+    max_queue: int = 256  # requests that may wait; more are turned away with status 503
+    max_bytes: int = 20_000_000  # size of an upload; larger ones get status 413
+
+
+class Classifier:
+    """A merged model that classifies batches of images."""
+
+    def __init__(self, settings: Settings):
+        chosen = find_merge_config(settings.model) if settings.config == "saved" else parse_config(settings.config)
+        if chosen is None:
+            raise ValueError(f"{settings.model} was saved without a merge config; give one, as in --config r=13.")
+        model = AutoModelForImageClassification.from_pretrained(settings.model, dtype=settings.dtype)
+        self.model = hf_tome.apply(model.to(settings.device).eval(), chosen)
+        self.processor = AutoImageProcessor.from_pretrained(settings.model)
+        self.config = format_config(chosen)
+        self.images = self.batches = 0
+        self.processor_seconds = 0.0
+
+    def prepare(self, content: bytes) -> torch.Tensor:
+        """Decode and preprocess one upload to (C, H, W); done before batching, so that a bad one spoils no batch."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            try:
+                image = Image.open(io.BytesIO(content)).convert("RGB")
+                return self.processor(image, return_tensors="pt")["pixel_values"][0]
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                raise BadImage(413, f"has too many pixels: {error}") from error
+            except Exception as error:  # PIL raises a dozen kinds
+                raise BadImage(400, f"is no image that can be read: {type(error).__name__}") from error
+
+    @torch.inference_mode()
+    def __call__(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        """Return probabilities (B, classes) of prepared images."""
+        begun = time.thread_time()
+        batch = torch.stack(pixels).to(self.model.device, self.model.dtype)
+        probabilities = self.model(pixel_values=batch).logits.float().softmax(-1).cpu()
+        self.images, self.batches = self.images + len(pixels), self.batches + 1
+        self.processor_seconds += time.thread_time() - begun
+        return probabilities
+
+
+class Batcher:
+    """Runs what waits in the queue in batches, one at a time; an error of a batch reaches each of its requests."""
+
+    def __init__(self, classify: Classifier, settings: Settings):
+        self.classify, self.settings = classify, settings
+        self.queue: asyncio.Queue = asyncio.Queue(settings.max_queue)
+
+    async def submit(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of one image. Raises `asyncio.QueueFull` where too many wait."""
+        answer = asyncio.get_running_loop().create_future()
+        self.queue.put_nowait((pixels, answer))
+        return await answer
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            batch = await self._collect()
+            try:
+                found = await asyncio.to_thread(self.classify, [pixels for pixels, _ in batch])
+            except Exception as error:
+                found = [error] * len(batch)
+            for (_, answer), result in zip(batch, found):
+                if answer.done():  # its client went away
+                    continue
+                answer.set_exception(result) if isinstance(result, Exception) else answer.set_result(result)
+
+    async def _collect(self) -> list:
+        batch = [await self.queue.get()]
+        end = time.monotonic() + self.settings.max_wait_ms / 1000
+        while len(batch) < self.settings.max_batch:
+            if self.queue.empty() and time.monotonic() >= end:
+                break
+            try:
+                wait = max(0.001, end - time.monotonic())  # wait_for takes nothing from the queue in no time
+                batch.append(await asyncio.wait_for(self.queue.get(), wait))
+            except asyncio.TimeoutError:
+                break
+        return batch
