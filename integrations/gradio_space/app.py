@@ -85,7 +85,7 @@ def plot(found: Outcome) -> Figure:
     axes.set(xlabel="blocks done", ylabel="tokens", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left")
     return figure
 
 
