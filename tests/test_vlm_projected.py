@@ -33,6 +33,7 @@ from hf_tome import MergeConfig, UnsupportedModelError, apply, report
 from hf_tome import trace as trace_of
 from hf_tome.adapters.swap import is_swapped
 from hf_tome.apply import towers
+from hf_tome.benchmark import benchmark
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
 every_vlm = pytest.mark.parametrize("vlm", VLMS, ids=lambda vlm: vlm.name)
@@ -99,6 +100,8 @@ def test_report_and_trace(vlm):
     assert told.gflops is None
     assert told.path == "model"
     assert told.tower == f"{vlm.name}Model"
+    assert "behind the projector" in text
+    assert "protected" not in text
     went = trace_of(model)
     for source, size in zip(went.source, went.size):
         real, held = source[source >= 0], size[..., 0]
@@ -342,6 +345,11 @@ def test_what_is_refused(build, message):
 def test_a_packed_tower_is_refused_with_what_can_be_done_instead():
     with pytest.raises(UnsupportedModelError, match=r"Mistral3.*packs the patches.*where='projected'"):
         apply(BY_NAME["Mistral3"].make(), MergeConfig(r=4))
+
+
+def test_the_benchmark_of_towers_says_what_it_does_not_measure():
+    with pytest.raises(ValueError, match=r"`where` is 'projected'.*measures towers"):
+        benchmark(BY_NAME["Llava"].make(), {}, MergeConfig(r=4, where="projected"))
 
 
 def test_the_received_attention_is_no_measure_of_projected_tokens():

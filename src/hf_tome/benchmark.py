@@ -110,8 +110,13 @@ def benchmark(
 
     Raises:
         UnsupportedModelError: merging does not work on this model.
-        ValueError: the config does not fit the model, or an unknown clock.
+        ValueError: the config does not fit the model or merges projected tokens, or an unknown clock.
     """
+    if config.where == "projected":
+        raise ValueError(
+            "`where` is 'projected', where the language model gets fewer tokens and no block of a tower merges; this "
+            "measures towers. `benchmarks/vlm.py` of the repository measures language models."
+        )
     if clock not in CLOCKS:
         raise ValueError(f"`clock` is {clock!r}; it takes one of {', '.join(map(repr, CLOCKS))}.")
     root = unwrap(model)

@@ -21,7 +21,7 @@ tags:
 
 # {name} with token merging
 
-Tokens of this model are merged inside its encoder by [hf_tome](https://arxiv.org/abs/2210.09461), without training.
+Tokens of this model are merged {place} by [hf_tome](https://arxiv.org/abs/2210.09461), without training.
 
 ```python
 import hf_tome
@@ -50,6 +50,7 @@ def write_card(model: Any, folder: Path) -> Path:
         _TEMPLATE.format(
             base_model=getattr(root.config, "_name_or_path", "") or "unknown",
             method=found.towers[0].method,
+            place="before its language model" if found.towers[0].is_projected else "inside its encoder",
             name=found.model,
             report=str(found),
         )

@@ -57,14 +57,20 @@ class TowerReport:
         """Tokens after the last block, the mean over the images."""
         return self.tokens[-1][1] if self.tokens else None
 
+    @property
+    def is_projected(self) -> bool:
+        """Whether projected image tokens merge, rather than those of a tower's blocks."""
+        return self.config["where"] == "projected"
+
     def __str__(self) -> str:
         name = f"{self.path} ({self.tower})" if self.path else self.tower
-        lines = [
+        in_blocks = [
             f"{name}: {self.method}, attention {self.backend}, "
             f"proportional attention {'on' if self.proportional_attention else 'off'}",
             f"  protected: {self.num_special} leading tokens",
-            *(f"  head: {says}" for says in self.heads),
         ]
+        lines = [f"{name}: {self.method}, behind the projector"] if self.is_projected else in_blocks
+        lines += [f"  head: {says}" for says in self.heads]
         if self.tokens is not None:
             path = " -> ".join(f"{count:.4g}" for count in (self.tokens[0][0], *(after for _, after in self.tokens)))
             lines.append(f"  tokens{'' if self.measured else ' (planned)'}: {path}")
@@ -169,9 +175,8 @@ def _notes(tower: Tower, computed: list[tuple[int, int]] | None, num_run: int) -
     elif computed is None:
         notes.append("how many tokens merge depends on the images; run the model on some, and report again")
     elif all(before == after for before, after in computed):
-        notes.append(
-            "nothing merged in the last forward pass; lower `threshold`, or use batching='pad' instead of 'union'"
-        )
+        union = ", or use batching='pad' instead of 'union'" if tower.config.batching == "union" else ""
+        notes.append(f"nothing merged in the last forward pass; lower `threshold`{union}")
     for block, (r, (before, after)) in enumerate(zip(tower.schedule, computed or ())):
         if r > before - after and tower.config.where == "projected":
             notes.append(f"fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
