@@ -117,7 +117,7 @@ def _first_patch(module: Any, grid: TokenGrid, traced: Trace, padded: bool) -> i
         return first
     raise ValueError(
         f"{type(module).__name__} has {tokens - special} tokens for {grid.patches} patches, so they have no grid "
-        "to be drawn on." + (" Load it with mask_ratio=0." if getattr(module.config, "mask_ratio", 0) else "")
+        "to be drawn on." + (" Set mask_ratio to 0 in its config." if getattr(module.config, "mask_ratio", 0) else "")
     )
 
 
