@@ -89,7 +89,7 @@ class CaptionScores(evaluate.Metric):
             from pycocoevalcap.cider.cider import Cider
             from pycocoevalcap.rouge.rouge import Rouge
         except ImportError as error:
-            raise ImportError("Captions are scored by pycocoevalcap: pip install 'hf_tome[eval]'.") from error
+            raise ImportError("Captions are scored by pycocoevalcap: pip install 'hf_tome[captions]'.") from error
 
         said = {index: [caption_tokens(text)] for index, text in enumerate(predictions)}
         right = {index: [caption_tokens(text) for text in texts] for index, texts in enumerate(references)}
