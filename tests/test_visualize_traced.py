@@ -107,6 +107,8 @@ def test_a_vision_language_model_shows_the_blocks_that_it_reads(tmp_path):
     traced = trace_input(model, processor, picture(), CONFIG)
     assert len(traced.sources) == 2  # the last of 3 blocks is not read by feature layer -2
     assert traced.sources[-1].unique().numel() == 64 - 12
+    with pytest.raises(ValueError, match="with where='projected' none of them merges"):
+        trace_input(model, processor, picture(), MergeConfig(r=6, where="projected"))
 
 
 def test_pruned_patches_have_no_token(tmp_path):
