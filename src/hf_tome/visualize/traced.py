@@ -66,8 +66,8 @@ def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: Me
     """
     if config.where != "tower":
         raise ValueError(
-            f"Pictures show the tokens of a tower's blocks, and with where={config.where!r} none of them merges. Leave "
-            "`where` out."
+            f"Pictures show the tokens of a tower's blocks, and with where={config.where!r} none of them merges. "
+            "Leave `where` out."
         )
     apply(model, dataclasses.replace(config, trace=True))
     try:
