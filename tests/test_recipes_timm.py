@@ -215,6 +215,17 @@ def test_what_is_refused(build, message):
         hf_tome.apply(build(), MergeConfig(r=6))
 
 
+def test_a_hybrid_merges_without_a_count_of_its_cost():
+    model = shaken(timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, num_classes=5))
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    plain = run(model, pixels)
+    assert torch.equal(run(hf_tome.apply(model, MergeConfig(r=0)), pixels), plain)
+    run(hf_tome.apply(model, MergeConfig(r=[1])), pixels)
+    found = hf_tome.report(model).towers[0]
+    assert found.tokens[0] == (5, 4)
+    assert found.gflops is None
+
+
 def test_calls_that_need_the_grid_are_refused():
     model = hf_tome.apply(wrapper("TimmWrapperForImageClassification"), MergeConfig(r=6))
     with pytest.raises(UnsupportedModelError, match="output_hidden_states"):

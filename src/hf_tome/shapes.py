@@ -71,8 +71,14 @@ def encoder_shape(config: PreTrainedConfig) -> EncoderShape:
 
 
 def timm_shape(module: Any) -> EncoderShape:
-    """Read the shape of timm's `VisionTransformer` from its modules, as it has no config."""
+    """Read the shape of timm's `VisionTransformer` from its modules, as it has no config.
+
+    Raises:
+        ValueError: something other than one convolution makes the patches (hybrids), whose cost is not known here.
+    """
     block, patch = module.blocks[0], module.patch_embed
+    if type(patch).__name__ != "PatchEmbed":
+        raise ValueError(f"Cannot count the multiply-adds of timm's {type(patch).__name__}.")
     values = patch.proj.weight[0].numel()
     return EncoderShape(
         num_layers=len(module.blocks),
