@@ -9,9 +9,9 @@ positions that they have in the clip; the last few show all.
 import torch
 import torch.nn.functional as F
 import transformers as tf
+from demo_cards import Card, write_card
 from torch import Tensor
 from training import (
-    Card,
     Loss,
     PatchTeacher,
     Stage,
@@ -21,7 +21,6 @@ from training import (
     normalise,
     save_half,
     square_processor,
-    write_card,
 )
 
 from hf_tome.evaluation import digits_scenes as scenes
@@ -40,6 +39,9 @@ CARD = Card(
     f"of {scenes.CLIP_SIDE}x{scenes.CLIP_SIDE} pixels: {len(scenes.clip_names())} classes.",
     training=", ".join(f"{epochs} epochs on {shown} of {SLICES} slices of each clip" for shown, epochs, _ in STAGES)
     + ", with a teacher of single tubelets that is not kept",
+    merging="Strong merging needs the sizes in the attention too (`proportional_attention=true`; the default leaves "
+    "them out for VideoMAE, as ToMe does). Dropping tokens at random (`random_prune`) costs little here, for every "
+    "slice of time shows the digit again; merging random pairs costs more, see `tests/test_demo.py`.",
     command="train_video_model.py",
 )
 
@@ -92,7 +94,7 @@ def main() -> None:
         minutes += fit(model, stage, len(material.labels))
     del model.teacher
 
-    processor = square_processor(tf.VideoMAEImageProcessor, scenes.CLIP_SIDE)
+    processor = square_processor(tf.VideoMAEImageProcessorPil, scenes.CLIP_SIDE)
     save_half(model, args.out / "digits-videomae", processor)
     write_card(CARD, args.out, minutes)
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,20 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_tome.evaluation import digits_scenes
-from hf_tome.evaluation.config_text import parse_config
-from hf_tome.evaluation.digits import load_digits
-from hf_tome.evaluation.digits_demo import DEMOS
 from hf_tome.evaluation.digits_scenes import MEAN, STD
-from hf_tome.evaluation.output import unit
-from hf_tome.evaluation.task import evaluate
-
-CARD = Path(__file__).with_name("demo_model_card.md")
-CARD_CONFIGS = [f"{more}r={r}" for r in (8, 16, 24, 32, 48, 64) for more in ("", "method=random_prune,")] + [
-    "method=mame,threshold=0.8"
-]
-ALL = 10**6
-"""More samples than there are held-out digits."""
 
 SEED = 0
 INKED = 0.08
@@ -166,66 +152,6 @@ def _as_float32(config: dict[str, Any]) -> dict[str, Any]:
     """Set the dtype of a config and of those inside it."""
     inner = {name: _as_float32(value) for name, value in config.items() if name.endswith("_config")}
     return {**config, **inner, "dtype": "float32"}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a model's card says that is not measured.
-
-    Attributes:
-        demo: the row of `digits_demo.DEMOS` that the model is for.
-        pipeline: the pipeline that takes it.
-        tokens: how many, in words.
-        summary: what the model sees and says.
-        training: how it was trained.
-        command: the script with its arguments.
-    """
-
-    demo: str
-    pipeline: str
-    tokens: str
-    summary: str
-    training: str
-    command: str
-
-
-def write_card(card: Card, models: Path, minutes: float) -> None:
-    """Measure a saved model on all held-out digits, and write its model card."""
-    demo = DEMOS[card.demo]
-    with TemporaryDirectory() as place:
-        job = demo.job(Path(place), ALL, models=models)
-        results = evaluate(job, [parse_config(text) for text in CARD_CONFIGS], batch_size=32)
-    measure = "accuracy" if "accuracy" in results.rows[0] else "top1"
-    config, unmerged = job.model.config, results.rows[0]
-    vision = getattr(config, "vision_config", config)
-    filled = CARD.read_text().format(
-        **vars(card),
-        name=demo.model,
-        task=demo.task,
-        data=demo.data,
-        model_type=config.model_type,
-        architecture=type(job.model).__name__,
-        shape=f"{vision.num_hidden_layers} blocks of width {vision.hidden_size}, {card.tokens}",
-        parameters=job.model.num_parameters(),
-        train=len(load_digits("train")),
-        test=len(load_digits("test")),
-        photograph=digits_scenes.TRAIN_SHARE,
-        seed=SEED,
-        minutes=minutes,
-        threads=torch.get_num_threads(),
-        share=unmerged[measure] / 100,
-        accuracy=unmerged[measure],
-        count=f"{results.data['num_samples']} {unit(results)}",
-        table=_table(results.rows, measure),
-    )
-    (models / demo.model / "README.md").write_text(filled)
-    print(f"{unmerged[measure]:.2f}% -> {models / demo.model}\n{_table(results.rows, measure)}")
-
-
-def _table(rows: list[dict[str, Any]], measure: str) -> str:
-    lines = ["| config | right % | same as unmerged % | tokens left |", "|---|---:|---:|---:|"]
-    lines += [f"| {row['name']} | {row[measure]:.1f} | {row['agreement']:.1f} | {row['tokens']:.0f} |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def arguments(description: str | None, out: Path, names: tuple[str, ...] = ()) -> argparse.Namespace:

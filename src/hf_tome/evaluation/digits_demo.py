@@ -159,8 +159,12 @@ IMAGES, CLIPS, ZERO_SHOT, QUESTIONS = (
     "zero-shot-image-classification",
     "visual-question-answering",
 )
-R = ("r=8", "r=16", "r=24", "r=32")
-THRESHOLDS = ("method=mame,threshold=0.9", "method=mame,threshold=0.8", "method=mame,threshold=0.7")
+TOME = ("r=8", "r=16", "r=32", "r=64")
+MAME = ("method=mame,threshold=0.9", "method=mame,threshold=0.8", "method=mame,threshold=0.7")
+PRUNED = ("r=64,method=random_prune",)
+"""What shows that it matters which tokens go: as many as with r=64, at random."""
+BY_SIZE = ("r=32,proportional_attention=true", "r=64,proportional_attention=true")
+"""ToMe leaves proportional attention out for VideoMAE; this one is better with it."""
 
 DEMOS: dict[str, Demo] = {
     "image": Demo(
@@ -169,7 +173,7 @@ DEMOS: dict[str, Demo] = {
         "scikit-learn digits",
         write_digits,
         540,
-        (*R, "r=64", "r=128", *THRESHOLDS, "method=mame,threshold=0.5"),
+        (*TOME, "r=128", *MAME, "method=mame,threshold=0.5"),
     ),
     "video": Demo(
         CLIPS,
@@ -177,7 +181,7 @@ DEMOS: dict[str, Demo] = {
         "moving digits",
         write_clips,
         200,
-        (*R, "r=64", "r=64,method=random_prune", *THRESHOLDS),
+        (*TOME, *BY_SIZE, *PRUNED, *MAME),
         drawn=1,
         shown=lambda views: (views[0], ""),
     ),
@@ -187,7 +191,7 @@ DEMOS: dict[str, Demo] = {
         "digits on photographs",
         write_pictures,
         400,
-        (*R, "r=32,method=random_prune", *THRESHOLDS),
+        (*TOME, *PRUNED, *MAME),
     ),
     "siglip": Demo(
         ZERO_SHOT,
@@ -195,7 +199,7 @@ DEMOS: dict[str, Demo] = {
         "digits on photographs",
         write_pictures,
         400,
-        (*R, "r=32,method=random_prune", *THRESHOLDS),
+        (*TOME, *PRUNED, *MAME),
     ),
     "questions": Demo(
         QUESTIONS,
@@ -203,7 +207,7 @@ DEMOS: dict[str, Demo] = {
         "questions about digits",
         write_questions,
         200,
-        (*R, "r=32,method=random_prune", *THRESHOLDS),
+        (*TOME, *PRUNED, *MAME),
         shown=lambda question: (question.image, question.prompt),
         options={"prompt": "{question}", "max_new_tokens": 4},
     ),
