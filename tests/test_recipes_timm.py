@@ -193,6 +193,27 @@ def test_copies_pickles_compiles_and_trains(name):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@every_config
+@pytest.mark.parametrize("name", ["mean", "dinov2"])
+def test_checkpointed_gradients_equal_plain_ones(name, config):
+    gradients = []
+    for checkpointing in (False, True):
+        model = hf_tome.apply(make(name), config).train()
+        model.set_grad_checkpointing(checkpointing)
+        model(PIXELS).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_the_wrapper_checkpoints():
+    model = hf_tome.apply(wrapper("TimmWrapperForImageClassification"), MergeConfig(r=6)).train()
+    model.activation_checkpointing_enable()
+    model(PIXELS, labels=torch.tensor([0, 1])).loss.backward()
+    assert model.timm_model.grad_checkpointing
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.slow
 def test_compiles():
     model = hf_tome.apply(make("mean"), MergeConfig(r=6))
@@ -232,6 +253,3 @@ def test_calls_that_need_the_grid_are_refused():
         model(PIXELS, output_hidden_states=True)
     with pytest.raises(UnsupportedModelError, match="attn_mask"):
         model(PIXELS, attn_mask=torch.ones(65, 65))
-    model.train().gradient_checkpointing_enable()
-    with pytest.raises(UnsupportedModelError, match="gradient checkpointing"):
-        model(PIXELS)

@@ -6,10 +6,12 @@ Written against timm 1.0.31, which is not imported here: its modules are told by
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UnsupportedModelError
 from ..packing import attend_alone
@@ -142,23 +144,24 @@ def _attend(
 
 
 class TimmTower(Swapped):
-    """timm's `VisionTransformer`: pools by size, and refuses what needs every token, or runs blocks out of order."""
+    """timm's `VisionTransformer`: pools by size, and refuses what needs every token."""
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Take pixels (B, 3, H, W) to tokens (B, M, C).
 
         Raises:
-            UnsupportedModelError: the call has an attention mask, or gradient checkpointing is on.
+            UnsupportedModelError: the call has an attention mask.
         """
         if attn_mask is not None or is_causal:
             raise UnsupportedModelError("Merging in timm's models takes no `attn_mask` and no `is_causal`.")
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            raise UnsupportedModelError(
-                "timm's gradient checkpointing runs blocks again by themselves, which merging in timm's models does "
-                "not follow; switch it off with `set_grad_checkpointing(False)`, or take the transformers class of "
-                "this model."
-            )
-        return super().forward_features(x)
+        if not self.grad_checkpointing:
+            return super().forward_features(x)
+        # timm checkpoints calls of blocks; the state has to go into them from outside, as an argument.
+        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+        state = getattr(self, LINK).tower.begin()
+        for block in self.blocks:
+            x = checkpoint(partial(nn.Module.__call__, block), x, merge_state=state, use_reentrant=False)
+        return self.norm(x)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """Raise `UnsupportedModelError`: timm lays the tokens of each block out on the full grid."""
