@@ -199,6 +199,18 @@ def test_data_sets(columns, right, model, tmp_path):
     assert sample.label == right
 
 
+def test_a_stream_of_parquet(model, tmp_path):
+    columns = {"image": [small.picture(seed) for seed in range(3)], "question": ["what ?"] * 3, "answer": ["dog"] * 3}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(str(tmp_path / "data" / "validation-00000-of-00001.parquet"))
+    job = job_on(model, tmp_path / "data", streaming=True, limit=2)
+    assert len(job.data) == 0  # a stream does not tell
+    results = evaluate(job, [R8], batch_size=2)
+    assert results.data["num_samples"] == 2
+    assert results.data["split"] == "validation"
+
+
 def test_data_without_questions(model, tmp_path):
     small.picture().save(tmp_path / "0.png")
     (tmp_path / "test.json").write_text('[{"image": "0.png", "caption": "a dog"}]')

@@ -202,9 +202,8 @@ def _place(folder: Path, image: Any) -> Any:
 
 
 def _columns(rows: Any) -> list[str]:
-    return (
-        list(dict.fromkeys(name for row in rows for name in row)) if isinstance(rows, Table) else list(rows.features)
-    )
+    names = (name for row in rows for name in row) if isinstance(rows, Table) else rows.features or ()
+    return list(dict.fromkeys(names))
 
 
 def _image_column(rows: Any, columns: Sequence[str], source: str) -> str:
