@@ -261,6 +261,11 @@ def test_bad_files(name, model, tmp_path):
         build_job(TASK, JobOptions(str(model), str(tmp_path / name)))
 
 
+def test_no_such_file(model, tmp_path):
+    with pytest.raises(DataError, match=r"There is no file .*absent\.json"):
+        build_job(TASK, JobOptions(str(model), str(tmp_path / "absent.json")))
+
+
 def test_no_image_can_be_read(model, tmp_path):
     (tmp_path / "test.jsonl").write_text('{"image": "absent.png", "caption": "a cat"}')
     with pytest.raises(DataError, match=r"None of the 1 samples.*FileNotFoundError"):

@@ -76,6 +76,8 @@ def open_rows(options: JobOptions) -> tuple[Any, str, str, list[str]]:
         SourceError: it looks like a folder and is none.
     """
     path = Path(options.data).expanduser()
+    if path.suffix in READERS and not path.exists():
+        raise DataError(f"There is no file {options.data}.")
     if path.is_file():
         rows, split = read_table(path), options.split or path.stem
     elif is_folder(options.data, "data set") and (tables := _tables(path)):
