@@ -399,6 +399,18 @@ def test_the_model_without_its_head():
     torch.testing.assert_close(bare(**inputs).last_hidden_state, expected, **CLOSE)
 
 
+@some_vlms
+def test_half_precision(vlm):
+    unmerged, model = merged(vlm)
+    inputs = vlm.inputs(unmerged, [[0, 1], [2]])
+    full = model(**inputs).logits
+    for dtype in (torch.bfloat16, torch.float16):
+        half = model.to(dtype)(**{k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}).logits
+        assert half.dtype == dtype
+        assert half.shape == full.shape
+        assert half.isfinite().all()
+
+
 def test_prompts_that_have_the_right_number_already():
     vlm = BY_NAME["Idefics3"]
     unmerged, model = merged(vlm)

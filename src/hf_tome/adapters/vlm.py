@@ -227,7 +227,7 @@ class ProjectedImageModel(MergedFeatures):
             length = attrgetter(connector.tile)(self)
             images = [tile for rows in images for tile in rows.split(length) if len(rows)]
         newline = None if connector.newline is None else attrgetter(connector.newline)(self)
-        full, width = [len(rows) for rows in images], images[0].shape[1] if images else None
+        full, width = [len(rows) for rows in images], images[0].shape[1]
         if connector.deepstack is not None:  # what is added behind later layers merges as the tokens do
             images = [torch.cat(parts, dim=1) for parts in zip(images, *out[connector.deepstack])]
         merged = merge_features(images, newline, self._tower, width)
