@@ -1,5 +1,7 @@
 """Clips, spectrograms and comparisons: tokens keep their colours over time, cells lie where patches do, files play."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,10 @@ def test_moving_token_prefers_small_ones_then_many_frames_then_distance():
     source[0, 4], source[1, 11] = short, short
     assert moving_token(source.flatten(), grid) == moving
     assert moving_token(torch.zeros(48, dtype=torch.long), grid) == 0
+    large = torch.arange(48).view(3, 16) + 100
+    large[:, 5] = still
+    large[0, 8:], large[1, 4:12:2], large[2, :4] = moving, moving, moving  # half a frame, further than any other
+    assert moving_token(large.flatten(), grid) == still
     pruned = torch.full((48,), -1)
     pruned[20] = 9
     assert moving_token(pruned, grid) == 9
@@ -171,6 +177,19 @@ def test_clips_have_a_row_a_config(clip):
     pictures = compare_pictures([one], ["a"], follow=(5, 5))
     assert len(pictures) == 8
     assert pictures[0].tobytes() != pictures[1].tobytes()  # the input moves on within a tube
+
+
+def test_each_picture_of_an_animation_has_its_step_and_its_config(clip):
+    whole = traced(clip, GRID, torch.arange(24))
+    pictures = compare_pictures([traced(clip, GRID, moving_source()), whole], ["a", "b"], follow=False)
+    column = (pictures[0].width - 6) // 3
+    first, second = (
+        [array(picture)[20:, start * column + 6 : (start + 1) * column] for picture in pictures] for start in (1, 2)
+    )
+    for columns in (first, second):
+        same = [(one == other).all() for one, other in pairwise(columns)]
+        assert same == [True, False, True, False, True, False, True]  # two frames a step
+    assert (first[0] != second[0]).any()
 
 
 def test_a_long_clip_is_thinned_to_eight_steps():
