@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hf_tome import __version__
 from hf_tome.cli import COMMANDS, run
 from hf_tome.commands.common import Format
 from hf_tome.evaluation.digits import MODEL_DIR, load_digits
@@ -145,7 +146,7 @@ def test_unexpected_errors_name_their_kind(capsys, monkeypatch):
         raise RuntimeError("the sky\nfell")
 
     monkeypatch.setattr("hf_tome.evaluation.environment.describe_environment", broken)
-    assert "RuntimeError: the sky fell (--debug shows where)" in fails(capsys, "env")
+    assert f"RuntimeError: the sky fell (hf_tome {__version__}; --debug shows where" in fails(capsys, "env")
 
 
 def test_version(capsys):

@@ -1,9 +1,10 @@
 """Every vision or audio model type that transformers maps to a task is either supported or refused with a reason."""
 
 import pytest
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, SwinConfig, SwinModel
 from transformers.models.auto import modeling_auto
 
+from hf_tome import MergeConfig, UnsupportedModelError, __version__, apply
 from hf_tome.adapters.families import FAMILIES, WRAPPERS
 from hf_tome.adapters.refused import BY_REASON, REFUSED
 
@@ -53,3 +54,8 @@ def test_refused_types_exist(model_type):
 def test_a_reason_completes_a_sentence(reason):
     assert reason[0].islower()
     assert not reason.endswith(".")
+
+
+def test_errors_name_the_versions():
+    with pytest.raises(UnsupportedModelError, match=rf"hf_tome {__version__}, transformers \d+\.\d+"):
+        apply(SwinModel(SwinConfig(embed_dim=12, depths=[1, 1], num_heads=[1, 1])), MergeConfig(r=1))

@@ -82,10 +82,10 @@ def _one_line(error: Exception) -> str:
     format_message = getattr(error, "format_message", None)  # wrong usage, found by typer
     text = " ".join((format_message() if format_message else str(error)).split())
     if not text:
-        return f"{type(error).__name__}; --debug shows where"
+        return f"{type(error).__name__} (hf_tome {__version__}; --debug shows where)"
     if format_message or isinstance(error, (ValueError, OSError, ImportError)):
         return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+    return f"{type(error).__name__}: {text} (hf_tome {__version__}; --debug shows where, an issue needs `hf-tome env`)"
 
 
 def _quieten(debug: bool) -> None:

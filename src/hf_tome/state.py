@@ -171,8 +171,7 @@ class Tower:
         if state is None:
             raise RuntimeError(
                 f"A block of {self.family.tower} ran before the first one; merging needs the blocks to run in order "
-                f"from "
-                "block 0. Call `hf_tome.remove(model)` to run them one by one."
+                "from block 0. Call `hf_tome.remove(model)` to run them one by one."
             )
         return state
 

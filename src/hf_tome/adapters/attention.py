@@ -122,9 +122,8 @@ def check_backend(backend: str) -> str:
     if backend not in SUPPORTED_BACKENDS:
         raise UnsupportedModelError(
             f"The attention implementation {backend!r} is not supported: hf_tome does not know how to weigh keys by "
-            f"size in "
-            f"it. Supported are {', '.join(map(repr, SUPPORTED_BACKENDS))}; use "
-            f"`model.set_attn_implementation('sdpa')`."
+            f"size in it. Supported are {', '.join(map(repr, SUPPORTED_BACKENDS))}; use "
+            "`model.set_attn_implementation('sdpa')`."
         )
     return backend
 

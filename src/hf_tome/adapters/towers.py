@@ -86,8 +86,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     if needs_grid and method.prunes:
         raise UnsupportedModelError(
             f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens "
-            f"for "
-            "good. Use a method that merges, such as 'tome'."
+            "for good. Use a method that merges, such as 'tome'."
         )
     restore = config.restore or needs_grid
     readers = [owner for owner, head in owned_heads if has_feature_layers(owner) or head.kind == IMAGE_FEATURES]
