@@ -16,6 +16,7 @@ from vlms import (
     IMAGE_TOKEN,
     IMAGES,
     NEW,
+    PACKED,
     SMALL,
     SQUARE,
     TEXT,
@@ -325,7 +326,14 @@ def video_llava():
     return tf.VideoLlavaForConditionalGeneration(tf.VideoLlavaConfig(vision_config=CLIP, text_config=text, **tokens))
 
 
+def glm():
+    vision = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
+    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+    return tf.Glm4vForConditionalGeneration(tf.Glm4vConfig(vision_config=vision, text_config=text))
+
+
 REFUSED = {
+    "no row": (glm, r"Glm4v.* no row for its projector yet.*Supported: LlavaModel"),
     "a classifier": (lambda: tf.ViTForImageClassification(tf.ViTConfig(**SMALL, **SQUARE)), "has no projector"),
     "a head around": (shield_gemma, r"ShieldGemma2ForImageClassification is not supported.*Gemma3ForConditional"),
     "an action expert": (pi0, r"PI0.* not supported"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .refused import REFUSED
 from .spec import RESTORE, Head
 
 FEWER = (Head("image_features", says="hands the merged tokens to the language model, whose placeholders follow"),)
@@ -80,7 +79,6 @@ def not_projected(model: Any) -> str:
         reason = NOT_PROJECTED.get(type(module).__name__)
         if reason is not None:
             return reason
-    model_type = getattr(getattr(model, "config", None), "model_type", "")
     if getattr(getattr(model, "config", None), "vision_config", None) is None:
         return "it has no projector between a vision tower and a language model"
-    return REFUSED.get(model_type, "hf_tome has no row for its projector yet")
+    return "hf_tome has no row for its projector yet"
