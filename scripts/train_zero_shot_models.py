@@ -8,6 +8,7 @@ tower only the cell of the picture that the digit is in, 49 of 196 patches, whic
 few show all.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +133,13 @@ def make_model(kind: Kind, tokenizer: Any) -> tf.PreTrainedModel:
     return getattr(tf, f"{kind.classes}Model")(config)
 
 
+@torch.no_grad()
+def set_scale(model: Any) -> None:
+    """Start SigLIP with logits from -15 to 5; transformers' own start, a scale of 1, takes long to grow."""
+    model.logit_scale.fill_(math.log(10))
+    model.logit_bias.fill_(-5)
+
+
 def start_from(tower: Any, clip: Any) -> None:
     """Start a SigLIP's tower from a CLIP's: the same blocks, patches and positions, without its class token."""
     tower.encoder.load_state_dict(clip.encoder.state_dict())
@@ -165,6 +173,7 @@ def main() -> None:
     model = make_model(kind, tokenizer)
     livelier(model)
     if args.name == "siglip":
+        set_scale(model)
         start_from(model.vision_model, tf.CLIPVisionModel.from_pretrained(args.out / "digits-clip"))
     model.teacher = PatchTeacher(VISION["hidden_size"], len(scenes.NAMES))
     embeddings, minutes = model.vision_model.embeddings, 0.0
