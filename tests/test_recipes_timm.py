@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers as tf
+from PIL import Image
 
 import hf_tome
 from hf_tome import MergeConfig, UnsupportedModelError
@@ -124,7 +125,7 @@ def test_it_gives_what_the_same_weights_give_in_transformers():
         patch_size=4, num_labels=5, layer_norm_eps=1e-6,
     )  # fmt: skip
     twin = tf.ViTForImageClassification(config).eval()
-    twin.load_state_dict(in_transformers(model.state_dict(), twin.state_dict()))
+    twin.load_state_dict(in_transformers(model.state_dict(), twin.state_dict(), 32))
     for merge_config in (MergeConfig(r=0), *CONFIGS.values()):
         hf_tome.apply(model, merge_config)
         hf_tome.apply(twin, merge_config)
@@ -132,8 +133,8 @@ def test_it_gives_what_the_same_weights_give_in_transformers():
             torch.testing.assert_close(run(model), twin(PIXELS).logits, **ROUNDING)
 
 
-def in_transformers(weights: dict, wanted: dict) -> dict:
-    """Return timm's weights under the names of transformers' ViT."""
+def in_transformers(weights: dict, wanted: dict, width: int) -> dict:
+    """Return timm's weights, or parts of them, under the names of transformers' ViT."""
     names = {
         "embeddings.cls_token": "cls_token",
         "embeddings.position_embeddings": "pos_embed",
@@ -151,11 +152,30 @@ def in_transformers(weights: dict, wanted: dict) -> dict:
         name, rows = key, slice(None)
         for part, letter in enumerate("qkv"):
             if f".{letter}_proj." in name:
-                name, rows = name.replace(f"attention.{letter}_proj", "attn.qkv"), slice(32 * part, 32 * part + 32)
+                name, rows = (
+                    name.replace(f"attention.{letter}_proj", "attn.qkv"),
+                    slice(width * part, width * part + width),
+                )
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)
         found[key] = weights[name][rows]
     return found
+
+
+@torch.no_grad()
+def test_deit_gives_what_it_gives_in_transformers(data):
+    twin = tf.ViTForImageClassification.from_pretrained(data / "deit-tiny-patch16-224", dtype=torch.float32).eval()
+    model = timm.create_model("deit_tiny_patch16_224").eval()
+    weights = twin.state_dict()
+    for name, place in in_transformers(model.state_dict(), weights, 192).items():
+        place.copy_(weights[name])
+    processor = tf.ViTImageProcessorPil.from_pretrained(data / "deit-tiny-patch16-224")
+    photographs = sorted((data / "imagenet_sample" / "validation").rglob("*.jpg"))[::100]
+    pixels = processor([Image.open(path).convert("RGB") for path in photographs], return_tensors="pt")["pixel_values"]
+    for config in (MergeConfig(r=0), MergeConfig(r=8), MergeConfig(r=13), MergeConfig(method="mame", threshold=0.8)):
+        merged = run(hf_tome.apply(model, config), pixels)
+        expected = hf_tome.apply(twin, config)(pixels).logits
+        torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)  # logits of up to 15, after twelve blocks
 
 
 @pytest.mark.parametrize("cls", ["TimmWrapperForImageClassification", "TimmWrapperModel"])
