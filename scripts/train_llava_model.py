@@ -35,7 +35,7 @@ from hf_tome.evaluation.digits import MODELS
 PATCH = 4
 PATCHES = (scenes.SIDE // PATCH) ** 2
 TEXT = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}
-TOWER_EPOCHS, ANSWER_EPOCHS, PICTURES = 4, 14, 2560
+TOWER_EPOCHS, ANSWER_EPOCHS, PICTURES = 11, 8, 2560
 TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
@@ -104,7 +104,7 @@ def tell_corners_apart(positions: Tensor) -> None:
     """
     side = scenes.SIDE // PATCH
     grid = positions[1:].view(2, side // 2, 2, side // 2, -1)
-    shift = torch.randn(2, 2, grid.shape[-1]) * positions.std()
+    shift = 2 * positions.std() * torch.randn(2, 2, grid.shape[-1])
     grid += shift[:, None, :, None]
 
 
@@ -209,7 +209,7 @@ def main() -> None:
         ]
     )
     reading = make_tower_loss(model, tower[1], material)
-    minutes = fit(tower, Stage("tower", TOWER_EPOCHS, reading, 1e-3), len(material.labels))
+    minutes = fit(tower, Stage("tower", TOWER_EPOCHS, reading, 1.5e-3), len(material.labels))
     model.model.vision_tower.requires_grad_(False)
     answers = make_answer_loss(model, Asking(tokenizer), *look(model, material))
     minutes += fit(model, Stage("answers", ANSWER_EPOCHS, answers, 3e-3), PICTURES)

@@ -172,7 +172,7 @@ DEMOS: dict[str, Demo] = {
         "digits-vit",
         "scikit-learn digits",
         write_digits,
-        540,
+        300,
         (*TOME, "r=128", *MAME, "method=mame,threshold=0.5"),
     ),
     "video": Demo(
@@ -180,7 +180,7 @@ DEMOS: dict[str, Demo] = {
         "digits-videomae",
         "moving digits",
         write_clips,
-        200,
+        150,
         (*TOME, *BY_SIZE, *PRUNED, *MAME),
         drawn=1,
         shown=lambda views: (views[0], ""),
@@ -190,7 +190,7 @@ DEMOS: dict[str, Demo] = {
         "digits-clip",
         "digits on photographs",
         write_pictures,
-        400,
+        300,
         (*TOME, *PRUNED, *MAME),
     ),
     "siglip": Demo(
@@ -198,7 +198,7 @@ DEMOS: dict[str, Demo] = {
         "digits-siglip",
         "digits on photographs",
         write_pictures,
-        400,
+        300,
         (*TOME, *PRUNED, *MAME),
     ),
     "questions": Demo(
