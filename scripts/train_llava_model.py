@@ -35,7 +35,9 @@ from hf_tome.evaluation.digits import MODELS
 PATCH = 4
 PATCHES = (scenes.SIDE // PATCH) ** 2
 TEXT = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}
-TOWER_EPOCHS, ANSWER_EPOCHS, PICTURES = 11, 8, 2560
+ROUNDS = ((11, 1.5e-3, 8, 3e-3), (8, 1e-3, 4, 1.5e-3))
+"""Epochs and learning rate of the tower, then of the answers."""
+PICTURES = 2560
 TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
@@ -49,9 +51,10 @@ CARD = Card(
     tokens=f"{PATCHES} image tokens, and {TEXT['num_hidden_layers']} Llama blocks of width {TEXT['hidden_size']}",
     summary=f'It answers questions about pictures of {scenes.SIDE}x{scenes.SIDE} pixels with four digits: "which '
     'digit is top left?", "how many sevens are there?".',
-    training=f"from the tower of digits-clip on, {TOWER_EPOCHS} epochs of the tower with a teacher of single patches "
-    f"that is not kept, and {ANSWER_EPOCHS} epochs of projector and language model on all questions about {PICTURES} "
-    "pictures",
+    training="from the tower of digits-clip on, in turns: "
+    f"{' and '.join(str(one[0]) for one in ROUNDS)} epochs of the tower with a teacher of single patches that is not "
+    f"kept, and {' and '.join(str(one[2]) for one in ROUNDS)} epochs of projector and language model on all questions "
+    f"about {PICTURES} pictures",
     merging="The tokens left are the image tokens that the language model reads. Dropping as many at random "
     "(`random_prune`) costs several times as much.",
     command="train_llava_model.py",
@@ -198,21 +201,30 @@ def make_answer_loss(
     return loss
 
 
+def train_round(
+    model: tf.LlavaForConditionalGeneration,
+    asking: Asking,
+    material: scenes.Material,
+    tower_epochs: int,
+    tower_rate: float,
+    answer_epochs: int,
+    answer_rate: float,
+) -> float:
+    """Train the tower with a new teacher, then projector and language model behind it; return the minutes."""
+    tower = model.model.vision_tower.requires_grad_(True)
+    teacher = PatchTeacher(model.config.vision_config.hidden_size, len(scenes.NAMES) * len(scenes.CORNERS))
+    reading = Stage("tower", tower_epochs, make_tower_loss(model, teacher, material), tower_rate)
+    minutes = fit(nn.ModuleList([tower, teacher]), reading, len(material.labels))
+    tower.requires_grad_(False)
+    answers = make_answer_loss(model, asking, *look(model, material))
+    return minutes + fit(model, Stage("answers", answer_epochs, answers, answer_rate), PICTURES)
+
+
 def main() -> None:
     args = arguments(__doc__, MODELS)
     tokenizer, material = make_tokenizer(), scenes.load_material("train")
     model = make_model(tokenizer, tf.CLIPVisionModel.from_pretrained(args.out / "digits-clip"))
-    tower = nn.ModuleList(
-        [
-            model.model.vision_tower,
-            PatchTeacher(model.config.vision_config.hidden_size, len(scenes.NAMES) * len(scenes.CORNERS)),
-        ]
-    )
-    reading = make_tower_loss(model, tower[1], material)
-    minutes = fit(tower, Stage("tower", TOWER_EPOCHS, reading, 1.5e-3), len(material.labels))
-    model.model.vision_tower.requires_grad_(False)
-    answers = make_answer_loss(model, Asking(tokenizer), *look(model, material))
-    minutes += fit(model, Stage("answers", ANSWER_EPOCHS, answers, 3e-3), PICTURES)
+    minutes = sum(train_round(model, Asking(tokenizer), material, *one) for one in ROUNDS)
     save_half(model, args.out / "digits-llava", make_processor(tokenizer))
     write_card(CARD, args.out, minutes)
 
