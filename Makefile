@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: install
-	$(BIN)/hf-tome demo --out demo
+	$(BIN)/hf-tome demo --task all --out demo
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests

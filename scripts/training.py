@@ -149,7 +149,8 @@ def save_half(model: PreTrainedModel, folder: Path, *processors: Any) -> None:
 
 
 def _as_float32(config: dict[str, Any]) -> dict[str, Any]:
-    """Set the dtype of a config and of those inside it."""
+    """Set the dtype of a config and of those inside it, and leave out where they were loaded from."""
+    config = {name: value for name, value in config.items() if name != "_name_or_path"}
     inner = {name: _as_float32(value) for name, value in config.items() if name.endswith("_config")}
     return {**config, **inner, "dtype": "float32"}
 

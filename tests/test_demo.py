@@ -61,7 +61,6 @@ SETTINGS = {
     "video": Setting(MergeConfig(r=16), MergeConfig(r=64, proportional_attention=True), -5),
     "clip": Setting(MergeConfig(r=16), MergeConfig(r=64), 8),
     "siglip": Setting(MergeConfig(r=16), MergeConfig(r=64), 8),
-    "questions": Setting(MergeConfig(r=8), MergeConfig(r=32), 8),
 }
 
 
@@ -117,29 +116,33 @@ def test_unknown_task_is_one_line(capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("config", [MergeConfig(), MergeConfig(r=8), MergeConfig(method="mame", threshold=0.9)])
+def test_llava_is_mostly_right_and_strong_merging_shows(tmp_path):
+    """The card says 84, 84 and 69 % of all 540 held-out digits; 120 have a standard deviation of 3 to 4 points."""
+    job = DEMOS["questions"].job(tmp_path, SAMPLES)
+    unmerged, mild, strong = evaluate(job, [MergeConfig(r=4), MergeConfig(r=16)], batch_size=16).rows
+    assert right(unmerged) >= 76
+    assert mild["agreement"] >= 86
+    assert right(strong) <= right(unmerged) - 5
+    assert (unmerged["tokens"], mild["tokens"], strong["tokens"]) == (196, 172, 100)
+
+
+@pytest.mark.parametrize("config", [MergeConfig(), MergeConfig(r=4), MergeConfig(method="mame", threshold=0.95)])
 def test_llava_answers(config):
-    """Four digits and a question, through the pipeline and through `generate`: the answer is a word."""
+    """The pipeline and `generate` answer with the same word, a digit."""
     material = digits_scenes.load_material("test")
-    which = torch.tensor([[int((material.labels == digit).nonzero()[0]) for digit in (7, 1, 7, 0)]])
-    picture, _ = digits_scenes.make_quartets(material, which, torch.Generator().manual_seed(0))
+    picture, _ = digits_scenes.make_quartets(material, torch.arange(4)[None], torch.Generator().manual_seed(0))
     image = Image.fromarray(digits_scenes.to_bytes(picture)[0])
-    answers = {
-        "which digit is top right?": "one",
-        "which digit is bottom right?": "zero",
-        "how many sevens are there?": "two",
-    }
     folder = MODELS / "digits-llava"
     pipe = hf_tome.pipeline("image-text-to-text", folder, merge_config=config)
     processor = AutoProcessor.from_pretrained(folder)
     model = hf_tome.apply(AutoModelForImageTextToText.from_pretrained(folder).eval(), config)
-    for question, answer in answers.items():
+    for question in ("which digit is top right?", "how many sevens are there?"):
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-        said = pipe([{"role": "user", "content": content}], return_full_text=False)
-        assert said[0]["generated_text"].strip() == answer
+        said = pipe([{"role": "user", "content": content}], return_full_text=False)[0]["generated_text"].strip()
         inputs = processor(images=image, text=f"<image> {question}", return_tensors="pt")
         out = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-        assert processor.decode(out, skip_special_tokens=True).strip() == answer
+        assert said in digits_scenes.NAMES
+        assert processor.decode(out, skip_special_tokens=True).strip() == said
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -186,11 +189,11 @@ def test_questions_and_answers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [name for name in DEMOS if name != "image"])
 def test_card_says_what_was_measured(name, tmp_path):
     card = (MODELS / DEMOS[name].model / "README.md").read_text()
     job = DEMOS[name].job(tmp_path, 10**6)
-    for row in evaluate(job, [MergeConfig(r=64)], batch_size=32).rows:
+    for row in evaluate(job, [MergeConfig(r=8)], batch_size=32).rows:
         (line,) = re.findall(rf"^\| {re.escape(row['name'])} \| ([\d.]+)", card, re.MULTILINE)
         assert float(line) == pytest.approx(
             right(row), abs=0.6
