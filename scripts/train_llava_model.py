@@ -3,10 +3,12 @@
     python scripts/train_zero_shot_models.py clip     # makes the tower that this one starts from
     python scripts/train_llava_model.py
 
-It takes about ten minutes on one CPU core. First the tower learns to tell four digits apart; then projector and
+It takes about half an hour on one CPU core. First the tower learns to tell four digits apart; then projector and
 language model learn to answer, from the tower's tokens of pictures that are drawn once. All questions about a picture
 stand behind it in one sequence, at the same positions, and do not see each other.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +37,25 @@ from hf_tome.evaluation.digits import MODELS
 PATCH = 4
 PATCHES = (scenes.SIDE // PATCH) ** 2
 TEXT = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}
-ROUNDS = ((11, 1.5e-3, 8, 3e-3), (8, 1e-3, 4, 1.5e-3))
-"""Epochs and learning rate of the tower, then of the answers."""
-PICTURES = 2560
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Some epochs of the tower, and then of the answers on so many pictures, drawn once."""
+
+    tower_epochs: int
+    tower_rate: float
+    answer_epochs: int
+    answer_rate: float
+    pictures: int
+    seed: int = SEED
+
+
+TURNS = (
+    Turn(11, 1.5e-3, 8, 3e-3, 2560),
+    Turn(8, 1e-3, 4, 1.5e-3, 2560),
+    Turn(8, 1e-3, 14, 2e-3, 3072, seed=SEED + 1),
+)
 TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
@@ -52,11 +70,12 @@ CARD = Card(
     summary=f'It answers questions about pictures of {scenes.SIDE}x{scenes.SIDE} pixels with four digits: "which '
     'digit is top left?", "how many sevens are there?".',
     training="from the tower of digits-clip on, in turns: "
-    f"{' and '.join(str(one[0]) for one in ROUNDS)} epochs of the tower with a teacher of single patches that is not "
-    f"kept, and {' and '.join(str(one[2]) for one in ROUNDS)} epochs of projector and language model on all questions "
-    f"about {PICTURES} pictures",
+    f"{', '.join(str(turn.tower_epochs) for turn in TURNS)} epochs of the tower with a teacher of single patches that "
+    f"is not kept, and {', '.join(str(turn.answer_epochs) for turn in TURNS)} epochs of projector and language model "
+    f"on all questions about {', '.join(str(turn.pictures) for turn in TURNS)} pictures",
     merging="The tokens left are the image tokens that the language model reads. It was trained on all of them, and "
-    "has to find four small digits, so that merging costs it more than it does the other models here.",
+    "has to find four small digits, so that merging costs it more than it does the other models here; least where the "
+    "first blocks are left alone.",
     command="train_llava_model.py",
 )
 
@@ -162,11 +181,13 @@ def by_patch(corners: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def look(model: tf.LlavaForConditionalGeneration, material: scenes.Material) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tower's tokens (PICTURES, N, C) of pictures, their ink (PICTURES, N) and labels (PICTURES, 4)."""
-    generator = torch.Generator().manual_seed(SEED)
+def look(
+    model: tf.LlavaForConditionalGeneration, material: scenes.Material, count: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tower's tokens (count, N, C) of pictures, their ink (count, N) and labels (count, 4)."""
+    generator = torch.Generator().manual_seed(seed)
     seen = []
-    for which in torch.randint(len(material.labels), (PICTURES,), generator=generator).split(64):
+    for which in torch.randint(len(material.labels), (count,), generator=generator).split(64):
         pictures, inked, labels = draw(which, material, generator)
         seen.append((model.model.vision_tower(pictures).last_hidden_state[:, 1:], inked, labels))
     tokens, inked, labels = (torch.cat(parts) for parts in zip(*seen))
@@ -201,30 +222,22 @@ def make_answer_loss(
     return loss
 
 
-def train_round(
-    model: tf.LlavaForConditionalGeneration,
-    asking: Asking,
-    material: scenes.Material,
-    tower_epochs: int,
-    tower_rate: float,
-    answer_epochs: int,
-    answer_rate: float,
-) -> float:
+def take_turn(model: tf.LlavaForConditionalGeneration, asking: Asking, material: scenes.Material, turn: Turn) -> float:
     """Train the tower with a new teacher, then projector and language model behind it; return the minutes."""
     tower = model.model.vision_tower.requires_grad_(True)
     teacher = PatchTeacher(model.config.vision_config.hidden_size, len(scenes.NAMES) * len(scenes.CORNERS))
-    reading = Stage("tower", tower_epochs, make_tower_loss(model, teacher, material), tower_rate)
+    reading = Stage("tower", turn.tower_epochs, make_tower_loss(model, teacher, material), turn.tower_rate)
     minutes = fit(nn.ModuleList([tower, teacher]), reading, len(material.labels))
     tower.requires_grad_(False)
-    answers = make_answer_loss(model, asking, *look(model, material))
-    return minutes + fit(model, Stage("answers", answer_epochs, answers, answer_rate), PICTURES)
+    answers = make_answer_loss(model, asking, *look(model, material, turn.pictures, turn.seed))
+    return minutes + fit(model, Stage("answers", turn.answer_epochs, answers, turn.answer_rate), turn.pictures)
 
 
 def main() -> None:
     args = arguments(__doc__, MODELS)
     tokenizer, material = make_tokenizer(), scenes.load_material("train")
     model = make_model(tokenizer, tf.CLIPVisionModel.from_pretrained(args.out / "digits-clip"))
-    minutes = sum(train_round(model, Asking(tokenizer), material, *one) for one in ROUNDS)
+    minutes = sum(take_turn(model, Asking(tokenizer), material, turn) for turn in TURNS)
     save_half(model, args.out / "digits-llava", make_processor(tokenizer))
     write_card(CARD, args.out, minutes)
 

@@ -117,12 +117,12 @@ def test_unknown_task_is_one_line(capsys):
 
 
 def test_llava_is_mostly_right_and_strong_merging_shows(tmp_path):
-    """The card says 84, 84 and 69 % of all 540 held-out digits; 120 have a standard deviation of 3 to 4 points."""
+    """The card says 92, 88 and 68 % of all 540 held-out digits; 120 have a standard deviation of 3 to 4 points."""
     job = DEMOS["questions"].job(tmp_path, SAMPLES)
     unmerged, mild, strong = evaluate(job, [MergeConfig(r=4), MergeConfig(r=16)], batch_size=16).rows
-    assert right(unmerged) >= 76
-    assert mild["agreement"] >= 86
-    assert right(strong) <= right(unmerged) - 5
+    assert right(unmerged) >= 85
+    assert mild["agreement"] >= 82
+    assert right(strong) <= right(unmerged) - 10
     assert (unmerged["tokens"], mild["tokens"], strong["tokens"]) == (196, 172, 100)
 
 
@@ -195,6 +195,5 @@ def test_card_says_what_was_measured(name, tmp_path):
     job = DEMOS[name].job(tmp_path, 10**6)
     for row in evaluate(job, [MergeConfig(r=8)], batch_size=32).rows:
         (line,) = re.findall(rf"^\| {re.escape(row['name'])} \| ([\d.]+)", card, re.MULTILINE)
-        assert float(line) == pytest.approx(
-            right(row), abs=0.6
-        )  # three samples of 540, for other processors' rounding
+        # three samples of 540, for other processors' rounding
+        assert float(line) == pytest.approx(right(row), abs=0.6)
