@@ -112,8 +112,8 @@ class HardMerge(Merge):
         # A mean over dst and its members, written as dst plus a share of each difference, touches R rows only.
         # Two tokens of padding (size 0) may meet; their share is then 0, not 0/0.
         share = merged_size / out_size.index_select(0, into).clamp(min=1e-12)
-        difference = (members - out.index_select(0, into)) * share[:, None].to(out.dtype)
-        # `out` is a fresh copy whose value no backward needs, so it can be added to in place.
+        # `members` and `out` are fresh copies whose values no backward needs, so both can be changed in place.
+        difference = members.sub_(out.index_select(0, into)).mul_(share[:, None].to(out.dtype))
         return out.index_add_(0, into, difference)
 
     def unmerge(self, x: Tensor) -> Tensor:
