@@ -13,18 +13,8 @@ from PIL import Image
 from hf_tome import __version__
 from hf_tome.cli import COMMANDS, run
 from hf_tome.commands.common import Format
-from hf_tome.evaluation.digits import MODEL_DIR, load_digits
+from hf_tome.evaluation.digits import MODEL_DIR
 from hf_tome.evaluation.output import FORMATS
-
-
-@pytest.fixture(scope="module")
-def digit_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    for position, sample in enumerate(load_digits("test").select(range(12))):
-        place = folder / "test" / str(sample["label"])
-        place.mkdir(parents=True, exist_ok=True)
-        sample["image"].save(place / f"{position:02}.png")
-    return folder
 
 
 def fails(capsys, *arguments, status=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,13 @@ EXAMPLE = example(
 )
 
 
+class Criterion(str, Enum):
+    """What the best of each method is compared by."""
+
+    speedup = "speedup"
+    gflops = "gflops"
+
+
 @takes_job
 def tune_command(
     arguments: JobArguments,
@@ -30,8 +38,9 @@ def tune_command(
         bool, typer.Option("--sure", help="The upper end of the drop's 95 % interval must be within --max-drop.")
     ] = False,
     by: Annotated[
-        str, typer.Option(help="What the best of each method is compared by: speedup, measured in turns, or gflops.")
-    ] = "speedup",
+        Criterion,
+        typer.Option(help="What each method's best is compared by: speedup, measured in turns, or gflops."),
+    ] = Criterion.speedup,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
     out: Annotated[Path, typer.Option(help="Folder for merge_config.json and the results.")] = Path("tuned"),
     format: common.FormatOption = Format.table,
@@ -58,7 +67,7 @@ def tune_command(
             [name.strip() for name in method.split(",")],
             target,
             out=out,
-            by=by,
+            by=by.value,
             batch_size=batch_size,
             on_progress=on_progress,
         )
