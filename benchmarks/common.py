@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+from hf_tome.benchmark import Benchmark
 from hf_tome.evaluation.environment import describe_environment
 
 Row = dict[str, Any]
@@ -81,6 +82,16 @@ def run(
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def speeds(result: Benchmark) -> Row:
+    """Return what a benchmark of a whole model says of speed, by column."""
+    return {
+        "unmerged_s": result.seconds["unmerged"].median,
+        "speedup": result.speedup,
+        "oracle_speedup": result.oracle_speedup,
+        "oracle_share": result.oracle_share,
+    }
 
 
 def _given(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from common import Row, run
+from common import Row, run, speeds
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
@@ -71,10 +71,7 @@ def measure(quick: bool) -> list[Row]:
             {
                 "method": name,
                 "graphs": graphs,
-                "unmerged_s": result.seconds["unmerged"].median,
-                "speedup": result.speedup,
-                "oracle_speedup": result.oracle_speedup,
-                "oracle_share": result.oracle_share,
+                **speeds(result),
             }
         )
     return rows

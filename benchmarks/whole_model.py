@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from common import Row, run
+from common import Row, run, speeds
 from transformers import (
     PreTrainedModel,
     VideoMAEConfig,
@@ -75,10 +75,7 @@ def measure(quick: bool) -> list[Row]:
                 "r": case.r,
                 "batch_size": case.batch_size,
                 "rounds": rounds,
-                "unmerged_s": result.seconds["unmerged"].median,
-                "speedup": result.speedup,
-                "oracle_speedup": result.oracle_speedup,
-                "oracle_share": result.oracle_share,
+                **speeds(result),
             }
         )
     return rows

@@ -29,15 +29,17 @@ def read_sweep() -> Results:
 
 def sweep() -> str:
     """Return all rows of the sweep, with what it was measured on."""
-    return f"{to_markdown(read_sweep())}\n{_measured(read_sweep())}\n"
+    results = read_sweep()
+    return f"{to_markdown(results)}\n{_measured(results)}\n"
 
 
 def sweep_merging() -> str:
     """Return the rows of the sweep that merge, without the controls, in few columns."""
+    results = read_sweep()
     header = "| | top-1 % | same class as unmerged % | tokens left | GFLOPs | speed-up |"
     lines = [header, "|---|---:|---:|---:|---:|---:|"]
-    lines += [_short_row(row) for row in read_sweep().rows if "control" not in row]
-    return "\n".join([*lines, "", _measured(read_sweep())]) + "\n"
+    lines += [_short_row(row) for row in results.rows if "control" not in row]
+    return "\n".join([*lines, "", _measured(results)]) + "\n"
 
 
 def _short_row(row: dict[str, Any]) -> str:

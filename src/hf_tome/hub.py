@@ -79,7 +79,7 @@ def from_pretrained(
             f"{id_or_dir} has neither a {CONFIG_NAME} nor the key {CONFIG_KEY!r} in its config.json; pass "
             "`merge_config=MergeConfig(r=16)`."
         )
-    model = (auto_class or _own_class(config)).from_pretrained(id_or_dir, **kwargs)
+    model = (auto_class or own_class(config)).from_pretrained(id_or_dir, **kwargs)
     return apply(model, chosen)
 
 
@@ -95,6 +95,7 @@ def find_merge_config(id_or_dir: str | Path, config: Any = None, **hub_kwargs: A
     return None if values is None else MergeConfig.from_dict(values)
 
 
-def _own_class(config: Any) -> Any:
+def own_class(config: Any) -> Any:
+    """Return the class that a config says its model was saved as, `AutoModel` where it is none of transformers'."""
     names = getattr(config, "architectures", None) or []
     return getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel

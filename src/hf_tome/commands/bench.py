@@ -67,16 +67,15 @@ def _load(name: str, device: str, dtype: str) -> Any:
     """Load a model in the class that it was saved as; of one with a text tower, the tower that merges."""
     from operator import attrgetter
 
-    import transformers
+    from transformers import AutoConfig
 
     from ..apply import apply, remove, towers
     from ..config import MergeConfig
     from ..evaluation.source import is_folder
+    from ..hub import own_class
 
     is_folder(name, "model")  # a path that is none would be taken for a Hub id
-    architectures = transformers.AutoConfig.from_pretrained(name).architectures or ["AutoModel"]
-    loader = getattr(transformers, architectures[0], transformers.AutoModel)
-    model = loader.from_pretrained(name, dtype=dtype).to(device).eval()
+    model = own_class(AutoConfig.from_pretrained(name)).from_pretrained(name, dtype=dtype).to(device).eval()
     path = towers(apply(model, MergeConfig(r=0)))[0].path if hasattr(model.config, "text_config") else ""
     return attrgetter(path)(remove(model)) if path else model
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
 from ..audio import read_audio
 from ..config import MergeConfig
 from ..evaluation.source import is_folder
+from ..hub import own_class
 from ..video import frame_count, read_frames
 from ..visualize import TokenGrid, input_kind, trace_input
 
@@ -27,9 +27,7 @@ def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
         UnsupportedModelError: tokens cannot be merged in this model.
     """
     is_folder(name, "model")  # a path that is none would be taken for a Hub id
-    architectures = AutoConfig.from_pretrained(name).architectures or []
-    loader = getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
-    model = loader.from_pretrained(name, dtype="float32").to(device).eval()
+    model = own_class(AutoConfig.from_pretrained(name)).from_pretrained(name, dtype="float32").to(device).eval()
     processors: Any = AutoFeatureExtractor if input_kind(model) == "audio" else AutoImageProcessor
     return model, processors.from_pretrained(name)
 

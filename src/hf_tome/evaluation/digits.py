@@ -66,12 +66,3 @@ def _split_arrays(split: str) -> tuple[np.ndarray, list[int]]:
     )
     chosen = np.sort(train if split == "train" else test)  # in the order of the file, whatever the split's shuffle
     return pixels[chosen], bunch.target[chosen].tolist()
-
-
-TEMPLATES = (
-    "a photo of the digit {}.",
-    "a photo of a {}.",
-    "This is a photo of {}.",
-    "a handwritten {}.",
-    "the number {}",
-)

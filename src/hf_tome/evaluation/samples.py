@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class Unusable(ValueError):
 
 
 @dataclass
-class Samples:
+class Samples(ABC):
     """Samples of one split; `skipped` fills up while they are iterated over.
 
     Attributes:
@@ -75,9 +76,9 @@ class Samples:
                 logger.warning("Skipped %s: %s", found.sample, found.reason)
             yield found
 
+    @abstractmethod
     def content_and_label(self, row: Any) -> tuple[Any, Any]:
         """Return what a row holds, decoded; whatever this raises is the reason to skip the sample."""
-        raise NotImplementedError
 
     def _rows(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
         if hasattr(self.rows, "__len__"):

@@ -40,6 +40,8 @@ def open_shards(path: Path, streaming: bool = False) -> dict[str, Any]:
 
 
 def _with_label(rows: Any) -> Any:
+    import datasets
+
     features = rows.features
     for name in LABEL_FIELDS:
         if name in features:
@@ -48,22 +50,16 @@ def _with_label(rows: Any) -> Any:
     if isinstance(entries, dict):
         for name in LABEL_FIELDS:
             if name in entries:
-                return _add(rows, ["json"], entries[name], lambda record, name=name: record[name])
-    return _add(rows, ["__key__"], _string(), lambda key: Path(key).parent.name or None)
+                return _add(rows, "json", entries[name], lambda record, name=name: record[name])
+    return _add(rows, "__key__", datasets.Value("string"), lambda key: Path(key).parent.name or None)
 
 
-def _add(rows: Any, columns: list[str], feature: Any, label: Any) -> Any:
+def _add(rows: Any, column: str, feature: Any, label: Any) -> Any:
     """Return the rows with the label computed of one column; the images of a map-style set are not rewritten."""
     import datasets
 
     if isinstance(rows, datasets.IterableDataset):
         features = datasets.Features({**rows.features, LABEL: feature})
-        return rows.map(lambda value: {LABEL: label(value)}, input_columns=columns, features=features)
-    found = [label(value) for value in rows[columns[0]]]
+        return rows.map(lambda value: {LABEL: label(value)}, input_columns=column, features=features)
+    found = [label(value) for value in rows[column]]
     return rows.add_column(LABEL, found, feature=feature)
-
-
-def _string() -> Any:
-    import datasets
-
-    return datasets.Value("string")

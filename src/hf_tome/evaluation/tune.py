@@ -22,7 +22,6 @@ from .data import DataError
 from .job import Job
 from .output import QUALITY
 from .results import Results
-from .samples import Sample
 from .task import Progress, evaluate, to_model
 from .variants import UNMERGED
 
@@ -171,12 +170,12 @@ def _bisect(configs: Sequence[MergeConfig], is_met: Callable[[MergeConfig], bool
 @torch.inference_mode()
 def _size(job: Job) -> tuple[int, int]:
     """Return the tokens and the blocks of the model on one sample."""
-    samples = list(islice((found for found in job.data.read() if isinstance(found, Sample)), 1))
-    if not samples:
+    sample = next(iter(job.data), None)
+    if sample is None:
         raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
     apply(job.model, MergeConfig())
     try:
-        job.run(job.model, to_model(job.prepare(samples), job.model))
+        job.run(job.model, to_model(job.prepare([sample]), job.model))
         tokens = report(job.model).towers[0].tokens or ()
     finally:
         remove(job.model)
