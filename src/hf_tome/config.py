@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
+
+from .config_values import check_choice, index, normalise_layers, normalise_r, number
 
 CONFIG_NAME = "merge_config.json"
 FORMAT_VERSION = 1
@@ -128,26 +128,26 @@ class MergeConfig:
     where: str = "tower"
 
     def __post_init__(self):
-        _check_choice("method", self.method, tuple(METHOD_FIELDS))
-        object.__setattr__(self, "r", _normalise_r(self.r))
-        object.__setattr__(self, "layers", _normalise_layers(self.layers))
-        object.__setattr__(self, "threshold", _number("threshold", self.threshold, -1.0, 1.0))
+        check_choice("method", self.method, tuple(METHOD_FIELDS))
+        object.__setattr__(self, "r", normalise_r(self.r))
+        object.__setattr__(self, "layers", normalise_layers(self.layers))
+        object.__setattr__(self, "threshold", number("threshold", self.threshold, -1.0, 1.0))
         for name in ("adaptive_pruning", "trace", "restore"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it takes True or False.")
         if self.keep_ratio is not None:
-            object.__setattr__(self, "keep_ratio", _number("keep_ratio", self.keep_ratio, 0.5, 1.0, "None, or "))
+            object.__setattr__(self, "keep_ratio", number("keep_ratio", self.keep_ratio, 0.5, 1.0, "None, or "))
         if self.proportional_attention != "auto" and not isinstance(self.proportional_attention, bool):
             raise ValueError(
                 f"`proportional_attention` is {self.proportional_attention!r}; it takes True, False or 'auto'."
             )
-        _check_choice("batching", self.batching, BATCHINGS)
-        _check_choice("where", self.where, PLACES)
+        check_choice("batching", self.batching, BATCHINGS)
+        check_choice("where", self.where, PLACES)
         for name, choices in _CHOICES.items():
             if getattr(self, name) is not None:
-                _check_choice(name, getattr(self, name), choices, "None, or ")
-        object.__setattr__(self, "seed", _index("seed", self.seed))
-        object.__setattr__(self, "kmeans_iterations", _index("kmeans_iterations", self.kmeans_iterations, minimum=1))
+                check_choice(name, getattr(self, name), choices, "None, or ")
+        object.__setattr__(self, "seed", index("seed", self.seed))
+        object.__setattr__(self, "kmeans_iterations", index("kmeans_iterations", self.kmeans_iterations, minimum=1))
         self._check_applicable()
 
     def _check_applicable(self) -> None:
@@ -331,60 +331,3 @@ def _find_file(path: Path, id_or_dir: str | Path, hub_kwargs: dict[str, Any]) ->
         return Path(hf_hub_download(str(id_or_dir), CONFIG_NAME, **hub_kwargs))
     except HFValidationError:
         raise FileNotFoundError(f"{str(id_or_dir)!r} is neither a folder, a file nor a Hub id.") from None
-
-
-def _normalise_r(r: Any) -> int | tuple[int, float] | list[int]:
-    is_pair, is_list = isinstance(r, tuple) and len(r) == 2, isinstance(r, (list, tuple, range))
-    numbers = _indices(r[:1] if is_pair else r if is_list else [r])
-    if not numbers or (is_pair and not _is_number(r[1], -1.0, 1.0)):
-        raise ValueError(
-            f"`r` is {r!r}; it takes an integer of at least 0, a pair (r, inflection) with an inflection from -1 to "
-            "1, or a list of one integer per block."
-        )
-    if is_pair:
-        return numbers[0], float(r[1])
-    return numbers if is_list else numbers[0]
-
-
-def _normalise_layers(layers: Any) -> tuple[int, ...] | None:
-    if layers is None:
-        return None
-    is_listed = isinstance(layers, Iterable) and not isinstance(layers, (str, bytes))
-    given = list(layers) if is_listed else layers
-    numbers = _indices(given) if is_listed else None
-    if numbers is None:
-        raise ValueError(f"`layers` is {given!r}; it takes block numbers, as in range(8) or [2, 5, 8], or None.")
-    return tuple(sorted(set(numbers)))
-
-
-def _index(name: str, value: Any, minimum: int = 0) -> int:
-    numbers = _indices([value], minimum)
-    if numbers is None:
-        raise ValueError(f"`{name}` is {value!r}; it takes an integer of at least {minimum}.")
-    return numbers[0]
-
-
-def _indices(values: Iterable[Any], minimum: int = 0) -> list[int] | None:
-    """Return integers of any library as Python's, or `None` unless all are, and at least `minimum`."""
-    try:
-        numbers = [operator.index(value) for value in values]
-    except TypeError:
-        return None
-    sound = all(number >= minimum for number in numbers) and not any(isinstance(value, bool) for value in values)
-    return numbers if sound else None
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; it takes {also}one of {', '.join(map(repr, choices))}.")
-
-
-def _number(name: str, value: Any, low: float, high: float, also: str = "") -> float:
-    if not _is_number(value, low, high):
-        raise ValueError(f"`{name}` is {value!r}; it takes {also}a number from {low:g} to {high:g}.")
-    return float(value)
-
-
-def _is_number(value: Any, low: float, high: float) -> bool:
-    is_real = isinstance(value, Real) and not isinstance(value, bool)
-    return is_real and bool(low <= value <= high)

@@ -16,13 +16,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .generation import generation_job, load_generator
+from .generation import generation_job, job_arguments, load_generator
 from .generation_data import ImageTexts, data_name, find_column, first_texts, open_rows
 from .job import Job, JobOptions
 from .metrics import compute
 from .records import Record
 from .samples import Unusable
-from .source import public_name
 from .text_metrics import CaptionScores
 
 TASK = "image-to-text"
@@ -42,17 +41,7 @@ def image_to_text(options: JobOptions) -> Job:
     rows, split, column, columns = open_rows(options)
     find_column(columns, CAPTION_COLUMNS, "captions", data_name(options))
     model, processor = load_generator(options)
-    return captioning_job(
-        model,
-        processor,
-        rows,
-        name=public_name(options.model),
-        data_name=data_name(options),
-        split=split,
-        image_column=column,
-        prompt=options.prompt,
-        max_new_tokens=options.max_new_tokens,
-    )
+    return captioning_job(model, processor, rows, **job_arguments(options, split, column))
 
 
 def captioning_job(

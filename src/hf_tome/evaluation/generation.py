@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from .data import DataError
-from .generation_data import ImageTexts
+from .generation_data import ImageTexts, data_name
 from .generation_prompts import Prompts, image_token_id
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .metrics import compute
 from .records import Record
 from .samples import Sample
+from .source import public_name
 from .text_metrics import SameText
 
 CHUNK = 64
@@ -130,6 +131,18 @@ def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
             "own processor beside it: AutoProcessor.from_pretrained(original).save_pretrained(folder)."
         )
     return model, processor
+
+
+def job_arguments(options: JobOptions, split: str, image_column: str) -> dict[str, Any]:
+    """Return what the options say of a task's job, by the names of its arguments."""
+    return {
+        "name": public_name(options.model),
+        "data_name": data_name(options),
+        "split": split,
+        "image_column": image_column,
+        "prompt": options.prompt,
+        "max_new_tokens": options.max_new_tokens,
+    }
 
 
 def generation_job(

@@ -28,13 +28,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from .data import DataError
-from .generation import generation_job, load_generator
+from .generation import generation_job, job_arguments, load_generator
 from .generation_data import ImageTexts, as_texts, data_name, find_column, first_texts, open_rows
 from .job import Job, JobOptions
 from .metrics import PairedDrop, compute, percent
 from .records import Record
 from .samples import Unusable
-from .source import public_name
 from .text_metrics import AnswerAccuracy, hits, normal_answer
 
 TASK = "visual-question-answering"
@@ -65,17 +64,7 @@ def visual_question_answering(options: JobOptions) -> Job:
     find_column(columns, ANSWER_COLUMNS, "answers", source)
     _templates(options.prompt)  # before the model is loaded
     model, processor = load_generator(options)
-    return vqa_job(
-        model,
-        processor,
-        rows,
-        name=public_name(options.model),
-        data_name=source,
-        split=split,
-        image_column=column,
-        prompt=options.prompt,
-        max_new_tokens=options.max_new_tokens,
-    )
+    return vqa_job(model, processor, rows, **job_arguments(options, split, column))
 
 
 def vqa_job(
