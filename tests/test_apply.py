@@ -233,7 +233,7 @@ def test_the_library_is_quiet_and_light():
 
 
 # Each may import those before it (DESIGN.md: merging <- config, state <- adapters <- apply <- the rest <- cli).
-ORDER = ["version", "errors", "merging", "config", "packing", "state", "adapters", "apply"]
+ORDER = ["version", "errors", "merging", "config_values", "config", "packing", "state", "adapters", "apply"]
 
 
 def imports(path: Path) -> set[str]:
