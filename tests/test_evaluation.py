@@ -3,6 +3,7 @@
 import csv
 import json
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -154,6 +155,20 @@ def test_unreadable_images_are_skipped_and_listed(digit_folder):
     assert "cannot identify image file" in skipped["0/broken.png"]
     assert str(digit_folder) not in json.dumps(results.to_dict())
     assert "2 skipped" in output.to_table(results)
+
+
+@pytest.mark.parametrize("kept_as", ["bytes", "path", "decoded"])
+def test_photographs_are_turned_as_their_camera_noted(tmp_path, kept_as):
+    image = Image.new("RGB", (40, 20), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    image.save(tmp_path / "phone.jpg", exif=exif)
+    photograph = {"bytes": (tmp_path / "phone.jpg").read_bytes(), "path": None}
+    if kept_as == "path":
+        photograph = {"bytes": None, "path": str(tmp_path / "phone.jpg")}
+    if kept_as == "decoded":
+        photograph = datasets.Image().decode_example(photograph)
+    assert data.open_image(photograph).size == (20, 40)
 
 
 def test_nothing_readable_is_an_error(tmp_path):

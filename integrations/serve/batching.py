@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import io
 import time
 import warnings
 
@@ -15,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import hf_tome
 from hf_tome.evaluation.config_text import format_config, parse_config
 from hf_tome.hub import find_merge_config
+from hf_tome.image import read_image
 
 
 class BadImage(ValueError):
@@ -58,7 +58,7 @@ class Classifier:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
-                image = Image.open(io.BytesIO(content)).convert("RGB")
+                image = read_image(content)
                 return self.processor(image, return_tensors="pt")["pixel_values"][0]
             except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
                 raise BadImage(413, f"has too many pixels: {error}") from error

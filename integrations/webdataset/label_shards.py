@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import io
 import json
 import os
 import sys
@@ -29,6 +28,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 import hf_tome
 from hf_tome.evaluation.config_text import parse_config
+from hf_tome.image import read_image
 
 Columns = dict[str, list]
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
@@ -49,7 +49,7 @@ def batches(shard: str, size: int, skipped: list[dict]) -> Iterator[tuple[list[s
     keys, images = [], []
     for key, content in samples(shard):
         try:
-            images.append(Image.open(io.BytesIO(content)).convert("RGB"))
+            images.append(read_image(content))
             keys.append(key)
         except Exception as error:  # PIL raises a dozen kinds
             skipped.append({"shard": Path(shard).name, "key": key, "reason": f"{type(error).__name__}: {error}"})

@@ -13,6 +13,7 @@ from ..audio import read_audio
 from ..config import MergeConfig
 from ..evaluation.source import is_folder
 from ..hub import own_class
+from ..image import read_image
 from ..video import frame_count, read_frames
 from ..visualize import TokenGrid, input_kind, trace_input
 
@@ -46,16 +47,15 @@ def open_input(path: Path, model: PreTrainedModel, processor: Any) -> Any:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open an image file as RGB, turned as its camera noted, as `datasets` and transformers' pipelines do.
+    """Open an image file as RGB.
 
     Raises:
         ValueError: it cannot be read as an image.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return read_image(path)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"Cannot read {path} as an image: {error}.") from error
 

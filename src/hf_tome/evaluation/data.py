@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..image import read_image
 from .labels import ClassNames
 from .samples import first_line
 from .shards import has_shards, open_shards
@@ -143,11 +143,9 @@ def open_image(stored: Any) -> Image.Image:
     """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one."""
     from PIL import Image
 
-    if isinstance(stored, Image.Image):
+    if isinstance(stored, Image.Image):  # `datasets` has turned what it decodes
         return stored.convert("RGB")
-    content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
+    return read_image(stored["path"] if stored["bytes"] is None else stored["bytes"])
 
 
 def undecoded(rows: Any, image_column: str) -> Any:
