@@ -164,8 +164,11 @@ TOME = ("r=8", "r=16", "r=32", "r=64")
 MAME = ("method=mame,threshold=0.9", "method=mame,threshold=0.8", "method=mame,threshold=0.7")
 PRUNED = ("method=random_prune,r=64",)
 """What shows that it matters which tokens go: as many as with r=64, at random."""
-BY_SIZE = ("r=32,proportional_attention=true", "r=64,proportional_attention=true")
-"""ToMe leaves proportional attention out for VideoMAE; this one is better with it."""
+BY_SIZE = (
+    *("r=32,proportional_attention=true", "r=64,proportional_attention=true"),
+    "method=mame,threshold=0.9,proportional_attention=true",
+)
+"""ToMe leaves proportional attention out for VideoMAE, and MaMe everywhere; this one is better with it."""
 
 DEMOS: dict[str, Demo] = {
     "image": Demo(
