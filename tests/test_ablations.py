@@ -3,9 +3,9 @@
 import pytest
 import torch
 import transformers as tf
-from zoo import IMAGE, IMG, SMALL, ZOO
+from zoo import IMAGE, SMALL, ZOO
 
-from hf_tome import MergeConfig, apply, remove, report
+from hf_tome import MergeConfig, apply
 from hf_tome.adapters.matching import METHODS, Request
 from hf_tome.apply import towers
 from hf_tome.config import COMBINES, DISTANCES, HEAD_AGGREGATIONS, METRICS, PARTITIONS
@@ -94,32 +94,3 @@ def test_mame_merges_in_the_first_two_thirds_by_default():
     config = tf.ViTConfig(**{**SMALL, "num_hidden_layers": 12}, **IMAGE)
     tower = towers(apply(tf.ViTModel(config), MergeConfig(method="mame")))[0]
     assert [layer for layer, merges in enumerate(tower.merging) if merges] == list(range(8))
-
-
-def test_any_tower_in_an_encoder_decoder_and_a_dual_encoder():
-    text = tf.BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=48,
-        is_decoder=True,
-    )
-    text.add_cross_attention = True
-    vit = tf.ViTConfig(**SMALL, **IMAGE)
-    captioner = tf.VisionEncoderDecoderModel(encoder=tf.ViTModel(vit), decoder=tf.BertLMHeadModel(text)).eval()
-    inputs = {**IMG(2), "decoder_input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}
-    with torch.no_grad():
-        plain = captioner(**inputs).logits
-        assert not torch.equal(captioner(**inputs).logits, apply(captioner, MergeConfig(r=8))(**inputs).logits)
-        assert report(captioner).towers[0].tokens_out == 41
-        assert torch.equal(remove(captioner)(**inputs).logits, plain)
-    text = tf.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
-    )
-    dual = tf.VisionTextDualEncoderModel(vision_model=tf.ViTModel(vit), text_model=tf.BertModel(text)).eval()
-    apply(dual, MergeConfig(r=8))
-    with torch.no_grad():
-        out = dual(**IMG(2), input_ids=torch.tensor([[1, 2], [3, 4]]))
-    assert out.logits_per_image.shape == (2, 2)
-    assert [tower.path for tower in towers(dual)] == ["vision_model"]

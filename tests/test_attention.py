@@ -110,8 +110,7 @@ def run_with_hidden_keys(model, blocks, hidden, hide, **kwargs):
 @pytest.mark.parametrize("name", ["dinov3", "beit", "beit-shared"])
 def test_positions_follow_the_tokens(name):
     # Pruning in block 0 is the same as hiding the pruned tokens from attention ever after. Upstream's blocks do the
-    # latter with
-    # their own rotary tables and position biases, so a wrong row of ours would show.
+    # latter with their own rotary tables and position biases, so a wrong row of ours would show.
     zoo = BY_NAME[name]
     model = zoo.make("eager")
     tower = next(module for module in model.modules() if type(module).__name__ == zoo.tower)

@@ -24,8 +24,7 @@ def apply(model: ModelT, config: MergeConfig) -> ModelT:
     """Merge tokens in every vision or audio tower of a model, in place.
 
     The blocks' classes are swapped for subclasses; parameters, state dict, config and the model's own class stay as
-    they
-    are. A second call replaces the first config.
+    they are. A second call replaces the first config.
 
     Args:
         model: a transformers model, or a pipeline, PEFT model or compiled model around one.

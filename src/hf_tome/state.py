@@ -24,16 +24,13 @@ class ForwardState:
     """One forward pass through one tower.
 
     Block i reads entry i of each list and writes entry i + 1, so that a block that is run again by gradient
-    checkpointing
-    finds what it found the first time, and gives the same. It is handed from block to block as an argument, never
-    shared
-    between passes.
+    checkpointing finds what it found the first time, and gives the same. It is handed from block to block as an
+    argument, never shared between passes.
 
     Attributes:
         size: (B, N_i, 1) going into block i, 0 for padding; `None` while nothing has merged and nothing is padded.
         position: (B, N_i) int64, the input position that each token keeps; `None` while nothing has merged, or where
-        no
-            part of the model asks for it.
+            no part of the model asks for it.
         source: (B, N_0) int64, the token that holds each input token going into block i; with `trace` only.
         match: the merge that block i did; kept with `trace`, `restore` and several `reads` only.
         tokens: the number of tokens going into block i, padding included.

@@ -333,11 +333,13 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 
+MEMORY = (Head("zero_padding", "encoder"), Head("zeros_stay", "enc_to_dec_proj"), Head("masked_memory", "decoder"))
+
 TOWERS: dict[str, Family] = {family.tower: family for family in FAMILIES}
 """The rows by the class name of the module that owns the blocks."""
 
 WRAPPERS: dict[str, tuple[Head, ...]] = {
-    "VisionEncoderDecoderModel": (TOKENS,),
+    "VisionEncoderDecoderModel": (TOKENS, *MEMORY),
     "VisionTextDualEncoderModel": (CLASS_TOKEN,),
     **VISION_LANGUAGE,
 }

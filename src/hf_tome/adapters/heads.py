@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..state import Link
 from .attention import log_size
 from .generator import MergedGenerator
+from .memory import MaskedMemory, ZeroPadding, ZerosStay
 from .swap import LINK, Swapped
 from .timm_vit import TimmTower
 from .vlm import MergedImageModel, ProjectedImageModel
@@ -117,6 +118,9 @@ HEADS: dict[str, type | None] = {
     "latent_pool": LatentPool,
     "timm_pool": TimmTower,
     "drop_mask": DropMask,
+    "zero_padding": ZeroPadding,
+    "zeros_stay": ZerosStay,
+    "masked_memory": MaskedMemory,
     "image_features": MergedImageModel,
     "projected": ProjectedImageModel,
     "generator": MergedGenerator,

@@ -49,8 +49,7 @@ def is_swapped(module: nn.Module) -> bool:
 @cache
 def _subclass(mixin: Any, base: Any) -> type:
     # The name stays: device maps, FSDP policies and printed models go by it. GradientCheckpointingLayer wraps the
-    # forward of
-    # every new subclass, so the mixin's is checkpointed as the original is.
+    # forward of every new subclass, so the mixin's is checkpointed as the original is.
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (mixin, base), names)
 
