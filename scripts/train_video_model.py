@@ -40,8 +40,9 @@ CARD = Card(
     training=", ".join(f"{epochs} epochs on {shown} of {SLICES} slices of each clip" for shown, epochs, _ in STAGES)
     + ", with a teacher of single tubelets that is not kept",
     merging="Strong merging needs the sizes in the attention too (`proportional_attention=true`), with MaMe all the "
-    "more: the default leaves them out for VideoMAE, as both papers do. Dropping tokens at random (`random_prune`) costs little here, for every "
-    "slice of time shows the digit again; merging random pairs costs more, see `tests/test_demo.py`.",
+    "more: the default leaves them out for VideoMAE, as both papers do. Dropping tokens at random (`random_prune`) "
+    "costs little here, for every slice of time shows the digit again; merging random pairs costs more, see "
+    "`tests/test_demo.py`.",
     command="train_video_model.py",
 )
 

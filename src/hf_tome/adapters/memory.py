@@ -1,8 +1,8 @@
 """Decoders that attend to a tower's tokens (`VisionEncoderDecoderModel`): their cross-attention leaves padding out.
 
-Where MaMe leaves images of a batch with unequal numbers of tokens, the shorter ones are padded, and the model hands its
-decoder no mask. Generation repeats the tower's output for beams and passes it on by itself, so padding is told by the
-tokens: it is all zeros, which no token is.
+Where MaMe leaves the images of a batch with unequal numbers of tokens, the shorter ones are padded, and the model hands
+its decoder no mask. Generation repeats the tower's output for beams and passes it on by itself, so padding is told by
+the tokens: it is all zeros, which no token is.
 """
 
 from __future__ import annotations
@@ -51,11 +51,8 @@ class MaskedMemory(Swapped):
         **kwargs: Any,
     ) -> Any:
         """Attend to tokens (B, M, C), but for those that are zeros."""
-        if (
-            encoder_hidden_states is not None
-            and encoder_attention_mask is None
-            and any(getattr(self, LINK).tower.merging)
-        ):
+        merges = any(getattr(self, LINK).tower.merging)
+        if merges and encoder_hidden_states is not None and encoder_attention_mask is None:
             padding = _is_padding(encoder_hidden_states)
             if torch.compiler.is_compiling() or bool(padding.any()):
                 encoder_attention_mask = (~padding).long()
