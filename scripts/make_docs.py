@@ -14,9 +14,9 @@ from sections import fill
 
 from hf_tome.adapters.connectors import CONNECTORS
 from hf_tome.adapters.families import FAMILIES, WRAPPERS
-from hf_tome.adapters.language import FEWER, GRID, NOT_PROJECTED, VISION_LANGUAGE
+from hf_tome.adapters.language import FEWER, NOT_PROJECTED, VISION_LANGUAGE
 from hf_tome.adapters.refused import BY_REASON
-from hf_tome.adapters.spec import Family
+from hf_tome.adapters.spec import RESTORE, Family
 from hf_tome.adapters.timm_vit import TIMM_FAMILIES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -101,9 +101,12 @@ def supported_table() -> list[str]:
 
 def language_table() -> list[str]:
     """Return a Markdown table with a line for each vision-language model that owns a tower."""
-    says = {FEWER: "fewer tokens", GRID: "tower alone"}
     lines = ['| model | `where="tower"` | `where="projected"` |', "|---|---|---|"]
-    in_tower = {name: says[heads] for name, heads in VISION_LANGUAGE.items() if heads in says}
+    in_tower = {
+        name: "tower alone" if RESTORE in heads else "fewer tokens"
+        for name, heads in VISION_LANGUAGE.items()
+        if RESTORE in heads or heads == FEWER
+    }
     for name in [*in_tower, *(name for name in CONNECTORS if name not in in_tower)]:
         projected = "fewer tokens" if name in CONNECTORS else f"refused: {NOT_PROJECTED[name]}"
         lines.append(f"| `{name}` | {in_tower.get(name, 'refused, see below')} | {projected} |")

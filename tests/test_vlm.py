@@ -384,6 +384,9 @@ def test_limits_streamers_and_criteria_see_the_prompt_as_passed(config):
     expected = model.generate(**inputs, max_new_tokens=4)
     model.generation_config.max_new_tokens = None
     assert torch.equal(model.generate(**inputs, max_length=length + 4), expected)
+    model.generation_config.max_new_tokens = 1  # which `None` takes back
+    assert torch.equal(model.generate(**inputs, max_length=length + 4, max_new_tokens=None), expected)
+    model.generation_config.max_new_tokens = None
     assert torch.equal(
         model.generate(**inputs, generation_config=tf.GenerationConfig(max_length=length + 4)), expected
     )
@@ -468,6 +471,28 @@ def test_a_cache_of_the_callers_own(config):
     assert torch.equal(model.generate(input_ids=ids, past_key_values=cache), whole)
     # What the cache remembers does not go with the config.
     assert torch.equal(apply(model, MergeConfig(r=0)).generate(input_ids=ids, past_key_values=twin), whole)
+
+
+@every_config
+def test_a_cache_that_is_reset_begins_anew(config):
+    model = merged(config)
+    inputs = full_prompts(model, [2])
+    text = torch.tensor([[5, 6, 7, 8]])
+    expected, plain = model.generate(**inputs), model.generate(text)
+    cache = tf.StaticCache(model.config.get_text_config(), max_cache_len=200)
+    for prompt, answer in ((inputs, expected), ({"input_ids": text}, plain), (inputs, expected)):
+        assert torch.equal(model.generate(**prompt, past_key_values=cache), answer)
+        cache.reset()
+
+
+@every_config
+def test_a_cache_made_of_the_tensors_of_another(config):
+    model = merged(config)
+    inputs = full_prompts(model, [1])
+    first = model.generate(**inputs, return_dict_in_generate=True)
+    copied = tf.DynamicCache([(layer.keys, layer.values) for layer in first.past_key_values.layers])
+    with pytest.raises(ValueError, match=r"placeholders after those.*the object that a call returned"):
+        model.generate(input_ids=first.sequences, past_key_values=copied)
 
 
 @every_config
@@ -609,6 +634,9 @@ def test_feature_layer_of_one_call():
     assert len(vip.model.get_image_features(inputs["pixel_values"], vision_feature_layers=1).pooler_output[0]) == 58
     with pytest.raises(ValueError, match=r"vision_feature_layer.*\[7\].*hidden states 0 to 4"):
         model(**inputs, vision_feature_layer=7)
+    late = merged(MergeConfig(r=6, layers=[2, 3]))
+    with pytest.raises(ValueError, match=r"merges in blocks \[2, 3\] only.*before block 1"):
+        late.generate(**inputs, vision_feature_layer=1)
 
 
 BAD = {

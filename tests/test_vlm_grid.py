@@ -8,7 +8,8 @@ import torch
 import transformers as tf
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
-from hf_tome.adapters.language import GRID, VISION_LANGUAGE
+from hf_tome.adapters.language import VISION_LANGUAGE
+from hf_tome.adapters.spec import RESTORE
 from hf_tome.adapters.swap import is_swapped
 from hf_tome.apply import towers
 
@@ -102,6 +103,9 @@ MODELS = (
     Grid("InternVL", {**SMALL, **SQUARE, "use_qk_norm": True}, "qwen2", token="image_token_id"),
 )
 
+LAYERS = ("LlavaNext", "LlavaNextVideo", "LlavaOnevision", "VideoLlava", "AyaVision", "InternVL")
+"""Those whose calls may name a feature layer."""
+
 every_model = pytest.mark.parametrize("grid", MODELS, ids=lambda grid: f"{grid.name}-{grid.modality}")
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -114,7 +118,7 @@ def without_gradients():
 
 def test_every_row_has_a_model():
     tested = {f"{grid.name}Model" for grid in MODELS} | {"T5Gemma2Encoder", "PI0Model"}
-    assert tested == {name for name, heads in VISION_LANGUAGE.items() if heads == GRID}
+    assert tested == {name for name, heads in VISION_LANGUAGE.items() if RESTORE in heads}
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -176,6 +180,22 @@ def test_features_are_those_of_the_tower_restored_by_itself(grid, config):
     alone(*args, **{name: value for name, value in kwargs.items() if "output" not in name})
     torch.testing.assert_close(caught["inside"][2], caught["alone"][2])
     assert caught["inside"][0][0].shape[1] < caught["inside"][2].shape[1]
+
+
+@pytest.mark.parametrize(
+    "grid", [grid for grid in MODELS if grid.name in LAYERS], ids=lambda grid: f"{grid.name}-{grid.modality}"
+)
+def test_a_layer_of_one_call_before_the_grid_is_back(grid):
+    model = grid.make()
+    inputs = grid.inputs(model)
+    plain = model(**inputs, vision_feature_layer=1).logits
+    assert torch.equal(apply(model, MergeConfig(r=0))(**inputs, vision_feature_layer=1).logits, plain)
+    apply(model, MergeConfig(r=6))
+    later = model(**inputs, vision_feature_layer=-1)  # the grid is back
+    assert later.logits.shape == plain.shape
+    with pytest.raises(ValueError, match=r"`vision_feature_layer` is 1 in this call.*before block"):
+        model(**inputs, vision_feature_layer=1)
+    assert torch.equal(remove(model)(**inputs, vision_feature_layer=1).logits, plain)
 
 
 @every_model

@@ -222,6 +222,9 @@ def test_a_conversation_goes_on_with_its_cache(vlm, where):
         name = "mm_token_type_ids" if vlm.connector.mrope else "token_type_ids"
         grown[name] = torch.cat([inputs[name], types], dim=1)
     whole = model.generate(input_ids=ids, **grown, **no_images, **vlm.images([[0], [1]]))
+    new = {name: x if name == "attention_mask" else x[:, -4:] for name, x in {"input_ids": ids, **grown}.items()}
+    by_new = model.generate(**new, **no_images, past_key_values=copy.deepcopy(first.past_key_values))
+    assert torch.equal(by_new[:, 4:], whole[:, ids.shape[1] :])
     by_cache = model.generate(input_ids=ids, **grown, **no_images, past_key_values=first.past_key_values)
     assert torch.equal(by_cache, whole)
 

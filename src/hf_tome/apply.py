@@ -68,7 +68,8 @@ def _attach(planned: Plan) -> None:
         swap(block, MergedBlock, Link(planned.tower, index))
         swap(attention, ATTENTIONS[planned.tower.family.library], Link(planned.tower, index))
     for site, mixin in planned.sites:
-        swap(site, mixin, Link(planned.tower))
+        if not is_swapped(site):  # Video-LLaVA's towers, one for images and one for videos, ask for the same
+            swap(site, mixin, Link(planned.tower))
 
 
 def _links(model: nn.Module) -> list[Link]:

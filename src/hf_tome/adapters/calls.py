@@ -34,9 +34,14 @@ def cache_of(out: Any) -> Cache | None:
 
 
 def first(sources: Sequence[Any], name: str) -> Any:
-    """Return the first value of a generation setting that is set: by argument, config, or the model's config."""
-    values = (source.get(name) if isinstance(source, dict) else getattr(source, name, None) for source in sources)
-    return next((value for value in values if value is not None), None)
+    """Return the first value of a generation setting that is set: by argument (`None` too), config, or the model's."""
+    for source in sources:
+        if isinstance(source, dict) and name in source:
+            return source[name]
+        value = getattr(source, name, None)
+        if value is not None:
+            return value
+    return None
 
 
 def pad_token_id(model: Any, call: dict[str, Any]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .calls import arguments, first, has_images, inferred_mask, pad_token_id
-from .history import continue_generate, remember, remembered, without_history
+from .history import check_unmarked, continue_generate, remember, remembered, without_history
 from .placeholders import Shortening
 from .prompts import Prompt, show_prompt
 from .vlm import MergedModel
@@ -25,11 +25,13 @@ class MergedGenerator(MergedModel):
         call = arguments(plain, args, kwargs)
         cache = call.get("past_key_values")
         history = remembered(cache)
-        if history is None and not (self._merges and has_images(call)):
-            return plain(*args, **kwargs)
         if call.get("inputs") is not None:
             call["input_ids"] = call.pop("inputs")
         ids = call.get("input_ids")
+        if history is None and not (self._merges and has_images(call)):
+            if self._merges and cache is not None and ids is not None:
+                check_unmarked(cache, self._placeholders(ids, None))
+            return plain(*args, **kwargs)
         length = (call["inputs_embeds"] if ids is None else ids).shape[1]
         if call.get("attention_mask") is None:
             call["attention_mask"] = inferred_mask(self, ids, call)

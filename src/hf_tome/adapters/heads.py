@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..state import Link
 from .attention import log_size
 from .generator import MergedGenerator
+from .grid import GridLayers, GridVideoLayers
 from .memory import MaskedMemory, ZeroPadding, ZerosStay
 from .swap import LINK, Swapped
 from .timm_vit import TimmTower
@@ -121,6 +122,8 @@ HEADS: dict[str, type | None] = {
     "zero_padding": ZeroPadding,
     "zeros_stay": ZerosStay,
     "masked_memory": MaskedMemory,
+    "grid_layers": GridLayers,
+    "grid_video_layers": GridVideoLayers,
     "image_features": MergedImageModel,
     "projected": ProjectedImageModel,
     "generator": MergedGenerator,

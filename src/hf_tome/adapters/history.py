@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
-from .placeholders import Shortening, shorten_call
+from .placeholders import FILL, Shortening, shorten_call
 
 MARK = "_hf_tome_shortening"
+PER_TOKEN = ("input_ids", *(name for name in FILL if name != "attention_mask"))
+"""What a call that goes on may hold for its new tokens alone; a mask is that of the whole conversation."""
 NEW_IMAGE = (
     "There is a new image, but `past_key_values` are already filled: the surplus placeholders of a merged image have "
     "to leave the prompt before a cache is built on it. Leave `past_key_values` out and pass the whole conversation "
@@ -20,7 +23,9 @@ NEW_IMAGE = (
 
 
 def remembered(cache: Any) -> Shortening | None:
-    """Return how the prompts in a cache were shortened, or `None`."""
+    """Return how the prompts in a cache were shortened, or `None`; one that was reset forgets it."""
+    if getattr(cache, MARK, None) is not None and not int(cache.get_seq_length()):
+        delattr(cache, MARK)
     return getattr(cache, MARK, None)
 
 
@@ -72,11 +77,33 @@ def continue_generate(
         )
     if mask is None:
         call["attention_mask"] = torch.ones_like(placeholders, dtype=torch.int64)
-    kept_whole = () if whole else ("input_ids", "inputs_embeds")
-    new: dict[str, Any] = {name: call.pop(name) for name in kept_whole if name in call}
+    new = {} if whole else {name: call.pop(name) for name in PER_TOKEN if _columns(call.get(name)) == length}
     shorten_call(call, history, pad_token_id)
     call.update(new)
     return history
+
+
+def check_unmarked(cache: Any, placeholders: Tensor) -> None:
+    """Raise where a prompt goes on behind a cache that ends among its images, and that says nothing of merging.
+
+    Args:
+        placeholders: (B, L) bool, of the prompt.
+
+    Raises:
+        ValueError: there are images behind what the cache holds, and none in the call.
+    """
+    past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+    if past and bool(placeholders[:, past:].any()):
+        raise ValueError(
+            f"`past_key_values` hold {past} tokens, and the prompt has image placeholders after those, but there is "
+            "no image. A cache knows how merging shortened its prompts as long as it is the object that a call "
+            "returned; one that is built anew from its tensors does not. Pass that object, or leave "
+            "`past_key_values` out and pass the whole conversation with all of its images."
+        )
+
+
+def _columns(argument: Any) -> int:
+    return argument.shape[1] if isinstance(argument, Tensor) else -1
 
 
 def continue_forward(call: dict[str, Any], history: Shortening, has_images: bool, first_position: int = 0) -> None:

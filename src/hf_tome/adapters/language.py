@@ -13,6 +13,8 @@ from .spec import RESTORE, Head
 FEWER = (Head("image_features", says="hands the merged tokens to the language model, whose placeholders follow"),)
 GENERATOR = (Head("generator"),)
 GRID = (RESTORE,)
+GRID_LAYERS = (RESTORE, Head("grid_layers", on_grid=True))  # whose calls may name other layers of the tower to read
+GRID_VIDEO_LAYERS = (RESTORE, Head("grid_video_layers", on_grid=True))
 AROUND: tuple[Head, ...] = ()  # around a model that is listed by itself
 
 PROJECTED = Head(
@@ -25,13 +27,13 @@ VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "LlavaForConditionalGeneration": GENERATOR,
     "VipLlavaModel": FEWER,
     "VipLlavaForConditionalGeneration": GENERATOR,
-    "LlavaNextModel": GRID,
+    "LlavaNextModel": GRID_LAYERS,
     "LlavaNextForConditionalGeneration": AROUND,
-    "LlavaNextVideoModel": GRID,
+    "LlavaNextVideoModel": GRID_VIDEO_LAYERS,
     "LlavaNextVideoForConditionalGeneration": AROUND,
-    "LlavaOnevisionModel": GRID,
+    "LlavaOnevisionModel": GRID_VIDEO_LAYERS,
     "LlavaOnevisionForConditionalGeneration": AROUND,
-    "VideoLlavaModel": GRID,
+    "VideoLlavaModel": GRID_VIDEO_LAYERS,
     "VideoLlavaForConditionalGeneration": AROUND,
     "PaliGemmaModel": FEWER,
     "PaliGemmaForConditionalGeneration": GENERATOR,
@@ -46,7 +48,7 @@ VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "T5Gemma2ForConditionalGeneration": AROUND,
     "T5Gemma2ForSequenceClassification": AROUND,
     "T5Gemma2ForTokenClassification": AROUND,
-    "AyaVisionModel": GRID,
+    "AyaVisionModel": GRID_LAYERS,
     "AyaVisionForConditionalGeneration": AROUND,
     "Cohere2VisionModel": GRID,
     "Cohere2VisionForConditionalGeneration": AROUND,
@@ -60,7 +62,7 @@ VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "Idefics3ForConditionalGeneration": AROUND,
     "SmolVLMModel": GRID,
     "SmolVLMForConditionalGeneration": AROUND,
-    "InternVLModel": GRID,
+    "InternVLModel": GRID_LAYERS,
     "InternVLForConditionalGeneration": AROUND,
 }
 """By class name, for the models around a tower; see `heads.HEADS`."""

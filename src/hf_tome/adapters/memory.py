@@ -1,8 +1,8 @@
 """Decoders that attend to a tower's tokens (`VisionEncoderDecoderModel`): their cross-attention leaves padding out.
 
-Where MaMe leaves the images of a batch with unequal numbers of tokens, the shorter ones are padded, and the model hands
-its decoder no mask. Generation repeats the tower's output for beams and passes it on by itself, so padding is told by
-the tokens: it is all zeros, which no token is.
+Where MaMe leaves the images of a batch with unequal numbers of tokens, the shorter ones are padded, and the model
+hands its decoder no mask. Generation repeats the tower's output for beams and passes it on by itself, so padding is
+told by the tokens: it is all zeros, which no token is.
 """
 
 from __future__ import annotations

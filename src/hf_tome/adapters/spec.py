@@ -37,16 +37,16 @@ class Head:
     """What a model does with the tokens after the last block, and where hf_tome has a hand in it.
 
     Attributes:
-        kind (`str`): `"class_token"`, `"tokens"`, `"mean_input"`, `"mean_output"`, `"attention_pool"`, `"drop_mask"`,
-            `"functional_pool"`, `"latent_pool"`, `"timm_pool"`, `"zero_padding"`, `"zeros_stay"`, `"masked_memory"`,
-            `"restore"`, `"image_features"`, `"projected"`, `"generator"`; see `heads.HEADS`.
+        kind (`str`): a name in `heads.HEADS`.
         site (`str`): dotted path, from the model that owns the head, of the module that is swapped.
         says (`str`): how `report` puts it.
+        on_grid (`bool`): whether it has a hand in it also where the full grid is restored.
     """
 
     kind: str
     site: str = ""
     says: str = ""
+    on_grid: bool = False
 
 
 CLASS_TOKEN = Head("class_token", says="reads the special tokens, which are never merged")

@@ -5,7 +5,8 @@ The instance keeps its parameters, buffers, hooks and name, so state dicts, devi
 
 from __future__ import annotations
 
-from functools import cache
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -27,6 +28,32 @@ class Swapped(_Module):
         return _rebuild, (mixin, base), self.__dict__
 
 
+class StandIn(Swapped):
+    """Marks those that stand in for whole models: transformers asks for signatures, so they are the model's own."""
+
+    methods: tuple[str, ...] = ()
+    """What is overridden."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if len(cls.__bases__) == 2:  # made by `swap`
+            mixin, base = cls.__bases__
+            for name in cls.methods:
+                setattr(cls, name, _with_signature(getattr(mixin, name), getattr(base, name)))
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Build a plain model where one is built from a config, as in `type(model).from_pretrained(...)`."""
+        return cls.__bases__[1](*args, **kwargs) if args or kwargs else super().__new__(cls)
+
+
+def _with_signature(method: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(like)
+    def standing_in(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *args, **kwargs)
+
+    return standing_in
+
+
 def swap(module: nn.Module, mixin: type, link: Link) -> None:
     """Give `module` the behaviour of `mixin`, and the link that it reads."""
     base: Any = type(module)
@@ -46,7 +73,7 @@ def is_swapped(module: nn.Module) -> bool:
     return isinstance(module, Swapped)
 
 
-@cache
+@functools.cache
 def _subclass(mixin: Any, base: Any) -> type:
     # The name stays: device maps, FSDP policies and printed models go by it. GradientCheckpointingLayer wraps the
     # forward of every new subclass, so the mixin's is checkpointed as the original is.

@@ -19,7 +19,12 @@ from .attention import AttentionCall, attention_received, log_size
 from .spec import CLASS_TOKEN, TOKENS, Family, Head
 from .swap import LINK, Swapped
 
-POOL = Head("timm_pool", "timm_model", says="pools as `global_pool` says, with means and attention weighted by size")
+POOL = Head(
+    "timm_pool",
+    "timm_model",
+    says="pools as `global_pool` says, with means and attention weighted by size",
+    on_grid=True,
+)
 OWN_POOL = replace(POOL, site="")
 
 

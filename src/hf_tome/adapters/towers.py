@@ -15,7 +15,7 @@ from ..state import Tower
 from .attention import backend_of, check_backend
 from .connectors import CONNECTORS
 from .families import TOWERS, WRAPPERS
-from .features import IMAGE_FEATURES, cropped_tokens, has_feature_layers, read_layers
+from .features import IMAGE_FEATURES, check_reads, cropped_tokens, has_feature_layers, read_layers
 from .heads import HEADS, site_of
 from .language import VISION_LANGUAGE
 from .matching import METHODS
@@ -91,7 +91,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     restore = config.restore or needs_grid
     readers = [owner for owner, head in owned_heads if has_feature_layers(owner) or head.kind == IMAGE_FEATURES]
     reads = read_layers(readers[0], num_layers) if readers else ()
-    _check_reads(root, reads, merging, restore)
+    check_reads(type(root).__name__, reads, merging, restore)
     if restore and reads:
         blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
     attentions = [attrgetter(family.attention)(block) for block in blocks]
@@ -110,8 +110,8 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
         path=path,
         heads=tuple(head for owner, head in owned_heads if owner is not module or not reads),
     )
-    # A grid that is restored is averaged, and laid out, as ever; timm's tower has more than its pooling swapped.
-    sites = [] if tower.restore and family.library != "timm" else [_site(owner, head) for owner, head in owned_heads]
+    # A grid that is restored is averaged, and laid out, as ever.
+    sites = [_site(owner, head) for owner, head in owned_heads if head.on_grid or not tower.restore]
     found = [site for site in sites if site is not None]
     if family.library == "timm" and all(site is not module for site, _ in found):
         raise UnsupportedModelError(
@@ -120,23 +120,6 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
         )
     check_forwards([*blocks, *attentions, *(site for site, _ in found)])
     return Plan(tower, blocks, attentions, found)
-
-
-def _check_reads(root: nn.Module, reads: tuple[int, ...], merging: list[bool], restore: bool) -> None:
-    """Raise where every merge would come after the hidden state that the model reads."""
-    if not reads or not any(merging):
-        return
-    # A restored grid is read from the first of them on; tokens read at several places follow the last.
-    last = min(reads) if restore else max(reads)
-    if not any(merging[:last]):
-        raise ValueError(
-            f"The config merges in blocks {[i for i, merges in enumerate(merging) if merges]} only, but "
-            f"{type(root).__name__} reads its image features before block {last} (`vision_feature_layer`), so nothing "
-            f"of it would be seen. Let some of the blocks 0 to {last - 1} merge."
-            if last
-            else f"{type(root).__name__} reads its image features before the first block (`vision_feature_layer`), "
-            "so that no merge can come before; set a later feature layer."
-        )
 
 
 def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Module, Head]]:

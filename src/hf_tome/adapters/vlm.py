@@ -6,8 +6,6 @@ token, and the model's own code does the rest.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -17,12 +15,20 @@ from torch import Tensor
 from ..state import Tower
 from .calls import arguments, cache_of, has_images, pad_token_id
 from .connectors import OLD_LAYERS, Connector, connector_of
-from .features import check_image_size, cropped_tokens, has_feature_layers, image_tokens, read_layers, split_real
+from .features import (
+    check_image_size,
+    check_reads,
+    cropped_tokens,
+    has_feature_layers,
+    image_tokens,
+    read_layers,
+    split_real,
+)
 from .history import NEW_IMAGE, continue_forward, remember, remembered
 from .mrope import continued_positions, shortened_positions
 from .placeholders import Shortening, plan_shortening, shorten_call
 from .projected import merge_features
-from .swap import LINK, Swapped
+from .swap import LINK, StandIn
 
 FULL, PLACES = "hf_tome_placeholders", "hf_tome_places"
 """Attributes of image features that have merged: how many placeholders each image has in the prompt, which stay."""
@@ -33,22 +39,8 @@ NO_PLACES = (
 )
 
 
-class MergedModel(Swapped):
+class MergedModel(StandIn):
     """A model in whose prompts the placeholders follow the merged tokens."""
-
-    methods: tuple[str, ...] = ()
-    """What is overridden here; transformers asks for the signatures, so they are those of the model's own."""
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        if len(cls.__bases__) == 2:  # made by `swap`
-            mixin, base = cls.__bases__
-            for name in cls.methods:
-                setattr(cls, name, _with_signature(getattr(mixin, name), getattr(base, name)))
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Build a plain model where one is built from a config, as in `type(model).from_pretrained(...)`."""
-        return cls.__bases__[1](*args, **kwargs) if args or kwargs else super().__new__(cls)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on shortened prompts: logits, hidden states and the cache have as many columns as those."""
@@ -187,6 +179,7 @@ class MergedImageModel(MergedFeatures):
         strategy = call.pop("vision_feature_select_strategy", None)
         layers = call.pop("vision_feature_layer", call.pop(OLD_LAYERS, None))
         reads, cropped = read_layers(self, tower.num_layers, layers), cropped_tokens(self, strategy)
+        check_reads(type(self).__name__, reads, tower.merging)
         if cropped > tower.num_special:
             raise ValueError(
                 f"`vision_feature_select_strategy` {strategy!r} cuts off the first token, which merging was not told "
@@ -238,11 +231,3 @@ class ProjectedImageModel(MergedFeatures):
         setattr(out, FULL, full)
         setattr(out, PLACES, [image.place for image in merged])
         return out.to_tuple() if as_tuple else out
-
-
-def _with_signature(method: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(like)
-    def standing_in(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(self, *args, **kwargs)
-
-    return standing_in
