@@ -38,6 +38,7 @@ class ForwardState:
         padded: whether there may be padding among the tokens going into block i.
         packing: how the tokens going into block i lie in what works token by token (see `packing`).
         restored: whether the last block gave the full grid back.
+        compiled: whether a compiled graph began the pass; where that graph breaks, later blocks may run outside it.
         reads: the hidden states that are read, as numbers of the blocks that they go into; blocks after the last of
             them need not run. `None` where nobody said, so that all blocks run.
     """
@@ -51,7 +52,7 @@ class ForwardState:
         self.merged: list[bool] = [False] * (num_layers + 1)
         self.padded: list[bool] = [False] * (num_layers + 1)
         self.packing: list[Whole] = [WHOLE] * (num_layers + 1)
-        self.restored = False
+        self.restored = self.compiled = False
         self.reads = reads
 
     def is_needed(self, index: int) -> bool:
@@ -140,6 +141,7 @@ class Tower:
         """Start a forward pass; called by the first block."""
         is_compiling = torch.compiler.is_compiling()  # graphs know no threads
         state = ForwardState(self.num_layers, None if is_compiling else getattr(self._threads, "reads", None))
+        state.compiled = is_compiling
         self.last = state
         if not is_compiling:
             # Several threads may serve requests with one model; each follows its own pass, while `last` is whoever's.
@@ -164,7 +166,10 @@ class Tower:
         Raises:
             RuntimeError: no pass has begun, because the first block did not run.
         """
-        state = self.last if torch.compiler.is_compiling() else getattr(self._threads, "state", None)
+        if torch.compiler.is_compiling() or (self.last is not None and self.last.compiled):
+            state = self.last
+        else:
+            state = getattr(self._threads, "state", None)
         if state is None:
             raise RuntimeError(
                 f"A block of {self.family.tower} ran before the first one; merging needs the blocks to run in order "

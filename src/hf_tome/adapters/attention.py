@@ -162,8 +162,7 @@ def _rotate(
     rotate = getattr(sys.modules[type(module).__module__], name)
     if call.position is None:
         return rotate(query, key, *tables)
-    # A merged token keeps the position of the token it was merged into; tables are (patches, d) -> (B, 1, N -
-    # special, d)
+    # A merged token keeps the position of the token it was merged into; (patches, d) -> (B, 1, N - special, d)
     rows = call.position[:, call.num_special :] - call.num_special
     return rotate(query, key, *(table[rows][:, None] for table in tables))
 
