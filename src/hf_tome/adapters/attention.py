@@ -24,7 +24,7 @@ SUPPORTED_BACKENDS = MASK_BACKENDS + CHANNEL_BACKENDS
 
 CHANNEL_ALIGNMENT = 8  # head sizes of flash kernels are multiples of this
 MASKED = -1e4
-"""Logit of a masked token where the bias is a channel: exp(-1e4) is exactly 0, and no infinity meets a 0."""
+"""Logit of a masked token where the bias is a channel: its exponential is exactly 0, and no infinity meets a 0."""
 
 
 @dataclass
@@ -144,8 +144,9 @@ def with_bias_channel(
     precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8.
     """
     batch_size, num_heads, num_tokens, head_dim = key.shape
-    exact = bias.to(torch.promote_types(bias.dtype, key.dtype)).clamp(min=MASKED)
-    exact = exact[:, None, :, None] / scaling  # (B, N) -> (B, 1, N, 1)
+    exact = bias.to(torch.promote_types(bias.dtype, key.dtype))[:, None, :, None]  # (B, N) -> (B, 1, N, 1)
+    # Half precision ends at 65504, which a masked token's logit may exceed once the scaling is taken out.
+    exact = (exact.clamp(min=MASKED) / scaling).clamp(min=torch.finfo(key.dtype).min / 2)
     high = exact.to(key.dtype)
     low = (exact - high.to(exact.dtype)).to(key.dtype)
     padding = -(head_dim + 2) % CHANNEL_ALIGNMENT
