@@ -38,13 +38,18 @@ def apply(model: ModelT, config: MergeConfig) -> ModelT:
             reason that it says.
         ValueError: the config does not fit the model, e.g. a schedule longer than the model.
     """
-    if not isinstance(config, MergeConfig):
-        raise TypeError(f"`config` is a {type(config).__name__}; it takes a MergeConfig, as in MergeConfig(r=16).")
+    check_config(config)
     plans = plan(model, config)  # whatever can go wrong goes wrong here, before anything is touched
     remove(model)
     for new in plans:
         _attach(new)
     return model
+
+
+def check_config(config: object, name: str = "config") -> None:
+    """Raise a `TypeError` unless `config` is a `MergeConfig`; `name` is what the caller calls it."""
+    if not isinstance(config, MergeConfig):
+        raise TypeError(f"`{name}` is a {type(config).__name__}; it takes a MergeConfig, as in MergeConfig(r=16).")
 
 
 def remove(model: ModelT) -> ModelT:
