@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
 from torch import nn
+from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 from zoo import BEIT, DINO, IMAGE, IMG, SMALL, ZOO
 
 import hf_tome
@@ -18,6 +20,8 @@ from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report, t
 from hf_tome.adapters.swap import is_swapped
 from hf_tome.apply import towers
 
+SPREAD = ("vit", "dinov3", "videomae", "siglip-classifier", "beit")
+"""A class token, rotary positions, a mean head, a mean of a norm's output, position biases."""
 BY_NAME = {zoo.name: zoo for zoo in ZOO}
 PACKAGE = Path(hf_tome.__file__).parent
 
@@ -97,25 +101,112 @@ def test_wrong_arguments():
 
 
 def test_an_instance_forward_would_be_a_silent_no_op_and_is_refused():
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
     model = BY_NAME["vit"].make()
-    add_hook_to_module(model.vit.layers[1], AlignDevicesHook(execution_device="cpu"))
-    with pytest.raises(UnsupportedModelError, match=r"replaced by accelerate's hooks.*hf_tome\.apply"):
+    layer = model.vit.layers[1]
+    layer.forward = lambda *args, **kwargs: args[0]
+    with pytest.raises(UnsupportedModelError, match=r"ViTLayer has been replaced on the instance.*hf_tome\.apply"):
         apply(model, MergeConfig(r=4))
     assert untouched(model)
 
 
-def test_hooks_after_apply_work():
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+class OwnLayer(ViTLayer):
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(hidden_states, *args, **kwargs) * 1.01
 
+
+class SameLayer(ViTLayer):
+    """A subclass that leaves the forward alone."""
+
+
+class SameAttention(ViTAttention):
+    """A subclass that leaves the forward alone."""
+
+
+def test_blocks_of_the_callers_own_are_refused():
+    for own, message in (
+        (OwnLayer, "OwnLayer is defined in test_apply"),
+        (nn.Identity, "Identity is defined in torch"),
+    ):
+        model = BY_NAME["vit"].make()
+        layer = model.vit.layers[1]
+        model.vit.layers[1] = own(layer) if own is nn.Identity else own(model.config)
+        with pytest.raises(UnsupportedModelError, match=message):
+            apply(model, MergeConfig(r=0))
+        assert untouched(model)
+
+
+def test_subclasses_that_run_as_ever_merge():
     zoo = BY_NAME["vit"]
-    model = apply(zoo.make(), MergeConfig(r=6))
+    expected, model = apply(zoo.make(), MergeConfig(r=6)), zoo.make()
+    model.vit.layers[1].__class__ = SameLayer
+    model.vit.layers[2].attention.__class__ = SameAttention
     with torch.no_grad():
-        before = zoo.run(model)
+        assert torch.equal(zoo.run(apply(model, MergeConfig(r=6))), zoo.run(expected))
+    assert type(remove(model).vit.layers[1]) is SameLayer
+
+
+def test_a_block_used_twice_is_refused():
+    model = BY_NAME["vit"].make()
+    model.vit.layers[2] = model.vit.layers[1]
+    with pytest.raises(UnsupportedModelError, match=r"same ViTLayer is used in several layers.*deepcopy"):
+        apply(model, MergeConfig(r=4))
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("order", ["hooks first", "merging first"])
+def test_accelerates_hooks(order):
+    zoo = BY_NAME["vit"]
+    model = zoo.make()
+    with torch.no_grad():
+        plain, expected = zoo.run(model), zoo.run(apply(zoo.make(), MergeConfig(r=6)))
+        if order == "merging first":
+            apply(model, MergeConfig(r=6))
         for layer in model.vit.layers:
             add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
-        assert torch.equal(zoo.run(model), before)
+        assert torch.equal(zoo.run(apply(model, MergeConfig(r=6))), expected)
+        assert torch.equal(zoo.run(remove(model)), plain)
+        remove_hook_from_submodules(model)
+        assert torch.equal(zoo.run(model), plain)
+
+
+@pytest.mark.parametrize("zoo", [zoo for zoo in ZOO if zoo.name in SPREAD], ids=lambda zoo: zoo.name)
+@pytest.mark.parametrize("options", [{}, {"restore": True}], ids=["merged", "restored"])
+def test_a_model_over_several_devices(zoo, options):
+    # The second device is "meta", whose tensors have shapes alone, and refuse to meet those of another device.
+    model = apply(zoo.make(), MergeConfig(r=6, **options))
+    modules = list(model.modules())
+    blocks = next(module for module in modules if isinstance(module, nn.ModuleList))
+    for module in modules[modules.index(blocks[1]) :]:
+        add_hook_to_module(module.to("meta"), AlignDevicesHook(execution_device="meta"))
+    with torch.no_grad():
+        assert zoo.run(model).device.type == "meta"
+
+
+def test_what_is_part_of_a_merged_model_stays_so():
+    siglip, videomae = (apply(BY_NAME[name].make(), MergeConfig(r=6)) for name in ("siglip-classifier", "videomae"))
+    changes = (
+        lambda: remove(siglip.vision_model.encoder),  # the mean of what the norm behind it gives out is by size
+        lambda: apply(siglip.vision_model, MergeConfig(r=2)),
+        lambda: apply(videomae.videomae, MergeConfig(r=2)),
+    )
+    for change in changes:
+        with pytest.raises(RuntimeError, match="on a larger model, which holds this tower as 'vi"):
+            change()
+    assert untouched(remove(siglip))
+    assert untouched(remove(videomae.videomae))
+    assert untouched(videomae)
+
+
+def test_a_class_that_was_changed_since_is_not_taken_apart():
+    model = apply(BY_NAME["vit"].make(), MergeConfig(r=6))
+    layer = model.vit.layers[1]
+    merged = type(layer)
+    layer.__class__ = type("FSDPViTLayer", (merged,), {})
+    for change in (remove, lambda model: apply(model, MergeConfig(r=2))):
+        with pytest.raises(RuntimeError, match="FSDPViTLayer has been changed again since"):
+            change(model)
+    layer.__class__ = merged
+    assert untouched(remove(model))
 
 
 def test_compiled_and_parallel_models_are_unwrapped():

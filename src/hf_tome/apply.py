@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import nn
 
 from .adapters.attention import MergedAttention
 from .adapters.encoder import MergedBlock
-from .adapters.swap import LINK, is_swapped, swap, unswap
+from .adapters.plans import forward_module
+from .adapters.swap import LINK, is_on_top, is_swapped, swap, unswap
 from .adapters.timm_vit import TimmAttention
 from .adapters.towers import Plan, plan, unwrap
 from .config import MergeConfig
@@ -16,6 +19,10 @@ from .state import Link, Tower
 
 ModelT = TypeVar("ModelT")
 
+PART_OF_MORE = (
+    "`hf_tome.apply` was called on a larger model, which holds this tower as {path!r} and was changed too. Call "
+    "`hf_tome.apply` and `hf_tome.remove` on that model."
+)
 ATTENTIONS: dict[str, type] = {"transformers": MergedAttention, "timm": TimmAttention}
 """What an attention module is swapped for, by the library that it is from."""
 
@@ -40,6 +47,7 @@ def apply(model: ModelT, config: MergeConfig) -> ModelT:
     """
     check_config(config)
     plans = plan(model, config)  # whatever can go wrong goes wrong here, before anything is touched
+    _check_root(unwrap(model))
     remove(model)
     for new in plans:
         _attach(new)
@@ -53,10 +61,18 @@ def check_config(config: object, name: str = "config") -> None:
 
 
 def remove(model: ModelT) -> ModelT:
-    """Give a model its own blocks back, in place: exactly the model it was before `apply`. Returns the same object."""
-    for module in list(unwrap(model).modules()):
-        if is_swapped(module):
-            unswap(module)
+    """Give a model its own blocks back, in place: exactly the model it was before `apply`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        RuntimeError: only part of what `apply` changed is in this model, or something else has changed it since.
+    """
+    swapped = [module for module in unwrap(model).modules() if is_swapped(module)]
+    _check_removable(swapped)
+    for module in swapped:
+        unswap(module)
     return model
 
 
@@ -69,12 +85,36 @@ def towers(model: object) -> list[Tower]:
 
 
 def _attach(planned: Plan) -> None:
+    tower, mixin = planned.tower, ATTENTIONS[planned.tower.family.library]
     for index, (block, attention) in enumerate(zip(planned.blocks, planned.attentions)):
-        swap(block, MergedBlock, Link(planned.tower, index))
-        swap(attention, ATTENTIONS[planned.tower.family.library], Link(planned.tower, index))
-    for site, mixin in planned.sites:
-        if not is_swapped(site):  # Video-LLaVA's towers, one for images and one for videos, ask for the same
-            swap(site, mixin, Link(planned.tower))
+        swap(block, MergedBlock, Link(tower, index, forward_module(block)))
+        swap(attention, mixin, Link(tower, index, forward_module(attention)))
+    # Video-LLaVA's towers, one for images and one for videos, ask for the same site.
+    sites = [(site, mixin) for site, mixin in planned.sites if not is_swapped(site)]
+    for site, mixin in sites:
+        swap(site, mixin, Link(tower))
+    tower.num_swapped = 2 * len(planned.blocks) + len(sites)
+
+
+def _check_removable(swapped: Sequence[nn.Module]) -> None:
+    for module in swapped:
+        if not is_on_top(module):
+            raise RuntimeError(
+                f"The class of a {type(module).__name__} has been changed again since `hf_tome.apply`, as FSDP and "
+                "parametrizations do, so merging cannot be taken out of it. Undo that first."
+            )
+    found = Counter(id(module.__dict__[LINK].tower) for module in swapped)
+    for tower in {id(module.__dict__[LINK].tower): module.__dict__[LINK].tower for module in swapped}.values():
+        if found[id(tower)] < tower.num_swapped:
+            raise RuntimeError(PART_OF_MORE.format(path=tower.path))
+
+
+def _check_root(root: nn.Module) -> None:
+    """Raise where blocks were merged as part of a larger model, whose head would not know of another config."""
+    for name, module in root.named_modules():
+        link = module.__dict__.get(LINK)
+        if link is not None and link.index >= 0 and not f".{name}".startswith(f".{link.tower.path}"):
+            raise RuntimeError(PART_OF_MORE.format(path=link.tower.path))
 
 
 def _links(model: nn.Module) -> list[Link]:

@@ -15,7 +15,7 @@ from .card import write_card
 from .config import CONFIG_NAME, MergeConfig
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ runs image by image where that is cheap, on the padded batch elsewhere. Between 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,10 @@ class Whole:
         """Take (1, R, C) to (B, N, C), zeros at padding."""
         return x
 
+    def to(self, device: torch.device) -> Whole:
+        """Return the same for tokens on `device`."""
+        return self
+
 
 class Packed(Whole):
     """The real tokens of a batch with padding. Every image has its real tokens first."""
@@ -51,6 +56,14 @@ class Packed(Whole):
         batch_size, num_tokens = self.shape
         padded = x.new_zeros((batch_size * num_tokens, x.shape[-1])).index_copy(0, self.rows, x[0])
         return padded.view(batch_size, num_tokens, -1)
+
+    def to(self, device: torch.device) -> Packed:
+        """See the base class."""
+        if self.rows.device == device:
+            return self
+        moved = copy.copy(self)
+        moved.rows = self.rows.to(device)
+        return moved
 
 
 WHOLE = Whole()

@@ -63,6 +63,14 @@ class ForwardState:
         """Begin with tokens (B, N, C), and sizes (B, N, 1) where some of them are padding."""
         self.tokens[0], self.size[0], self.padded[0] = hidden_states.shape[1], size, size is not None
 
+    def bring(self, index: int, device: torch.device) -> None:
+        """Move what block `index` reads to its device, where a model is spread over several."""
+        for entries in (self.size, self.position, self.source):
+            entry = entries[index]
+            if entry is not None and entry.device != device:
+                entries[index] = entry.to(device)
+        self.packing[index] = self.packing[index].to(device)
+
     def leave(self, index: int, hidden_states: Tensor, size: Tensor | None, match: Merge | None, tower: Tower) -> None:
         """Write down what block `index` hands on: its tokens (B, M, C), their sizes, and the merge it did, if any."""
         self.size[index + 1], self.tokens[index + 1] = size, hidden_states.shape[1]
@@ -80,9 +88,13 @@ class ForwardState:
                 self.match[index] = match
         self.position[index + 1], self.source[index + 1] = position, source
 
-    def final_size(self) -> Tensor | None:
-        """Return the sizes of the tokens that the head gets, (B, M, 1), or `None` where they are all 1."""
-        return self.size[-1] if self.merged[-1] and not self.restored else None
+    def final_size(self, device: torch.device | None = None) -> Tensor | None:
+        """Return the sizes of the tokens that the head gets, (B, M, 1), or `None` where they are all 1.
+
+        They come on `device`, where one is given, which need not be that of the last block.
+        """
+        size = self.size[-1] if self.merged[-1] and not self.restored else None
+        return size if size is None or device is None else size.to(device)
 
 
 def _follow(source: Tensor, step: Tensor) -> Tensor:
@@ -108,6 +120,7 @@ class Tower:
         path: the tower's name in the model.
         heads: what is done with the tokens after the last block.
         last: the latest forward pass, for `report` and `trace`.
+        num_swapped: how many modules have been swapped for it.
     """
 
     family: Family
@@ -122,6 +135,7 @@ class Tower:
     path: str = ""
     heads: tuple[Head, ...] = ()
     last: ForwardState | None = None
+    num_swapped: int = 0
 
     def __post_init__(self):
         self._threads = threading.local()
@@ -188,8 +202,11 @@ class Tower:
 
 @dataclass
 class Link:
-    """What a swapped module knows: its tower, and which block it is (-1 for heads)."""
+    """What a swapped module knows: its tower, and which block it is (-1 for heads).
+
+    `modeling` names the Python module that its own class's forward comes from, for blocks and attentions.
+    """
 
     tower: Tower
     index: int = -1
-    skip: int = 0
+    modeling: str = ""

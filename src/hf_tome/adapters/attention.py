@@ -82,7 +82,7 @@ class MergedAttention(Swapped):
             call.result = attention_received(query, key, scaling, call.bias)
         dropout = getattr(self, family.dropout) if self.training else 0.0
         # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
-        modeling = sys.modules[type(self).__module__]
+        modeling = sys.modules[getattr(self, LINK).modeling]
         attend = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(backend, modeling.eager_attention_forward)
         options = {"dropout": dropout, "scaling": scaling, **kwargs}
         if call.packing.alone:
@@ -160,7 +160,7 @@ def with_bias_channel(
 def _rotate(
     module: nn.Module, name: str, query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor], call: AttentionCall
 ) -> tuple[Tensor, Tensor]:
-    rotate = getattr(sys.modules[type(module).__module__], name)
+    rotate = getattr(sys.modules[getattr(module, LINK).modeling], name)
     if call.position is None:
         return rotate(query, key, *tables)
     # A merged token keeps the position of the token it was merged into; (patches, d) -> (B, 1, N - special, d)

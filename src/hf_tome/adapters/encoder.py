@@ -35,6 +35,7 @@ class MergedBlock(Swapped):
         """Take tokens (B, N, C) to (B, M, C); arguments are those of the block that this stands in for."""
         link: Link = getattr(self, LINK)
         tower, index, family = link.tower, link.index, link.tower.family
+        merge_state.bring(index, hidden_states.device)
         if index == 0:
             is_padding_mask = attention_mask is not None and family.position_bias is None
             merge_state.enter(hidden_states, _real_tokens(attention_mask, hidden_states) if is_padding_mask else None)
@@ -180,10 +181,15 @@ def _add(family: Family, residual: Tensor, computed: Tensor) -> Tensor:
     return residual + computed if family.residual_first else computed + residual
 
 
+def _beside(match: Merge, x: Tensor) -> Merge:
+    """Return a merge of another block on the device of tokens; compiled models are on one."""
+    return match if torch.compiler.is_compiling() else match.to(x.device)
+
+
 def _restore(state: ForwardState, hidden_states: Tensor) -> Tensor:
     # Merges of other blocks are constants here: gradient checkpointing keeps no graph between blocks but their tokens.
     for match in reversed(state.match):
         if match is not None:
-            hidden_states = match.detach().unmerge(hidden_states)
+            hidden_states = _beside(match.detach(), hidden_states).unmerge(hidden_states)
     state.restored = True
     return hidden_states

@@ -101,7 +101,9 @@ def image_tokens(
     padding stands anywhere, with size 0.
     """
     last = max(reads)
-    tokens, size, position = _aligned(hidden_states, reads, state), state.size[last], state.position[last]
+    tokens = _aligned(hidden_states, reads, state)
+    state.bring(last, tokens.device)
+    size, position = state.size[last], state.position[last]
     if position is None:
         return tokens, size
     order = position.argsort(dim=1)[..., None]  # (B, M, 1)
@@ -119,11 +121,12 @@ def _aligned(
     last = max(reads)
     columns = []
     for layer in reads:
-        x, size = hidden_states[layer], state.size[layer]
+        x, size = hidden_states[layer].to(hidden_states[last].device), state.size[layer]
         for match in state.match[layer:last]:
             if match is not None:
                 # Constants, because gradient checkpointing keeps no graph between blocks but their tokens.
-                x, size = match.detach().merge(x, size)
+                size = None if size is None else size.to(x.device)
+                x, size = match.detach().to(x.device).merge(x, size)
         columns.append(x)
     return torch.cat(columns, dim=-1) if len(columns) > 1 else columns[0]
 

@@ -46,7 +46,7 @@ class AttentionPool(Swapped):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
         """Attend from `query` (B, L, C) to tokens (B, M, C)."""
-        size = getattr(self, LINK).tower.current().final_size()
+        size = getattr(self, LINK).tower.current().final_size(key.device)
         if size is not None:
             bias = log_size(size, proportional=True).to(key.dtype)
             # (B, M) -> (B * H, L, M)
@@ -61,7 +61,7 @@ class FunctionalPool(Swapped):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Pool tokens (B, M, C) to (B, C); nothing but the mask differs from the module's own forward."""
-        size = getattr(self, LINK).tower.current().final_size()
+        size = getattr(self, LINK).tower.current().final_size(hidden_states.device)
         if size is None:
             return super().forward(hidden_states)
         batch_size, _, width = hidden_states.shape
@@ -84,7 +84,7 @@ class LatentPool(Swapped):
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
         """Attend from latents (B, L, C) to tokens and latents (B, M + L, C) (ToMe, equation 1)."""
-        size = getattr(self, LINK).tower.current().final_size()
+        size = getattr(self, LINK).tower.current().final_size(hidden_states.device)
         if size is not None:
             bias = log_size(size, proportional=True).to(hidden_states.dtype)
             # (B, M) -> (B, 1, L, M + L)
@@ -133,7 +133,7 @@ HEADS: dict[str, type | None] = {
 
 def _weight(x: Tensor, link: Link) -> Tensor:
     """Scale the tokens after the first `skip` of (B, M, C), so that their plain mean is the mean weighted by size."""
-    size = link.tower.current().final_size()
+    size = link.tower.current().final_size(x.device)
     if size is None:
         return x
     skip = link.tower.num_special

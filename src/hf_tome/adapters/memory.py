@@ -22,7 +22,7 @@ class ZeroPadding(Swapped):
         """Run the encoder, and clear the padding among its tokens (B, M, C)."""
         out = super().forward(*args, **kwargs)
         state = getattr(self, LINK).tower.current()
-        size = state.final_size()
+        size = state.final_size(out[0].device)
         if size is None or not state.padded[-1]:
             return out
         tokens = out[0].masked_fill(size == 0, 0)

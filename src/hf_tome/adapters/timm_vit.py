@@ -179,7 +179,7 @@ class TimmTower(Swapped):
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pool tokens (B, M, C), each by as much as it stands for."""
-        size = getattr(self, LINK).tower.current().final_size()
+        size = getattr(self, LINK).tower.current().final_size(x.device)
         kind = self.global_pool if pool_type is None else pool_type
         if size is None or (self.attn_pool is None and kind not in ("avg", "avgmax", "max")):
             return super().pool(x, pool_type)

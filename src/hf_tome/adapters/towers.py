@@ -20,7 +20,7 @@ from .heads import HEADS, site_of
 from .language import VISION_LANGUAGE
 from .matching import METHODS
 from .plan_projected import plan_projected
-from .plans import HOW_TO_GO_ON, Plan, check_forwards
+from .plans import HOW_TO_GO_ON, Plan, check_blocks, check_forwards
 from .refused import REFUSED
 from .spec import Family, Head
 from .timm_vit import TIMM_TOWERS, check_timm, is_timm
@@ -78,6 +78,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     if family.library == "timm":
         check_timm(module)
     blocks = list(attrgetter(family.layers)(module))
+    check_blocks(blocks, [], family.library)
     method, num_layers = METHODS[config.method], len(blocks)
     schedule, layers = config.schedule(num_layers), set(config.merging_layers(num_layers))
     merging = [schedule[i] > 0 if config.method != "mame" else i in layers for i in range(num_layers)]
@@ -95,6 +96,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     if restore and reads:
         blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
     attentions = [attrgetter(family.attention)(block) for block in blocks]
+    check_blocks([], attentions, family.library)
     cropped = max((cropped_tokens(owner) for owner, head in owned_heads if head.kind == IMAGE_FEATURES), default=0)
     proportional = config.proportional_attention
     tower = Tower(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -37,6 +38,14 @@ class Merge(ABC):
     def detach(self) -> Merge:
         """Return the same merge, through whose weights no gradient runs."""
         return self
+
+    def to(self, device: torch.device) -> Merge:
+        """Return the same merge of tokens on `device`."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
 
     def may_pad(self, was_padded: bool) -> bool:
         """Whether some output may be padding, given whether some input may have been."""
