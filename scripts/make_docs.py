@@ -54,9 +54,9 @@ Or once, behind the projector (`where="projected"`), whatever tower there is, wh
 tile, loses `r` tokens (in several rounds where that is more than half of them), or as many as are similar enough
 (MaMe). Merged tokens are means weighted by size, in the order of the image, and the placeholders follow as above.
 Embeddings that end the rows of an image are not merged, and videos keep all their tokens. Images of Gemma 3 go on
-attending to themselves in both directions, as their token types follow. In Qwen-VL a merged token keeps the position
-(time, height, width) of the place that it keeps, and text keeps its own, as if nothing had gone. Vision-language
-models that the table does not list have no row for it yet, and are refused.
+attending to themselves in both directions, as their token types follow. In Qwen-VL, GLM-V and others whose positions
+count time, height and width, a merged token keeps those of the place that it keeps, and text keeps its own, as if
+nothing had gone. Vision-language models that the table does not list have no row for it yet, and are refused.
 """
 
 REFUSED_INTRODUCTION = """\

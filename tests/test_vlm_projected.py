@@ -16,7 +16,6 @@ from vlms import (
     IMAGE_TOKEN,
     IMAGES,
     NEW,
-    PACKED,
     SMALL,
     SQUARE,
     TEXT,
@@ -38,7 +37,7 @@ from hf_tome.benchmark import benchmark
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
 every_vlm = pytest.mark.parametrize("vlm", VLMS, ids=lambda vlm: vlm.name)
-SOME = [BY_NAME[name] for name in ("Llava", "PaliGemma", "Gemma3", "LlavaNext", "Idefics3", "Qwen3VL")]
+SOME = [BY_NAME[name] for name in ("Llava", "PaliGemma", "Gemma3", "LlavaNext", "Idefics3", "Qwen3VL", "Qwen3_5")]
 some_vlms = pytest.mark.parametrize("vlm", SOME, ids=lambda vlm: vlm.name)
 
 
@@ -326,14 +325,15 @@ def video_llava():
     return tf.VideoLlavaForConditionalGeneration(tf.VideoLlavaConfig(vision_config=CLIP, text_config=text, **tokens))
 
 
-def glm():
-    vision = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
-    return tf.Glm4vForConditionalGeneration(tf.Glm4vConfig(vision_config=vision, text_config=text))
+def kosmos():
+    vision = {**SMALL, **SQUARE}
+    text = {"embed_dim": 32, "layers": 1, "ffn_dim": 48, "attention_heads": 2, "vocab_size": 99}
+    config = tf.Kosmos2Config(vision_config=vision, text_config=text, latent_query_num=4)
+    return tf.Kosmos2ForConditionalGeneration(config)
 
 
 REFUSED = {
-    "no row": (glm, r"Glm4v.* no row for its projector yet.*Supported: LlavaModel"),
+    "no row": (kosmos, r"Kosmos2.* no row for its projector yet.*Supported: LlavaModel"),
     "a classifier": (lambda: tf.ViTForImageClassification(tf.ViTConfig(**SMALL, **SQUARE)), "has no projector"),
     "a head around": (shield_gemma, r"ShieldGemma2ForImageClassification is not supported.*Gemma3ForConditional"),
     "an action expert": (pi0, r"PI0.* not supported"),

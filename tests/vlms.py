@@ -34,8 +34,16 @@ QWEN_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate
 QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
 QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+GLM_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 32}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+ALL_ROTARY = {"rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 1.0}}
 EXPERTS = {**MROPE, "num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+HYBRID = {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+HYBRID |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+HYBRID |= ALL_ROTARY
+HYBRID_EXPERTS = {**HYBRID, "num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+HYBRID_EXPERTS |= {"shared_expert_intermediate_size": 48}
+GLM_EXPERTS = {**ALL_ROTARY, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 SAM = {**SMALL, "image_size": 64, "patch_size": 4, "output_channels": 16, "window_size": 4, "mlp_dim": 48}
 SAM |= {"global_attn_indexes": [1, 3], "initializer_range": 0.02}
 PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
@@ -264,6 +272,12 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Qwen2_5_VL", QWEN_VISION, "qwen2_5_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen3VL", QWEN3_VISION, "qwen3_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen3VLMoe", QWEN3_VISION, "qwen3_vl_moe_text", QWEN_VIDEO, images=patches, types=image_types, rope=EXPERTS),
+    Vlm("Qwen3_5", QWEN3_VISION, "qwen3_5_text", QWEN_VIDEO, images=patches, types=image_types, rope=HYBRID),
+    Vlm("Qwen3_5Moe", QWEN3_VISION, "qwen3_5_moe_text", QWEN_VIDEO, patches, types=image_types, rope=HYBRID_EXPERTS),
+    Vlm("Glm4v", GLM_VISION, "glm4v_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("Glm4vMoe", GLM_VISION, "glm4v_moe_text", QWEN_VIDEO, images=patches, types=image_types, rope=GLM_EXPERTS),
+    Vlm("Glm46V", GLM_VISION, "glm4v_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("GlmOcr", GLM_VISION, "glm_ocr_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("GotOcr2", SAM, "qwen2", images=pages),
     Vlm("Mistral3", PIXTRAL, "mistral", images=packed, token=OLD),
 )

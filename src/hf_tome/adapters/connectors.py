@@ -68,6 +68,12 @@ CONNECTORS: dict[str, Connector] = {
     "Qwen2_5_VLModel": QWEN,
     "Qwen3VLModel": replace(QWEN, deepstack="deepstack_features"),
     "Qwen3VLMoeModel": replace(QWEN, deepstack="deepstack_features"),
+    "Qwen3_5Model": QWEN,
+    "Qwen3_5MoeModel": QWEN,
+    "Glm4vModel": QWEN,
+    "Glm4vMoeModel": QWEN,
+    "Glm46VModel": QWEN,
+    "GlmOcrModel": QWEN,
     "GotOcr2Model": TENSOR,
     "Mistral3Model": Connector((*PIXELS, LAYERS[0], "image_sizes")),
 }
