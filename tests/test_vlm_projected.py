@@ -1,6 +1,7 @@
 """Image tokens merged behind the projector: what merges, conversations, bad input, and what is refused."""
 
 import copy
+from operator import attrgetter
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_tokens_merge_round_by_round_in_their_order(vlm, config):
     model = apply(copy.deepcopy(unmerged), config)
     full, found = vlm.features(unmerged, [[0, 1]]), vlm.features(model, [[0, 1]])
     if vlm.connector.tile is not None:
-        full = [tile for rows in full for tile in rows.split(unmerged.model.image_seq_len)]
+        full = [tile for rows in full for tile in rows.split(attrgetter(vlm.connector.tile)(unmerged.model))]
     newline = unmerged.model.image_newline if vlm.connector.newline else None
     assert len(full) == len(found)
     for rows, left in zip(full, found):
@@ -156,6 +157,12 @@ def test_videos_beside_images_in_qwen():
     torch.testing.assert_close(logits, expected, **CLOSE)
 
 
+def with_video(inputs, columns):
+    tokens = torch.tensor([[7, *[VIDEO_TOKEN] * columns, 8]])
+    ids = torch.cat([inputs["input_ids"], tokens], dim=1)
+    return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 @pytest.mark.parametrize("name", ["LlavaOnevision", "LlavaNextVideo"])
 def test_videos_beside_images_keep_their_tokens(name):
     vlm = BY_NAME[name]
@@ -164,20 +171,38 @@ def test_videos_beside_images_keep_their_tokens(name):
     video = smooth(1, 2, 3, 32, 32, seed=3)
     columns = unmerged.model.get_video_features(video).pooler_output.reshape(-1, 32).shape[0]
 
-    def with_video(inputs):
-        tokens = torch.tensor([[7, *[VIDEO_TOKEN] * columns, 8]])
-        ids = torch.cat([inputs["input_ids"], tokens], dim=1)
-        return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    inputs = {**with_video(vlm.inputs(unmerged, [[0]])), "pixel_values_videos": video}
+    inputs = {**with_video(vlm.inputs(unmerged, [[0]]), columns), "pixel_values_videos": video}
     (alone,) = vlm.rows_by_themselves(model, [[0]])
-    alone = with_video(alone)
+    alone = with_video(alone, columns)
     alone["mm_encoder_outputs"]["video"] = unmerged.model.get_video_features(video, return_dict=True)
     torch.testing.assert_close(model(**inputs).logits, unmerged(**alone).logits, **CLOSE)
     assert "videos keep all of theirs" in str(report(model))
     length = inputs["input_ids"].shape[1]
     expected = unmerged.generate(**alone)[:, alone["input_ids"].shape[1] :]
     assert torch.equal(model.generate(**inputs)[:, length:], expected)
+
+
+@pytest.mark.parametrize("name", ["VideoLlama3", "Kimi_K25", "Lfm3Vl", "PerceptionLM"])
+def test_videos_that_are_encoded_as_images_keep_their_tokens(name):
+    vlm = BY_NAME[name]
+    unmerged, model = merged(vlm)
+    pixels = vlm.images([[1]])
+    names = vlm.connector.videos or ("pixel_values_videos",)
+    video = dict(zip(names, (pixels[name] for name in vlm.connector.pixels)))
+    encoded = unmerged.model.get_image_features(**pixels, return_dict=True)
+    columns = sum(map(len, encoded.pooler_output))
+    inputs = {**with_video(vlm.inputs(unmerged, [[0]]), columns), **video}
+    (alone,) = vlm.rows_by_themselves(model, [[0]])
+    alone = with_video(alone, columns)
+    alone["mm_encoder_outputs"]["video"] = encoded
+    torch.testing.assert_close(model(**inputs).logits, unmerged(**alone).logits, **CLOSE)
+    length = inputs["input_ids"].shape[1]
+    expected = unmerged.generate(**alone)[:, alone["input_ids"].shape[1] :]
+    assert torch.equal(model.generate(**inputs)[:, length:], expected)
+    no_image = {**with_video(vlm.prompts([[[5, 6]]], [[]]), columns), **video}
+    assert torch.equal(model(**no_image).logits, unmerged(**no_image).logits)
+    assert torch.equal(model.generate(**no_image), unmerged.generate(**no_image))
+    assert len(torch.cat(list(model.model.get_image_features(**pixels, return_dict=True).pooler_output))) < columns
 
 
 # ----------------------------------------------------------------------------------------------------- conversations
@@ -218,8 +243,7 @@ def test_a_conversation_goes_on_with_its_cache(vlm, where):
     if vlm.types is not None:
         # What follows the prompt is text: in PaliGemma's suffix, and of no image in Gemma 3.
         types = more if vlm.name == "PaliGemma" else 0 * more
-        name = "mm_token_type_ids" if vlm.connector.mrope else "token_type_ids"
-        grown[name] = torch.cat([inputs[name], types], dim=1)
+        grown[vlm.types_name] = torch.cat([inputs[vlm.types_name], types], dim=1)
     whole = model.generate(input_ids=ids, **grown, **no_images, **vlm.images([[0], [1]]))
     by_cache = model.generate(input_ids=ids, **grown, **no_images, past_key_values=first.past_key_values)
     assert torch.equal(by_cache, whole)

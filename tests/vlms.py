@@ -6,11 +6,11 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 
 import torch
 import transformers as tf
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_tome import MergeConfig, apply, merging, remove
 from hf_tome.adapters.connectors import CONNECTORS
@@ -27,6 +27,18 @@ SIGLIP = {"model_type": "siglip_vision_model", **SMALL, **SQUARE, "vision_use_he
 NAFLEX = {"model_type": "siglip2_vision_model", **SMALL, "num_patches": 64, "patch_size": 4, "vision_use_head": False}
 PIXTRAL = {"model_type": "pixtral", **SMALL, **SQUARE, "head_dim": 16}
 JANUS = {"model_type": "janus_vision_model", **SMALL, **SQUARE, "projection_dim": 32, "mlp_ratio": 2, "depth": 2}
+IDEFICS3 = {"model_type": "idefics3_vision", **SMALL, **SQUARE}
+OVIS = {**SMALL, **SQUARE, "vocab_size": 40}
+OVIS_OPTIONS = {"vocab_size": 99, "hidden_size": 32, "visual_indicator_token_ids": [35, 64, 80, 26, 27]}
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "hidden_size": 32}
+PERCEIVER = {"resampler_n_latents": 16, "resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 16}
+PERCEIVER |= {"num_key_value_heads": 2}
+PERCEPTION = {**SIGLIP, "model_args": {"embed_dim": 32}}  # its own tower is timm's
+KIMI_VISION = {**SMALL, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
+KIMI = {"video_token_id": 97, "projection_hidden_size": 32}
+LFM3_VISION = {**SMALL, "patch_size": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"] * 2}
+MOLMO_VISION = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "image_size": [32, 32], "patch_size": 4}
+MOLMO = {"adapter_config": {"vision_feature_layer": [3, 1], **MOLMO_VISION, "text_hidden_size": 32}}
 VQ = {"embed_dim": 8, "num_embeddings": 10, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
 PACKED = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN2_VISION = {**PACKED, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
@@ -34,6 +46,7 @@ QWEN_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate
 QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
 QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+PADDLE = {**SMALL, **SQUARE}
 GLM_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 32}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 ALL_ROTARY = {"rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 1.0}}
@@ -44,6 +57,15 @@ HYBRID |= ALL_ROTARY
 HYBRID_EXPERTS = {**HYBRID, "num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 HYBRID_EXPERTS |= {"shared_expert_intermediate_size": 48}
 GLM_EXPERTS = {**ALL_ROTARY, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+ARIA_EXPERTS = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
+LATENT_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "kv_lora_rank": 16}
+LATENT_EXPERTS |= {"qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "index_n_heads": 2}
+LATENT_EXPERTS |= {"index_head_dim": 32, "index_topk": 16}
+DEEPSEEK_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "kv_lora_rank": 16}
+DEEPSEEK_EXPERTS |= {"qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "q_lora_rank": 16}
+DEEPSEEK_EXPERTS |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+CONV = {"layer_types": ["conv", "full_attention"]}
+COMPASS = {"rope_parameters": {"full_attention": MROPE["rope_parameters"]}}
 SAM = {**SMALL, "image_size": 64, "patch_size": 4, "output_channels": 16, "window_size": 4, "mlp_dim": 48}
 SAM |= {"global_attn_indexes": [1, 3], "initializer_range": 0.02}
 PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
@@ -99,12 +121,47 @@ def packed(images: Images) -> dict:
     return {"pixel_values": smooth(4, 3, 32, 32)[flat], "image_sizes": sizes[flat]}
 
 
-def patches(images: Images) -> dict:
+def pairs(images: Images) -> dict:
+    return {**squares(images), "high_res_pixel_values": pages(images)["pixel_values"]}
+
+
+def patches(images: Images, *shape: int) -> dict:
     flat = [index for row in images for index in row]
     grids = torch.tensor([[1, 8, 8], [1, 4, 12], [1, 6, 8], [1, 8, 4]])
-    pixels = [smooth(1, 1, 1, int(grid.prod()), 3 * 2 * 4 * 4, seed=n)[0, 0, 0] for n, grid in enumerate(grids)]
-    pixel_values = torch.cat([pixels[index] for index in flat]) if flat else torch.zeros(0, 96)
+    shape = shape or (3 * 2 * 4 * 4,)
+    size = math.prod(shape)
+    pixels = [
+        smooth(1, 1, 1, int(grid.prod()), size, seed=n)[0, 0, 0].view(-1, *shape) for n, grid in enumerate(grids)
+    ]
+    pixel_values = torch.cat([pixels[index] for index in flat]) if flat else torch.zeros(0, *shape)
     return {"pixel_values": pixel_values, "image_grid_thw": grids[flat]}
+
+
+def small_patches(images: Images) -> dict:
+    return patches(images, 3, 4, 4)
+
+
+def merged_patches(images: Images) -> dict:
+    inputs = patches(images, 3 * 4 * 4)
+    return {**inputs, "image_merge_sizes": torch.full((len(inputs["image_grid_thw"]),), 2)}
+
+
+def crops(images: Images) -> dict:
+    return {"pixel_values": smooth(4, 2, 3, 32, 32)[[index for row in images for index in row]]}
+
+
+def pooled(images: Images) -> dict:
+    """Crops of 8 x 8 patches, of which an image has two: a small one, of which 4 tokens are made, and one of 16."""
+    flat = [index for row in images for index in row]
+    pixels = smooth(4, 1, 128, 48)[:, 0].view(4, 2, 64, 48)[flat].view(-1, 64, 48)
+    first = 128 * torch.arange(len(flat))[:, None, None]
+    small, large = torch.arange(64).view(4, 16)[:, ::4], 64 + torch.arange(64).view(16, 4)
+    pooling = (torch.cat([small, large])[None] + first).view(-1, 4)
+    return {
+        "pixel_values": pixels,
+        "image_token_pooling": pooling,
+        "image_grids": torch.tensor([[2, 2, 4, 4]] * len(flat)),
+    }
 
 
 @dataclass(frozen=True)
@@ -114,6 +171,8 @@ class Vlm:
     Attributes:
         images: builds the arguments for the images of a batch of prompts.
         types: the token types of a prompt, from which of its tokens are image tokens; or none.
+        rope: more options of the language model.
+        sdpa: whether every part of the model has this attention.
     """
 
     name: str
@@ -124,10 +183,16 @@ class Vlm:
     token: str = "image_token_id"
     types: Callable[[list[bool]], list[int]] | None = None
     rope: dict = field(default_factory=dict)
+    sdpa: bool = True
 
     @property
     def connector(self):
         return CONNECTORS[f"{self.name}Model"]
+
+    @property
+    def types_name(self) -> str:
+        forward = getattr(tf, f"{self.name}Model").forward
+        return next(name for name in ("token_type_ids", "mm_token_type_ids") if name in signature(forward).parameters)
 
     def make(self, backend: str = "sdpa"):
         torch.manual_seed(0)
@@ -138,7 +203,7 @@ class Vlm:
             **self.options,
         )
         built = getattr(tf, f"{self.name}ForConditionalGeneration")
-        backend = backend if built._supports_sdpa else "eager"
+        backend = backend if built._supports_sdpa and self.sdpa else "eager"
         model = built._from_config(config, attn_implementation=backend)
         with torch.no_grad():  # freshly built models are nearly linear; larger weights make a mistake show
             for parameter in model.parameters():
@@ -167,21 +232,22 @@ class Vlm:
             "input_ids": padded(rows, PAD, side),
             "attention_mask": padded([[1] * len(row) for row in rows], 0, side),
         }
-        name = "mm_token_type_ids" if self.connector.mrope else "token_type_ids"
-        return inputs if self.types is None else {**inputs, name: padded(types, 0, side)}
+        return inputs if self.types is None else {**inputs, self.types_name: padded(types, 0, side)}
 
     def inputs(self, model, images: Images, side: str = "left") -> dict:
         """Return a batch as the processor would write it, from the lengths of the model's unmerged features."""
         lengths = [[sum(map(len, self.features(model, [[index]]))) for index in row] for row in images]
         return {**self.prompts(texts_for(images), lengths, side), **self.images(images)}
 
-    def alone(self, pieces, features) -> dict:
-        """Return one prompt of these pieces of text, for a plain model, given the features (M_i, C) of its images."""
+    def alone(self, model, pieces, chosen) -> dict:
+        """Return one prompt of these pieces of text, for a plain model, with the merged model's features."""
+        features = [torch.cat(self.features(model, [[index]])) for index in chosen]
         inputs = self.prompts([pieces], [[len(rows) for rows in features]])
         if features:
             joined = torch.cat(features)
-            joined = joined[None] if self.connector.as_tensor else [joined]
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
+            out = model.base_model.get_image_features(**self.images([chosen]), return_dict=True)
+            rest = {**out, "pooler_output": joined[None] if self.connector.as_tensor else [joined]}
+            inputs["mm_encoder_outputs"] = {"image": type(out)(**rest)}
         return inputs
 
     def alone_on_grid(self, model, pieces, chosen) -> dict:
@@ -219,10 +285,8 @@ class Vlm:
     def rows_by_themselves(self, model, images: Images):
         """Yield each prompt's inputs for a plain model: the merged model's features, and as many placeholders."""
         for pieces, chosen in zip(texts_for(images), images):
-            if self.connector.mrope:
-                yield self.alone_on_grid(model, pieces, chosen)
-                continue
-            yield self.alone(pieces, [torch.cat(self.features(model, [[index]])) for index in chosen])
+            alone = self.alone_on_grid if self.connector.mrope else self.alone
+            yield alone(model, pieces, chosen)
 
 
 def padded(rows: list[list[int]], fill: int, side: str) -> torch.Tensor:
@@ -278,8 +342,23 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Glm4vMoe", GLM_VISION, "glm4v_moe_text", QWEN_VIDEO, images=patches, types=image_types, rope=GLM_EXPERTS),
     Vlm("Glm46V", GLM_VISION, "glm4v_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("GlmOcr", GLM_VISION, "glm_ocr_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("PaddleOCRVL", PADDLE, "paddleocr_vl_text", QWEN_VIDEO, small_patches, types=image_types, rope=MROPE),
+    Vlm("CohereCompass", QWEN3_VISION, "cohere_compass_text", QWEN_VIDEO, patches, types=image_types, rope=COMPASS),
+    Vlm("VideoLlama3", SMALL | {"patch_size": 4}, "qwen2", QWEN_VIDEO, images=merged_patches),
+    Vlm("Kimi_K25", KIMI_VISION, "deepseek_v3", KIMI, images=small_patches, rope=DEEPSEEK_EXPERTS),
+    Vlm("Lfm3Vl", LFM3_VISION, "lfm3", {**QWEN_VIDEO, "projector_hidden_size": 32}, patches, rope=CONV),
+    Vlm("Molmo2", MOLMO_VISION, "molmo2_text", MOLMO, images=pooled, token="image_patch_id", types=image_types),
     Vlm("GotOcr2", SAM, "qwen2", images=pages),
+    Vlm("DeepseekVLHybrid", SIGLIP, options={"high_res_vision_config": SAM}, images=pairs),
+    Vlm("Ovis2", OVIS, "qwen2", OVIS_OPTIONS),
+    Vlm("PerceptionLM", PERCEPTION, options={**QWEN_VIDEO, "vision_use_cls_token": False}, images=crops),
+    Vlm("FastVlm", RESNET, "qwen2", token=OLD, sdpa=False),  # its own tower is timm's
+    Vlm("QianfanOCR", {**SMALL, "image_size": (32, 32), "patch_size": (4, 4)}, "qwen3"),
+    Vlm("Aria", IDEFICS3, "aria_text", {"projector_patch_to_query_dict": {64: 16}}, token=OLD, rope=ARIA_EXPERTS),
+    Vlm("Idefics2", {**SMALL, **SQUARE}, "mistral", {"perceiver_config": PERCEIVER}, images=tiles),
     Vlm("Mistral3", PIXTRAL, "mistral", images=packed, token=OLD),
+    Vlm("MistralLarge4", PIXTRAL, "mistral_large4_text", images=packed, token=OLD, rope=LATENT_EXPERTS),
+    Vlm("LightOnOcr", PIXTRAL, "qwen3", images=packed),
 )
 """One for every row of the connectors."""
 

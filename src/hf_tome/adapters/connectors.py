@@ -8,6 +8,7 @@ from typing import Any
 PIXELS = ("pixel_values",)
 LAYERS = ("vision_feature_layer", "vision_feature_select_strategy")
 VIDEOS = ("pixel_values_videos", *LAYERS)
+GRID, VIDEO_GRID = (*PIXELS, "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")
 OLD_LAYERS = "vision_feature_layers"
 """What VipLLaVA called its feature layers, and still takes."""
 
@@ -45,7 +46,9 @@ TENSOR = Connector(as_tensor=True)
 LLAVA = Connector((*PIXELS, *LAYERS, "image_sizes"))
 ALIGNER = replace(TENSOR, tower="vision_model", projector="aligner")
 ANYRES = replace(LLAVA, videos=VIDEOS, newline="image_newline")
-QWEN = Connector((*PIXELS, "image_grid_thw"), videos=("pixel_values_videos", "video_grid_thw"), mrope=True)
+GRIDS = Connector(GRID, videos=VIDEO_GRID)
+QWEN = replace(GRIDS, mrope=True)
+PIXTRAL = Connector((*PIXELS, LAYERS[0], "image_sizes"))
 TILES = Connector((*PIXELS, "pixel_attention_mask"), tile="image_seq_len")
 
 CONNECTORS: dict[str, Connector] = {
@@ -74,8 +77,26 @@ CONNECTORS: dict[str, Connector] = {
     "Glm4vMoeModel": QWEN,
     "Glm46VModel": QWEN,
     "GlmOcrModel": QWEN,
+    "PaddleOCRVLModel": replace(QWEN, videos=()),
+    "CohereCompassModel": replace(QWEN, deepstack="deepstack_features"),
+    "VideoLlama3Model": Connector((*GRID, "image_merge_sizes"), videos=(*VIDEO_GRID, "video_merge_sizes")),
+    "Kimi_K25Model": GRIDS,
+    "Lfm3VlModel": GRIDS,
+    "Molmo2Model": Connector(
+        (*PIXELS, "image_token_pooling", "image_grids"),
+        videos=("pixel_values_videos", "video_token_pooling", "video_grids"),
+    ),
     "GotOcr2Model": TENSOR,
-    "Mistral3Model": Connector((*PIXELS, LAYERS[0], "image_sizes")),
+    "DeepseekVLHybridModel": replace(TENSOR, pixels=(*PIXELS, "high_res_pixel_values")),
+    "Ovis2Model": TENSOR,
+    "PerceptionLMModel": TENSOR,
+    "FastVlmModel": replace(TENSOR, pixels=(*PIXELS, *LAYERS)),
+    "QianfanOCRModel": replace(TENSOR, pixels=(*PIXELS, *LAYERS)),
+    "AriaModel": replace(TENSOR, pixels=(*PIXELS, "pixel_mask")),
+    "Idefics2Model": replace(TILES, tile="config.perceiver_config.resampler_n_latents"),
+    "Mistral3Model": PIXTRAL,
+    "MistralLarge4Model": PIXTRAL,
+    "LightOnOcrModel": Connector((*PIXELS, "image_sizes")),
 }
 """By class name. Image tokens can be merged behind the projector of each (`MergeConfig(where="projected")`)."""
 

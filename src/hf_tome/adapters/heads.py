@@ -11,7 +11,7 @@ from .attention import log_size
 from .generator import MergedGenerator
 from .swap import LINK, Swapped
 from .timm_vit import TimmTower
-from .vlm import MergedImageModel, ProjectedImageModel
+from .vlm import MergedImageModel, ProjectedImageModel, ProjectedVideoModel
 
 
 class MeanOutput(Swapped):
@@ -119,6 +119,7 @@ HEADS: dict[str, type | None] = {
     "drop_mask": DropMask,
     "image_features": MergedImageModel,
     "projected": ProjectedImageModel,
+    "projected_video": ProjectedVideoModel,
     "generator": MergedGenerator,
 }
 """What is swapped at a head's site, by the head's kind; `None` where nothing is."""

@@ -18,7 +18,7 @@ AROUND: tuple[Head, ...] = ()  # around a model that is listed by itself
 PROJECTED = Head(
     "projected", says="merges each image's projected tokens before the language model, whose placeholders follow"
 )
-PROJECTED_VIDEO = Head("projected", says=f"{PROJECTED.says}; videos keep all of theirs")
+PROJECTED_VIDEO = Head("projected_video", says=f"{PROJECTED.says}; videos keep all of theirs")
 
 VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "LlavaModel": FEWER,

@@ -39,7 +39,7 @@ class Head:
     Attributes:
         kind (`str`): `"class_token"`, `"tokens"`, `"mean_input"`, `"mean_output"`, `"attention_pool"`, `"drop_mask"`,
             `"functional_pool"`, `"latent_pool"`, `"timm_pool"`, `"restore"`, `"image_features"`, `"projected"`,
-            `"generator"`; see `heads.HEADS`.
+            `"projected_video"`, `"generator"`; see `heads.HEADS`.
         site (`str`): dotted path, from the model that owns the head, of the module that is swapped.
         says (`str`): how `report` puts it.
     """
