@@ -104,7 +104,7 @@ def language_table() -> list[str]:
     says = {FEWER: "fewer tokens", GRID: "tower alone"}
     lines = ['| model | `where="tower"` | `where="projected"` |', "|---|---|---|"]
     in_tower = {name: says[heads] for name, heads in VISION_LANGUAGE.items() if heads in says}
-    for name in [*in_tower, *(name for name in CONNECTORS if name not in in_tower)]:
+    for name in dict.fromkeys([*in_tower, *CONNECTORS, *NOT_PROJECTED]):
         projected = "fewer tokens" if name in CONNECTORS else f"refused: {NOT_PROJECTED[name]}"
         lines.append(f"| `{name}` | {in_tower.get(name, 'refused, see below')} | {projected} |")
     return lines

@@ -63,7 +63,7 @@ def test_tokens_merge_round_by_round_in_their_order(vlm, config):
     full, found = vlm.features(unmerged, [[0, 1]]), vlm.features(model, [[0, 1]])
     if vlm.connector.tile is not None:
         full = [tile for rows in full for tile in rows.split(attrgetter(vlm.connector.tile)(unmerged.model))]
-    newline = unmerged.model.image_newline if vlm.connector.newline else None
+    newline = attrgetter(vlm.connector.newline)(unmerged.model) if vlm.connector.newline else None
     assert len(full) == len(found)
     for rows, left in zip(full, found):
         expected, size, _ = by_hand(rows, newline, config)
@@ -243,7 +243,7 @@ def test_a_conversation_goes_on_with_its_cache(vlm, where):
     if vlm.types is not None:
         # What follows the prompt is text: in PaliGemma's suffix, and of no image in Gemma 3.
         types = more if vlm.name == "PaliGemma" else 0 * more
-        grown[vlm.types_name] = torch.cat([inputs[vlm.types_name], types], dim=1)
+        grown |= {name: torch.cat([inputs[name], types], dim=1) for name in vlm.type_names}
     whole = model.generate(input_ids=ids, **grown, **no_images, **vlm.images([[0], [1]]))
     by_cache = model.generate(input_ids=ids, **grown, **no_images, past_key_values=first.past_key_values)
     assert torch.equal(by_cache, whole)

@@ -39,6 +39,12 @@ KIMI = {"video_token_id": 97, "projection_hidden_size": 32}
 LFM3_VISION = {**SMALL, "patch_size": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"] * 2}
 MOLMO_VISION = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "image_size": [32, 32], "patch_size": 4}
 MOLMO = {"adapter_config": {"vision_feature_layer": [3, 1], **MOLMO_VISION, "text_hidden_size": 32}}
+MINICPM_VISION = {**SMALL, **SQUARE}
+GEMMA4_VISION = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2}
+GEMMA4_VISION |= {"position_embedding_size": 16}
+GEMMA4 = {"video_token_id": 97, "audio_token_id": 94, "audio_config": None}
+GEMMA4_TEXT = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99, "global_head_dim": 16}
+GEMMA4_TEXT |= {"use_bidirectional_attention": "vision", "sliding_window": 24, "num_kv_shared_layers": 0}
 VQ = {"embed_dim": 8, "num_embeddings": 10, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
 PACKED = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN2_VISION = {**PACKED, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
@@ -46,6 +52,7 @@ QWEN_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate
 QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
 QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+ERNIE_VIT = {**PACKED, "hidden_size": 32, "intermediate_size": 48}
 PADDLE = {**SMALL, **SQUARE}
 GLM_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 32}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
@@ -65,9 +72,18 @@ DEEPSEEK_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_interm
 DEEPSEEK_EXPERTS |= {"qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "q_lora_rank": 16}
 DEEPSEEK_EXPERTS |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 CONV = {"layer_types": ["conv", "full_attention"]}
+ERNIE = {"rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [3, 3, 2]}, "moe_k": 2}
+ERNIE |= {"moe_intermediate_size": [48, 32], "moe_num_experts": 4, "mlp_layer_types": ["dense", "sparse"]}
 COMPASS = {"rope_parameters": {"full_attention": MROPE["rope_parameters"]}}
 SAM = {**SMALL, "image_size": 64, "patch_size": 4, "output_channels": 16, "window_size": 4, "mlp_dim": 48}
 SAM |= {"global_attn_indexes": [1, 3], "initializer_range": 0.02}
+OCR_SAM = {**SAM, "downsample_channels": [32, 32]}
+OCR_VISION = {"sam_config": OCR_SAM, "encoder_config": {**SMALL, "num_key_value_heads": 2}}
+OCR_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "topk_method": "greedy"}
+OCR_EXPERTS |= {"mlp_layer_types": ["dense", "sparse"]}
+STEP_VISION = {**SMALL, "image_size": 64, "patch_size": 4, "mlp_ratio": 1.5}
+STEP = {"n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+STEP |= {"share_expert_dim": 48, "mlp_layer_types": ["dense", "sparse"], "sliding_window": 24}
 PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
 
 
@@ -90,6 +106,14 @@ def squares(images: Images) -> dict:
 
 def pages(images: Images) -> dict:
     return {"pixel_values": smooth(4, 3, 64, 64)[[index for row in images for index in row]]}
+
+
+def views(images: Images) -> dict:
+    """Whole images, one of which has a part of it in addition."""
+    flat = [index for row in images for index in row]
+    parts = [int(index == 1) for index in flat]
+    inputs = {**pages(images), "num_local_patches": parts}
+    return {**inputs, "pixel_values_local": smooth(1, 3, 64, 64, seed=2)[[0] * sum(parts)]} if any(parts) else inputs
 
 
 def anyres(images: Images) -> dict:
@@ -141,9 +165,32 @@ def small_patches(images: Images) -> dict:
     return patches(images, 3, 4, 4)
 
 
+def flat_patches(images: Images) -> dict:
+    return patches(images, 3 * 4 * 4)
+
+
 def merged_patches(images: Images) -> dict:
-    inputs = patches(images, 3 * 4 * 4)
+    inputs = flat_patches(images)
     return {**inputs, "image_merge_sizes": torch.full((len(inputs["image_grid_thw"]),), 2)}
+
+
+def positioned(images: Images) -> dict:
+    """Patches of 8 x 8, 4 x 12, 6 x 8 and 8 x 6, with their places, or -1 for padding."""
+    flat = [index for row in images for index in row]
+    places = torch.full((4, 64, 2), -1)
+    for index, (height, width) in enumerate(((8, 8), (4, 12), (6, 8), (8, 6))):
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places[index, : height * width] = torch.stack([columns.flatten(), rows.flatten()], dim=1)
+    return {"pixel_values": smooth(4, 1, 64, 48)[:, 0][flat], "image_position_ids": places[flat]}
+
+
+def navit(images: Images) -> dict:
+    """All images in one row of patches, 4 pixels high."""
+    flat = [index for row in images for index in row]
+    sizes = torch.tensor([[8, 8], [4, 12], [12, 8], [8, 4]])
+    rows = [smooth(1, 3, 4, 4 * int(size.prod()), seed=index) for index, size in enumerate(sizes)]
+    pixels = torch.cat([rows[index] for index in flat], dim=3) if flat else torch.zeros(1, 3, 4, 0)
+    return {"pixel_values": pixels, "target_sizes": sizes[flat].int()}
 
 
 def crops(images: Images) -> dict:
@@ -190,9 +237,10 @@ class Vlm:
         return CONNECTORS[f"{self.name}Model"]
 
     @property
-    def types_name(self) -> str:
-        forward = getattr(tf, f"{self.name}Model").forward
-        return next(name for name in ("token_type_ids", "mm_token_type_ids") if name in signature(forward).parameters)
+    def type_names(self) -> list[str]:
+        """The arguments that take token types."""
+        takes = signature(getattr(tf, f"{self.name}Model").forward).parameters if self.types is not None else ()
+        return [name for name in takes if name.endswith("token_type_ids")]
 
     def make(self, backend: str = "sdpa"):
         torch.manual_seed(0)
@@ -232,7 +280,7 @@ class Vlm:
             "input_ids": padded(rows, PAD, side),
             "attention_mask": padded([[1] * len(row) for row in rows], 0, side),
         }
-        return inputs if self.types is None else {**inputs, self.types_name: padded(types, 0, side)}
+        return {**inputs, **{name: padded(types, 0, side) for name in self.type_names}}
 
     def inputs(self, model, images: Images, side: str = "left") -> dict:
         """Return a batch as the processor would write it, from the lengths of the model's unmerged features."""
@@ -343,11 +391,16 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Glm46V", GLM_VISION, "glm4v_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("GlmOcr", GLM_VISION, "glm_ocr_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("PaddleOCRVL", PADDLE, "paddleocr_vl_text", QWEN_VIDEO, small_patches, types=image_types, rope=MROPE),
+    Vlm("Ernie4_5_VLMoe", ERNIE_VIT, "ernie4_5_vl_moe_text", QWEN_VIDEO, flat_patches, types=image_types, rope=ERNIE),
     Vlm("CohereCompass", QWEN3_VISION, "cohere_compass_text", QWEN_VIDEO, patches, types=image_types, rope=COMPASS),
     Vlm("VideoLlama3", SMALL | {"patch_size": 4}, "qwen2", QWEN_VIDEO, images=merged_patches),
     Vlm("Kimi_K25", KIMI_VISION, "deepseek_v3", KIMI, images=small_patches, rope=DEEPSEEK_EXPERTS),
     Vlm("Lfm3Vl", LFM3_VISION, "lfm3", {**QWEN_VIDEO, "projector_hidden_size": 32}, patches, rope=CONV),
     Vlm("Molmo2", MOLMO_VISION, "molmo2_text", MOLMO, images=pooled, token="image_patch_id", types=image_types),
+    Vlm("MiniCPMV4_6", MINICPM_VISION, "qwen3_5_text", {**QWEN_VIDEO, "insert_layer_id": 1}, navit, rope=HYBRID),
+    Vlm("Gemma4", GEMMA4_VISION, "gemma4_text", GEMMA4, images=positioned, types=image_types, rope=GEMMA4_TEXT),
+    Vlm("Step3p7", STEP_VISION, "step3p5", images=views, rope=STEP),
+    Vlm("DeepseekOcr2", OCR_VISION, "deepseek_ocr2_text", images=views, rope=OCR_EXPERTS),
     Vlm("GotOcr2", SAM, "qwen2", images=pages),
     Vlm("DeepseekVLHybrid", SIGLIP, options={"high_res_vision_config": SAM}, images=pairs),
     Vlm("Ovis2", OVIS, "qwen2", OVIS_OPTIONS),

@@ -7,8 +7,10 @@ from typing import Any
 
 PIXELS = ("pixel_values",)
 LAYERS = ("vision_feature_layer", "vision_feature_select_strategy")
-VIDEOS = ("pixel_values_videos", *LAYERS)
-GRID, VIDEO_GRID = (*PIXELS, "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")
+FRAMES = ("pixel_values_videos",)
+VIDEOS = (*FRAMES, *LAYERS)
+GRID, VIDEO_GRID = (*PIXELS, "image_grid_thw"), (*FRAMES, "video_grid_thw")
+MODE = "downsample_mode"
 OLD_LAYERS = "vision_feature_layers"
 """What VipLLaVA called its feature layers, and still takes."""
 
@@ -22,7 +24,8 @@ class Connector:
         videos: those that video features are made of, where the model takes videos too; video tokens do not merge.
         as_tensor: the model's own forward takes the features of all images as one tensor, rather than as a list.
         tile: path of the number of tokens that every tile has, where the features of a prompt come in one piece.
-        newline: path of the embedding that ends each row of an image's features; such tokens are not merged.
+        newline: path of the embedding that ends each row of an image's features, or the whole of them; such tokens
+            are not merged.
         deepstack: attribute of the features with more of them, which are added behind layers of the language model.
         mrope: positions have axes for time, height and width, so that merged tokens keep the places of the grid.
         first_position: the position of a prompt's first token, in the model's own forward.
@@ -49,6 +52,7 @@ ANYRES = replace(LLAVA, videos=VIDEOS, newline="image_newline")
 GRIDS = Connector(GRID, videos=VIDEO_GRID)
 QWEN = replace(GRIDS, mrope=True)
 PIXTRAL = Connector((*PIXELS, LAYERS[0], "image_sizes"))
+VIEWS = Connector((*PIXELS, "pixel_values_local", "num_local_patches"))
 TILES = Connector((*PIXELS, "pixel_attention_mask"), tile="image_seq_len")
 
 CONNECTORS: dict[str, Connector] = {
@@ -78,14 +82,21 @@ CONNECTORS: dict[str, Connector] = {
     "Glm46VModel": QWEN,
     "GlmOcrModel": QWEN,
     "PaddleOCRVLModel": replace(QWEN, videos=()),
+    "Ernie4_5_VLMoeModel": QWEN,
     "CohereCompassModel": replace(QWEN, deepstack="deepstack_features"),
     "VideoLlama3Model": Connector((*GRID, "image_merge_sizes"), videos=(*VIDEO_GRID, "video_merge_sizes")),
     "Kimi_K25Model": GRIDS,
     "Lfm3VlModel": GRIDS,
     "Molmo2Model": Connector(
         (*PIXELS, "image_token_pooling", "image_grids"),
-        videos=("pixel_values_videos", "video_token_pooling", "video_grids"),
+        videos=(*FRAMES, "video_token_pooling", "video_grids"),
     ),
+    "MiniCPMV4_6Model": Connector((*PIXELS, "target_sizes", MODE), videos=(*FRAMES, "target_sizes_videos", MODE)),
+    "Gemma4Model": Connector(
+        (*PIXELS, "image_position_ids"), videos=(*FRAMES, "video_position_ids", "num_frames_per_video")
+    ),
+    "Step3p7Model": VIEWS,
+    "DeepseekOcr2Model": replace(VIEWS, newline="view_separator"),
     "GotOcr2Model": TENSOR,
     "DeepseekVLHybridModel": replace(TENSOR, pixels=(*PIXELS, "high_res_pixel_values")),
     "Ovis2Model": TENSOR,

@@ -19,6 +19,7 @@ FILL: dict[str, float] = {
     "shift_labels": -100,
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
 }
 """The arguments with one entry for each token of the prompt, and what padding holds; ids and positions come on top."""
 
