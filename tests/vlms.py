@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 
 import torch
@@ -231,6 +232,7 @@ class Vlm:
     types: Callable[[list[bool]], list[int]] | None = None
     rope: dict = field(default_factory=dict)
     sdpa: bool = True
+    built: dict = field(default_factory=dict, repr=False)
 
     @property
     def connector(self):
@@ -243,6 +245,12 @@ class Vlm:
         return [name for name in takes if name.endswith("token_type_ids")]
 
     def make(self, backend: str = "sdpa"):
+        """Return a model of one's own; it is built once."""
+        if backend not in self.built:
+            self.built[backend] = self.build(backend)
+        return copy.deepcopy(self.built[backend])
+
+    def build(self, backend: str):
         torch.manual_seed(0)
         config = getattr(tf, f"{self.name}Config")(
             vision_config=self.vision,
@@ -298,9 +306,8 @@ class Vlm:
             inputs["mm_encoder_outputs"] = {"image": type(out)(**rest)}
         return inputs
 
-    def alone_on_grid(self, model, pieces, chosen) -> dict:
+    def alone_on_grid(self, unmerged, config, pieces, chosen) -> dict:
         """Do the same where positions are those of the full grid: from the unmerged model, column by column."""
-        unmerged, config = plain(model), model.base_model.__dict__[LINK].tower.config
         out = unmerged.model.get_image_features(**self.images([chosen]), return_dict=True) if chosen else None
         layers = [list(layer) for layer in (out.deepstack_features if out and self.connector.deepstack else [])]
         full = list(out.pooler_output) if chosen else []
@@ -332,9 +339,11 @@ class Vlm:
 
     def rows_by_themselves(self, model, images: Images):
         """Yield each prompt's inputs for a plain model: the merged model's features, and as many placeholders."""
+        alone = partial(self.alone, model)
+        if self.connector.mrope:
+            alone = partial(self.alone_on_grid, plain(model), model.base_model.__dict__[LINK].tower.config)
         for pieces, chosen in zip(texts_for(images), images):
-            alone = self.alone_on_grid if self.connector.mrope else self.alone
-            yield alone(model, pieces, chosen)
+            yield alone(pieces, chosen)
 
 
 def padded(rows: list[list[int]], fill: int, side: str) -> torch.Tensor:
