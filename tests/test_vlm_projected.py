@@ -265,6 +265,18 @@ def test_a_loop_written_by_hand(vlm, where):
     assert torch.equal(torch.cat(tokens, dim=1), expected)
 
 
+@pytest.mark.parametrize("vlm", [*SOME, BY_NAME["Exaone4_5_"]], ids=lambda vlm: vlm.name)
+def test_generation_goes_on_from_the_cache_of_a_forward_pass(vlm):
+    unmerged, model = merged(vlm)
+    inputs = vlm.inputs(unmerged, [[0, 1], [2]])
+    expected = model.generate(**inputs)
+    tokens = expected[:, : inputs["input_ids"].shape[1] + 1]
+    cache = model(**inputs, use_cache=True).past_key_values
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.int64)], dim=1)
+    found = model.generate(input_ids=tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW - 1)
+    assert torch.equal(found, expected)
+
+
 @every_case
 def test_embeddings_and_features_made_beforehand(vlm, where):
     unmerged, model = merged(vlm, "tome", where)

@@ -53,6 +53,7 @@ QWEN_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate
 QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
 QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+EXAONE_VISION = {**QWEN_VISION, "num_key_value_heads": 2}
 ERNIE_VIT = {**PACKED, "hidden_size": 32, "intermediate_size": 48}
 PADDLE = {**SMALL, **SQUARE}
 GLM_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 32}
@@ -75,6 +76,7 @@ DEEPSEEK_EXPERTS |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 CONV = {"layer_types": ["conv", "full_attention"]}
 ERNIE = {"rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [3, 3, 2]}, "moe_k": 2}
 ERNIE |= {"moe_intermediate_size": [48, 32], "moe_num_experts": 4, "mlp_layer_types": ["dense", "sparse"]}
+EXAONE = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24}
 COMPASS = {"rope_parameters": {"full_attention": MROPE["rope_parameters"]}}
 SAM = {**SMALL, "image_size": 64, "patch_size": 4, "output_channels": 16, "window_size": 4, "mlp_dim": 48}
 SAM |= {"global_attn_indexes": [1, 3], "initializer_range": 0.02}
@@ -188,7 +190,7 @@ def positioned(images: Images) -> dict:
 def navit(images: Images) -> dict:
     """All images in one row of patches, 4 pixels high."""
     flat = [index for row in images for index in row]
-    sizes = torch.tensor([[8, 8], [4, 12], [12, 8], [8, 4]])
+    sizes = torch.tensor([[16, 16], [8, 24], [12, 20], [20, 8]])
     rows = [smooth(1, 3, 4, 4 * int(size.prod()), seed=index) for index, size in enumerate(sizes)]
     pixels = torch.cat([rows[index] for index in flat], dim=3) if flat else torch.zeros(1, 3, 4, 0)
     return {"pixel_values": pixels, "target_sizes": sizes[flat].int()}
@@ -403,6 +405,7 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Ernie4_5_VLMoe", ERNIE_VIT, "ernie4_5_vl_moe_text", QWEN_VIDEO, flat_patches, types=image_types, rope=ERNIE),
     Vlm("CohereCompass", QWEN3_VISION, "cohere_compass_text", QWEN_VIDEO, patches, types=image_types, rope=COMPASS),
     Vlm("VideoLlama3", SMALL | {"patch_size": 4}, "qwen2", QWEN_VIDEO, images=merged_patches),
+    Vlm("Exaone4_5_", EXAONE_VISION, "exaone4", QWEN_VIDEO, images=patches, rope=EXAONE),
     Vlm("Kimi_K25", KIMI_VISION, "deepseek_v3", KIMI, images=small_patches, rope=DEEPSEEK_EXPERTS),
     Vlm("Lfm3Vl", LFM3_VISION, "lfm3", {**QWEN_VIDEO, "projector_hidden_size": 32}, patches, rope=CONV),
     Vlm("Molmo2", MOLMO_VISION, "molmo2_text", MOLMO, images=pooled, token="image_patch_id", types=image_types),

@@ -28,7 +28,8 @@ class Connector:
             are not merged.
         deepstack: attribute of the features with more of them, which are added behind layers of the language model.
         mrope: positions have axes for time, height and width, so that merged tokens keep the places of the grid.
-        first_position: the position of a prompt's first token, in the model's own forward.
+        first_position: the position of a prompt's first token, in the model's own forward; `None` where the model
+            counts padding in front as well, and does so in `generate` whatever positions it is given.
         tower, projector: paths of these modules, where the projector works token by token.
     """
 
@@ -39,7 +40,7 @@ class Connector:
     newline: str | None = None
     deepstack: str | None = None
     mrope: bool = False
-    first_position: int = 0
+    first_position: int | None = 0
     tower: str = "vision_tower"
     projector: str = "multi_modal_projector"
 
@@ -85,6 +86,7 @@ CONNECTORS: dict[str, Connector] = {
     "Ernie4_5_VLMoeModel": QWEN,
     "CohereCompassModel": replace(QWEN, deepstack="deepstack_features"),
     "VideoLlama3Model": Connector((*GRID, "image_merge_sizes"), videos=(*VIDEO_GRID, "video_merge_sizes")),
+    "Exaone4_5_Model": replace(GRIDS, first_position=None),
     "Kimi_K25Model": GRIDS,
     "Lfm3VlModel": GRIDS,
     "Molmo2Model": Connector(

@@ -87,7 +87,7 @@ class MergedModel(Swapped):
             in_text = call["position_ids"]
             call["position_ids"] = continued_positions(self.base_model, in_text) if given is None else given
 
-    def _shorten(self, call: dict[str, Any], left: bool | None, first_position: int = 0) -> Shortening | None:
+    def _shorten(self, call: dict[str, Any], left: bool | None, first_position: int | None = 0) -> Shortening | None:
         """Make the image features and shorten the call to them, in place; `None` if its length is right already."""
         passed, connector = dict(call), self._connector
         encoded = self._encode(call)
