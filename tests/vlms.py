@@ -12,6 +12,7 @@ from inspect import signature
 import torch
 import transformers as tf
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_tome import MergeConfig, apply, merging, remove
 from hf_tome.adapters.connectors import CONNECTORS
@@ -46,6 +47,12 @@ GEMMA4_VISION |= {"position_embedding_size": 16}
 GEMMA4 = {"video_token_id": 97, "audio_token_id": 94, "audio_config": None}
 GEMMA4_TEXT = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99, "global_head_dim": 16}
 GEMMA4_TEXT |= {"use_bidirectional_attention": "vision", "sliding_window": 24, "num_kv_shared_layers": 0}
+EYE_VISION = {"hidden_size": 32, "vocab_size": 2, "vocab_offset": 97}
+EARS = {"hidden_size": 32, "vocab_size": 2, "vocab_offset": 99, "conf_num_attention_heads": 2}
+EARS |= {"conf_num_hidden_layers": 1, "sscp_conv_channel_size": (4, 4), "input_feat_size": 16}
+GEMMA3N = {"vision_soft_tokens_per_image": 16, "audio_token_id": 99, "audio_config": EARS}
+GEMMA3N_TEXT = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 97, "num_kv_shared_layers": 0}
+GEMMA3N_TEXT |= {"laurel_rank": 8, "altup_num_inputs": 2, "layer_types": ["sliding_attention", "full_attention"]}
 VQ = {"embed_dim": 8, "num_embeddings": 10, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
 PACKED = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN2_VISION = {**PACKED, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
@@ -212,6 +219,24 @@ def pooled(images: Images) -> dict:
         "image_token_pooling": pooling,
         "image_grids": torch.tensor([[2, 2, 4, 4]] * len(flat)),
     }
+
+
+class Eye(tf.PreTrainedModel):
+    """Stands in for the tower of timm's that Gemma 3n has, as timm may not be installed."""
+
+    config_class = tf.models.gemma3n.Gemma3nVisionConfig
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.patches = nn.Conv2d(3, config.hidden_size, kernel_size=8, stride=8)
+        self.post_init()
+
+    def forward(self, pixel_values, do_pooling, return_dict):
+        return BaseModelOutputWithPooling(last_hidden_state=self.patches(pixel_values))
+
+
+tf.AutoModel.register(Eye.config_class, Eye, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -410,6 +435,7 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Lfm3Vl", LFM3_VISION, "lfm3", {**QWEN_VIDEO, "projector_hidden_size": 32}, patches, rope=CONV),
     Vlm("Molmo2", MOLMO_VISION, "molmo2_text", MOLMO, images=pooled, token="image_patch_id", types=image_types),
     Vlm("MiniCPMV4_6", MINICPM_VISION, "qwen3_5_text", {**QWEN_VIDEO, "insert_layer_id": 1}, navit, rope=HYBRID),
+    Vlm("Gemma3n", EYE_VISION, "gemma3n_text", GEMMA3N, token="image_token_id", rope=GEMMA3N_TEXT),
     Vlm("Gemma4", GEMMA4_VISION, "gemma4_text", GEMMA4, images=positioned, types=image_types, rope=GEMMA4_TEXT),
     Vlm("Step3p7", STEP_VISION, "step3p5", images=views, rope=STEP),
     Vlm("DeepseekOcr2", OCR_VISION, "deepseek_ocr2_text", images=views, rope=OCR_EXPERTS),

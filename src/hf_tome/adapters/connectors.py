@@ -94,6 +94,7 @@ CONNECTORS: dict[str, Connector] = {
         videos=(*FRAMES, "video_token_pooling", "video_grids"),
     ),
     "MiniCPMV4_6Model": Connector((*PIXELS, "target_sizes", MODE), videos=(*FRAMES, "target_sizes_videos", MODE)),
+    "Gemma3nModel": TENSOR,
     "Gemma4Model": Connector(
         (*PIXELS, "image_position_ids"), videos=(*FRAMES, "video_position_ids", "num_frames_per_video")
     ),
