@@ -182,8 +182,8 @@ def test_videos_beside_images_keep_their_tokens(name):
     assert torch.equal(model.generate(**inputs)[:, length:], expected)
 
 
-@pytest.mark.parametrize("name", ["VideoLlama3", "Kimi_K25", "Lfm3Vl", "PerceptionLM"])
-def test_videos_that_are_encoded_as_images_keep_their_tokens(name):
+@pytest.mark.parametrize("name", ["VideoLlama3", "Kimi_K25", "Lfm3Vl", "PerceptionLM", "Exaone4_5_"])
+def test_videos_like_images_keep_their_tokens(name):
     vlm = BY_NAME[name]
     unmerged, model = merged(vlm)
     pixels = vlm.images([[1]])
