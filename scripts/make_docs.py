@@ -54,9 +54,9 @@ Or once, behind the projector (`where="projected"`), whatever tower there is, wh
 tile, loses `r` tokens (in several rounds where that is more than half of them), or as many as are similar enough
 (MaMe). Merged tokens are means weighted by size, in the order of the image, and the placeholders follow as above.
 Embeddings that end the rows of an image are not merged, and videos keep all their tokens. Images of Gemma 3 go on
-attending to themselves in both directions, as their token types follow. In Qwen-VL a merged token keeps the position
-(time, height, width) of the place that it keeps, and text keeps its own, as if nothing had gone. Vision-language
-models that the table does not list have no row for it yet, and are refused.
+attending to themselves in both directions, as their token types follow. In Qwen-VL, GLM-V and others whose positions
+count time, height and width, a merged token keeps those of the place that it keeps, and text keeps its own, as if
+nothing had gone. Vision-language models that the table does not list have no row for it yet, and are refused.
 """
 
 REFUSED_INTRODUCTION = """\
@@ -107,7 +107,7 @@ def language_table() -> list[str]:
         for name, heads in VISION_LANGUAGE.items()
         if RESTORE in heads or heads == FEWER
     }
-    for name in [*in_tower, *(name for name in CONNECTORS if name not in in_tower)]:
+    for name in dict.fromkeys([*in_tower, *CONNECTORS, *NOT_PROJECTED]):
         projected = "fewer tokens" if name in CONNECTORS else f"refused: {NOT_PROJECTED[name]}"
         lines.append(f"| `{name}` | {in_tower.get(name, 'refused, see below')} | {projected} |")
     return lines

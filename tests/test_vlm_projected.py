@@ -1,6 +1,7 @@
 """Image tokens merged behind the projector: what merges, conversations, bad input, and what is refused."""
 
 import copy
+from operator import attrgetter
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from vlms import (
     IMAGE_TOKEN,
     IMAGES,
     NEW,
-    PACKED,
     SMALL,
     SQUARE,
     TEXT,
@@ -38,7 +38,7 @@ from hf_tome.benchmark import benchmark
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
 every_vlm = pytest.mark.parametrize("vlm", VLMS, ids=lambda vlm: vlm.name)
-SOME = [BY_NAME[name] for name in ("Llava", "PaliGemma", "Gemma3", "LlavaNext", "Idefics3", "Qwen3VL")]
+SOME = [BY_NAME[name] for name in ("Llava", "PaliGemma", "Gemma3", "LlavaNext", "Idefics3", "Qwen3VL", "Qwen3_5")]
 some_vlms = pytest.mark.parametrize("vlm", SOME, ids=lambda vlm: vlm.name)
 
 
@@ -62,8 +62,8 @@ def test_tokens_merge_round_by_round_in_their_order(vlm, config):
     model = apply(copy.deepcopy(unmerged), config)
     full, found = vlm.features(unmerged, [[0, 1]]), vlm.features(model, [[0, 1]])
     if vlm.connector.tile is not None:
-        full = [tile for rows in full for tile in rows.split(unmerged.model.image_seq_len)]
-    newline = unmerged.model.image_newline if vlm.connector.newline else None
+        full = [tile for rows in full for tile in rows.split(attrgetter(vlm.connector.tile)(unmerged.model))]
+    newline = attrgetter(vlm.connector.newline)(unmerged.model) if vlm.connector.newline else None
     assert len(full) == len(found)
     for rows, left in zip(full, found):
         expected, size, _ = by_hand(rows, newline, config)
@@ -157,6 +157,12 @@ def test_videos_beside_images_in_qwen():
     torch.testing.assert_close(logits, expected, **CLOSE)
 
 
+def with_video(inputs, columns):
+    tokens = torch.tensor([[7, *[VIDEO_TOKEN] * columns, 8]])
+    ids = torch.cat([inputs["input_ids"], tokens], dim=1)
+    return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 @pytest.mark.parametrize("name", ["LlavaOnevision", "LlavaNextVideo"])
 def test_videos_beside_images_keep_their_tokens(name):
     vlm = BY_NAME[name]
@@ -165,20 +171,38 @@ def test_videos_beside_images_keep_their_tokens(name):
     video = smooth(1, 2, 3, 32, 32, seed=3)
     columns = unmerged.model.get_video_features(video).pooler_output.reshape(-1, 32).shape[0]
 
-    def with_video(inputs):
-        tokens = torch.tensor([[7, *[VIDEO_TOKEN] * columns, 8]])
-        ids = torch.cat([inputs["input_ids"], tokens], dim=1)
-        return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    inputs = {**with_video(vlm.inputs(unmerged, [[0]])), "pixel_values_videos": video}
+    inputs = {**with_video(vlm.inputs(unmerged, [[0]]), columns), "pixel_values_videos": video}
     (alone,) = vlm.rows_by_themselves(model, [[0]])
-    alone = with_video(alone)
+    alone = with_video(alone, columns)
     alone["mm_encoder_outputs"]["video"] = unmerged.model.get_video_features(video, return_dict=True)
     torch.testing.assert_close(model(**inputs).logits, unmerged(**alone).logits, **CLOSE)
     assert "videos keep all of theirs" in str(report(model))
     length = inputs["input_ids"].shape[1]
     expected = unmerged.generate(**alone)[:, alone["input_ids"].shape[1] :]
     assert torch.equal(model.generate(**inputs)[:, length:], expected)
+
+
+@pytest.mark.parametrize("name", ["VideoLlama3", "Kimi_K25", "Lfm3Vl", "PerceptionLM", "Exaone4_5_"])
+def test_videos_like_images_keep_their_tokens(name):
+    vlm = BY_NAME[name]
+    unmerged, model = merged(vlm)
+    pixels = vlm.images([[1]])
+    names = vlm.connector.videos or ("pixel_values_videos",)
+    video = dict(zip(names, (pixels[name] for name in vlm.connector.pixels)))
+    encoded = unmerged.model.get_image_features(**pixels, return_dict=True)
+    columns = sum(map(len, encoded.pooler_output))
+    inputs = {**with_video(vlm.inputs(unmerged, [[0]]), columns), **video}
+    (alone,) = vlm.rows_by_themselves(model, [[0]])
+    alone = with_video(alone, columns)
+    alone["mm_encoder_outputs"]["video"] = encoded
+    torch.testing.assert_close(model(**inputs).logits, unmerged(**alone).logits, **CLOSE)
+    length = inputs["input_ids"].shape[1]
+    expected = unmerged.generate(**alone)[:, alone["input_ids"].shape[1] :]
+    assert torch.equal(model.generate(**inputs)[:, length:], expected)
+    no_image = {**with_video(vlm.prompts([[[5, 6]]], [[]]), columns), **video}
+    assert torch.equal(model(**no_image).logits, unmerged(**no_image).logits)
+    assert torch.equal(model.generate(**no_image), unmerged.generate(**no_image))
+    assert len(torch.cat(list(model.model.get_image_features(**pixels, return_dict=True).pooler_output))) < columns
 
 
 # ----------------------------------------------------------------------------------------------------- conversations
@@ -219,8 +243,7 @@ def test_a_conversation_goes_on_with_its_cache(vlm, where):
     if vlm.types is not None:
         # What follows the prompt is text: in PaliGemma's suffix, and of no image in Gemma 3.
         types = more if vlm.name == "PaliGemma" else 0 * more
-        name = "mm_token_type_ids" if vlm.connector.mrope else "token_type_ids"
-        grown[name] = torch.cat([inputs[name], types], dim=1)
+        grown |= {name: torch.cat([inputs[name], types], dim=1) for name in vlm.type_names}
     whole = model.generate(input_ids=ids, **grown, **no_images, **vlm.images([[0], [1]]))
     new = {name: x if name == "attention_mask" else x[:, -4:] for name, x in {"input_ids": ids, **grown}.items()}
     by_new = model.generate(**new, **no_images, past_key_values=copy.deepcopy(first.past_key_values))
@@ -243,6 +266,18 @@ def test_a_loop_written_by_hand(vlm, where):
         seen = torch.cat([seen, torch.ones(2, 1, dtype=torch.int64)], dim=1)
         out = model(input_ids=tokens[-1], attention_mask=seen, past_key_values=out.past_key_values)
     assert torch.equal(torch.cat(tokens, dim=1), expected)
+
+
+@pytest.mark.parametrize("vlm", [*SOME, BY_NAME["Exaone4_5_"]], ids=lambda vlm: vlm.name)
+def test_generation_goes_on_from_the_cache_of_a_forward_pass(vlm):
+    unmerged, model = merged(vlm)
+    inputs = vlm.inputs(unmerged, [[0, 1], [2]])
+    expected = model.generate(**inputs)
+    tokens = expected[:, : inputs["input_ids"].shape[1] + 1]
+    cache = model(**inputs, use_cache=True).past_key_values
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.int64)], dim=1)
+    found = model.generate(input_ids=tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW - 1)
+    assert torch.equal(found, expected)
 
 
 @every_case
@@ -329,14 +364,15 @@ def video_llava():
     return tf.VideoLlavaForConditionalGeneration(tf.VideoLlavaConfig(vision_config=CLIP, text_config=text, **tokens))
 
 
-def glm():
-    vision = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
-    return tf.Glm4vForConditionalGeneration(tf.Glm4vConfig(vision_config=vision, text_config=text))
+def kosmos():
+    vision = {**SMALL, **SQUARE}
+    text = {"embed_dim": 32, "layers": 1, "ffn_dim": 48, "attention_heads": 2, "vocab_size": 99}
+    config = tf.Kosmos2Config(vision_config=vision, text_config=text, latent_query_num=4)
+    return tf.Kosmos2ForConditionalGeneration(config)
 
 
 REFUSED = {
-    "no row": (glm, r"Glm4v.* no row for its projector yet.*Supported: LlavaModel"),
+    "no row": (kosmos, r"Kosmos2.* no row for its projector yet.*Supported: LlavaModel"),
     "a classifier": (lambda: tf.ViTForImageClassification(tf.ViTConfig(**SMALL, **SQUARE)), "has no projector"),
     "a head around": (shield_gemma, r"ShieldGemma2ForImageClassification is not supported.*Gemma3ForConditional"),
     "an action expert": (pi0, r"PI0.* not supported"),

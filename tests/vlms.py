@@ -6,6 +6,8 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
 
 import torch
 import transformers as tf
@@ -27,6 +29,30 @@ SIGLIP = {"model_type": "siglip_vision_model", **SMALL, **SQUARE, "vision_use_he
 NAFLEX = {"model_type": "siglip2_vision_model", **SMALL, "num_patches": 64, "patch_size": 4, "vision_use_head": False}
 PIXTRAL = {"model_type": "pixtral", **SMALL, **SQUARE, "head_dim": 16}
 JANUS = {"model_type": "janus_vision_model", **SMALL, **SQUARE, "projection_dim": 32, "mlp_ratio": 2, "depth": 2}
+IDEFICS3 = {"model_type": "idefics3_vision", **SMALL, **SQUARE}
+OVIS = {**SMALL, **SQUARE, "vocab_size": 40}
+OVIS_OPTIONS = {"vocab_size": 99, "hidden_size": 32, "visual_indicator_token_ids": [35, 64, 80, 26, 27]}
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "hidden_size": 32}
+PERCEIVER = {"resampler_n_latents": 16, "resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 16}
+PERCEIVER |= {"num_key_value_heads": 2}
+PERCEPTION = {**SIGLIP, "model_args": {"embed_dim": 32}}  # its own tower is timm's
+KIMI_VISION = {**SMALL, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
+KIMI = {"video_token_id": 97, "projection_hidden_size": 32}
+LFM3_VISION = {**SMALL, "patch_size": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"] * 2}
+MOLMO_VISION = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "image_size": [32, 32], "patch_size": 4}
+MOLMO = {"adapter_config": {"vision_feature_layer": [3, 1], **MOLMO_VISION, "text_hidden_size": 32}}
+MINICPM_VISION = {**SMALL, **SQUARE}
+GEMMA4_VISION = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2}
+GEMMA4_VISION |= {"position_embedding_size": 16}
+GEMMA4 = {"video_token_id": 97, "audio_token_id": 94, "audio_config": None}
+GEMMA4_TEXT = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99, "global_head_dim": 16}
+GEMMA4_TEXT |= {"use_bidirectional_attention": "vision", "sliding_window": 24, "num_kv_shared_layers": 0}
+EYE_VISION = {"hidden_size": 32, "vocab_size": 2, "vocab_offset": 97}
+EARS = {"hidden_size": 32, "vocab_size": 2, "vocab_offset": 99, "conf_num_attention_heads": 2}
+EARS |= {"conf_num_hidden_layers": 1, "sscp_conv_channel_size": (4, 4), "input_feat_size": 16}
+GEMMA3N = {"vision_soft_tokens_per_image": 16, "audio_token_id": 99, "audio_config": EARS}
+GEMMA3N_TEXT = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 97, "num_kv_shared_layers": 0}
+GEMMA3N_TEXT |= {"laurel_rank": 8, "altup_num_inputs": 2, "layer_types": ["sliding_attention", "full_attention"]}
 VQ = {"embed_dim": 8, "num_embeddings": 10, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
 PACKED = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN2_VISION = {**PACKED, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
@@ -34,10 +60,40 @@ QWEN_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate
 QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
 QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+EXAONE_VISION = {**QWEN_VISION, "num_key_value_heads": 2}
+ERNIE_VIT = {**PACKED, "hidden_size": 32, "intermediate_size": 48}
+PADDLE = {**SMALL, **SQUARE}
+GLM_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 32}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+ALL_ROTARY = {"rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 1.0}}
 EXPERTS = {**MROPE, "num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+HYBRID = {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+HYBRID |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+HYBRID |= ALL_ROTARY
+HYBRID_EXPERTS = {**HYBRID, "num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+HYBRID_EXPERTS |= {"shared_expert_intermediate_size": 48}
+GLM_EXPERTS = {**ALL_ROTARY, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+ARIA_EXPERTS = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
+LATENT_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "kv_lora_rank": 16}
+LATENT_EXPERTS |= {"qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "index_n_heads": 2}
+LATENT_EXPERTS |= {"index_head_dim": 32, "index_topk": 16}
+DEEPSEEK_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "kv_lora_rank": 16}
+DEEPSEEK_EXPERTS |= {"qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "q_lora_rank": 16}
+DEEPSEEK_EXPERTS |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+CONV = {"layer_types": ["conv", "full_attention"]}
+ERNIE = {"rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [3, 3, 2]}, "moe_k": 2}
+ERNIE |= {"moe_intermediate_size": [48, 32], "moe_num_experts": 4, "mlp_layer_types": ["dense", "sparse"]}
+EXAONE = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24}
+COMPASS = {"rope_parameters": {"full_attention": MROPE["rope_parameters"]}}
 SAM = {**SMALL, "image_size": 64, "patch_size": 4, "output_channels": 16, "window_size": 4, "mlp_dim": 48}
 SAM |= {"global_attn_indexes": [1, 3], "initializer_range": 0.02}
+OCR_SAM = {**SAM, "downsample_channels": [32, 32]}
+OCR_VISION = {"sam_config": OCR_SAM, "encoder_config": {**SMALL, "num_key_value_heads": 2}}
+OCR_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "topk_method": "greedy"}
+OCR_EXPERTS |= {"mlp_layer_types": ["dense", "sparse"]}
+STEP_VISION = {**SMALL, "image_size": 64, "patch_size": 4, "mlp_ratio": 1.5}
+STEP = {"n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+STEP |= {"share_expert_dim": 48, "mlp_layer_types": ["dense", "sparse"], "sliding_window": 24}
 PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
 
 
@@ -60,6 +116,14 @@ def squares(images: Images) -> dict:
 
 def pages(images: Images) -> dict:
     return {"pixel_values": smooth(4, 3, 64, 64)[[index for row in images for index in row]]}
+
+
+def views(images: Images) -> dict:
+    """Whole images, one of which has a part of it in addition."""
+    flat = [index for row in images for index in row]
+    parts = [int(index == 1) for index in flat]
+    inputs = {**pages(images), "num_local_patches": parts}
+    return {**inputs, "pixel_values_local": smooth(1, 3, 64, 64, seed=2)[[0] * sum(parts)]} if any(parts) else inputs
 
 
 def anyres(images: Images) -> dict:
@@ -91,12 +155,88 @@ def packed(images: Images) -> dict:
     return {"pixel_values": smooth(4, 3, 32, 32)[flat], "image_sizes": sizes[flat]}
 
 
-def patches(images: Images) -> dict:
+def pairs(images: Images) -> dict:
+    return {**squares(images), "high_res_pixel_values": pages(images)["pixel_values"]}
+
+
+def patches(images: Images, *shape: int) -> dict:
     flat = [index for row in images for index in row]
     grids = torch.tensor([[1, 8, 8], [1, 4, 12], [1, 6, 8], [1, 8, 4]])
-    pixels = [smooth(1, 1, 1, int(grid.prod()), 3 * 2 * 4 * 4, seed=n)[0, 0, 0] for n, grid in enumerate(grids)]
-    pixel_values = torch.cat([pixels[index] for index in flat]) if flat else torch.zeros(0, 96)
+    shape = shape or (3 * 2 * 4 * 4,)
+    size = math.prod(shape)
+    pixels = [
+        smooth(1, 1, 1, int(grid.prod()), size, seed=n)[0, 0, 0].view(-1, *shape) for n, grid in enumerate(grids)
+    ]
+    pixel_values = torch.cat([pixels[index] for index in flat]) if flat else torch.zeros(0, *shape)
     return {"pixel_values": pixel_values, "image_grid_thw": grids[flat]}
+
+
+def small_patches(images: Images) -> dict:
+    return patches(images, 3, 4, 4)
+
+
+def flat_patches(images: Images) -> dict:
+    return patches(images, 3 * 4 * 4)
+
+
+def merged_patches(images: Images) -> dict:
+    inputs = flat_patches(images)
+    return {**inputs, "image_merge_sizes": torch.full((len(inputs["image_grid_thw"]),), 2)}
+
+
+def positioned(images: Images) -> dict:
+    """Patches of 8 x 8, 4 x 12, 6 x 8 and 8 x 6, with their places, or -1 for padding."""
+    flat = [index for row in images for index in row]
+    places = torch.full((4, 64, 2), -1)
+    for index, (height, width) in enumerate(((8, 8), (4, 12), (6, 8), (8, 6))):
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places[index, : height * width] = torch.stack([columns.flatten(), rows.flatten()], dim=1)
+    return {"pixel_values": smooth(4, 1, 64, 48)[:, 0][flat], "image_position_ids": places[flat]}
+
+
+def navit(images: Images) -> dict:
+    """All images in one row of patches, 4 pixels high."""
+    flat = [index for row in images for index in row]
+    sizes = torch.tensor([[16, 16], [8, 24], [12, 20], [20, 8]])
+    rows = [smooth(1, 3, 4, 4 * int(size.prod()), seed=index) for index, size in enumerate(sizes)]
+    pixels = torch.cat([rows[index] for index in flat], dim=3) if flat else torch.zeros(1, 3, 4, 0)
+    return {"pixel_values": pixels, "target_sizes": sizes[flat].int()}
+
+
+def crops(images: Images) -> dict:
+    return {"pixel_values": smooth(4, 2, 3, 32, 32)[[index for row in images for index in row]]}
+
+
+def pooled(images: Images) -> dict:
+    """Crops of 8 x 8 patches, of which an image has two: a small one, of which 4 tokens are made, and one of 16."""
+    flat = [index for row in images for index in row]
+    pixels = smooth(4, 1, 128, 48)[:, 0].view(4, 2, 64, 48)[flat].view(-1, 64, 48)
+    first = 128 * torch.arange(len(flat))[:, None, None]
+    small, large = torch.arange(64).view(4, 16)[:, ::4], 64 + torch.arange(64).view(16, 4)
+    pooling = (torch.cat([small, large])[None] + first).view(-1, 4)
+    return {
+        "pixel_values": pixels,
+        "image_token_pooling": pooling,
+        "image_grids": torch.tensor([[2, 2, 4, 4]] * len(flat)),
+    }
+
+
+class Eye(tf.PreTrainedModel):
+    """Stands in for the tower of timm's that Gemma 3n has, as timm may not be installed."""
+
+    config_class = tf.models.gemma3n.Gemma3nVisionConfig
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.patches = nn.Conv2d(3, config.hidden_size, kernel_size=8, stride=8)
+        self.post_init()
+
+    def forward(self, pixel_values, do_pooling, return_dict):
+        return BaseModelOutputWithPooling(last_hidden_state=self.patches(pixel_values))
+
+
+tf.AutoModel.register(Eye.config_class, Eye, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -106,6 +246,8 @@ class Vlm:
     Attributes:
         images: builds the arguments for the images of a batch of prompts.
         types: the token types of a prompt, from which of its tokens are image tokens; or none.
+        rope: more options of the language model.
+        sdpa: whether every part of the model has this attention.
     """
 
     name: str
@@ -116,12 +258,26 @@ class Vlm:
     token: str = "image_token_id"
     types: Callable[[list[bool]], list[int]] | None = None
     rope: dict = field(default_factory=dict)
+    sdpa: bool = True
+    built: dict = field(default_factory=dict, repr=False)
 
     @property
     def connector(self):
         return CONNECTORS[f"{self.name}Model"]
 
+    @property
+    def type_names(self) -> list[str]:
+        """The arguments that take token types."""
+        takes = signature(getattr(tf, f"{self.name}Model").forward).parameters if self.types is not None else ()
+        return [name for name in takes if name.endswith("token_type_ids")]
+
     def make(self, backend: str = "sdpa"):
+        """Return a model of one's own; it is built once."""
+        if backend not in self.built:
+            self.built[backend] = self.build(backend)
+        return copy.deepcopy(self.built[backend])
+
+    def build(self, backend: str):
         torch.manual_seed(0)
         config = getattr(tf, f"{self.name}Config")(
             vision_config=self.vision,
@@ -130,7 +286,7 @@ class Vlm:
             **self.options,
         )
         built = getattr(tf, f"{self.name}ForConditionalGeneration")
-        backend = backend if built._supports_sdpa else "eager"
+        backend = backend if built._supports_sdpa and self.sdpa else "eager"
         model = built._from_config(config, attn_implementation=backend)
         with torch.no_grad():  # freshly built models are nearly linear; larger weights make a mistake show
             for parameter in model.parameters():
@@ -159,26 +315,26 @@ class Vlm:
             "input_ids": padded(rows, PAD, side),
             "attention_mask": padded([[1] * len(row) for row in rows], 0, side),
         }
-        name = "mm_token_type_ids" if self.connector.mrope else "token_type_ids"
-        return inputs if self.types is None else {**inputs, name: padded(types, 0, side)}
+        return {**inputs, **{name: padded(types, 0, side) for name in self.type_names}}
 
     def inputs(self, model, images: Images, side: str = "left") -> dict:
         """Return a batch as the processor would write it, from the lengths of the model's unmerged features."""
         lengths = [[sum(map(len, self.features(model, [[index]]))) for index in row] for row in images]
         return {**self.prompts(texts_for(images), lengths, side), **self.images(images)}
 
-    def alone(self, pieces, features) -> dict:
-        """Return one prompt of these pieces of text, for a plain model, given the features (M_i, C) of its images."""
+    def alone(self, model, pieces, chosen) -> dict:
+        """Return one prompt of these pieces of text, for a plain model, with the merged model's features."""
+        features = [torch.cat(self.features(model, [[index]])) for index in chosen]
         inputs = self.prompts([pieces], [[len(rows) for rows in features]])
         if features:
             joined = torch.cat(features)
-            joined = joined[None] if self.connector.as_tensor else [joined]
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
+            out = model.base_model.get_image_features(**self.images([chosen]), return_dict=True)
+            rest = {**out, "pooler_output": joined[None] if self.connector.as_tensor else [joined]}
+            inputs["mm_encoder_outputs"] = {"image": type(out)(**rest)}
         return inputs
 
-    def alone_on_grid(self, model, pieces, chosen) -> dict:
+    def alone_on_grid(self, unmerged, config, pieces, chosen) -> dict:
         """Do the same where positions are those of the full grid: from the unmerged model, column by column."""
-        unmerged, config = plain(model), model.base_model.__dict__[LINK].tower.config
         out = unmerged.model.get_image_features(**self.images([chosen]), return_dict=True) if chosen else None
         layers = [list(layer) for layer in (out.deepstack_features if out and self.connector.deepstack else [])]
         full = list(out.pooler_output) if chosen else []
@@ -210,11 +366,11 @@ class Vlm:
 
     def rows_by_themselves(self, model, images: Images):
         """Yield each prompt's inputs for a plain model: the merged model's features, and as many placeholders."""
+        alone = partial(self.alone, model)
+        if self.connector.mrope:
+            alone = partial(self.alone_on_grid, plain(model), model.base_model.__dict__[LINK].tower.config)
         for pieces, chosen in zip(texts_for(images), images):
-            if self.connector.mrope:
-                yield self.alone_on_grid(model, pieces, chosen)
-                continue
-            yield self.alone(pieces, [torch.cat(self.features(model, [[index]])) for index in chosen])
+            yield alone(pieces, chosen)
 
 
 def padded(rows: list[list[int]], fill: int, side: str) -> torch.Tensor:
@@ -264,8 +420,36 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Qwen2_5_VL", QWEN_VISION, "qwen2_5_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen3VL", QWEN3_VISION, "qwen3_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen3VLMoe", QWEN3_VISION, "qwen3_vl_moe_text", QWEN_VIDEO, images=patches, types=image_types, rope=EXPERTS),
+    Vlm("Qwen3_5", QWEN3_VISION, "qwen3_5_text", QWEN_VIDEO, images=patches, types=image_types, rope=HYBRID),
+    Vlm("Qwen3_5Moe", QWEN3_VISION, "qwen3_5_moe_text", QWEN_VIDEO, patches, types=image_types, rope=HYBRID_EXPERTS),
+    Vlm("Glm4v", GLM_VISION, "glm4v_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("Glm4vMoe", GLM_VISION, "glm4v_moe_text", QWEN_VIDEO, images=patches, types=image_types, rope=GLM_EXPERTS),
+    Vlm("Glm46V", GLM_VISION, "glm4v_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("GlmOcr", GLM_VISION, "glm_ocr_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("PaddleOCRVL", PADDLE, "paddleocr_vl_text", QWEN_VIDEO, small_patches, types=image_types, rope=MROPE),
+    Vlm("Ernie4_5_VLMoe", ERNIE_VIT, "ernie4_5_vl_moe_text", QWEN_VIDEO, flat_patches, types=image_types, rope=ERNIE),
+    Vlm("CohereCompass", QWEN3_VISION, "cohere_compass_text", QWEN_VIDEO, patches, types=image_types, rope=COMPASS),
+    Vlm("VideoLlama3", SMALL | {"patch_size": 4}, "qwen2", QWEN_VIDEO, images=merged_patches),
+    Vlm("Exaone4_5_", EXAONE_VISION, "exaone4", QWEN_VIDEO, images=patches, rope=EXAONE),
+    Vlm("Kimi_K25", KIMI_VISION, "deepseek_v3", KIMI, images=small_patches, rope=DEEPSEEK_EXPERTS),
+    Vlm("Lfm3Vl", LFM3_VISION, "lfm3", {**QWEN_VIDEO, "projector_hidden_size": 32}, patches, rope=CONV),
+    Vlm("Molmo2", MOLMO_VISION, "molmo2_text", MOLMO, images=pooled, token="image_patch_id", types=image_types),
+    Vlm("MiniCPMV4_6", MINICPM_VISION, "qwen3_5_text", {**QWEN_VIDEO, "insert_layer_id": 1}, navit, rope=HYBRID),
+    Vlm("Gemma3n", EYE_VISION, "gemma3n_text", GEMMA3N, token="image_token_id", rope=GEMMA3N_TEXT),
+    Vlm("Gemma4", GEMMA4_VISION, "gemma4_text", GEMMA4, images=positioned, types=image_types, rope=GEMMA4_TEXT),
+    Vlm("Step3p7", STEP_VISION, "step3p5", images=views, rope=STEP),
+    Vlm("DeepseekOcr2", OCR_VISION, "deepseek_ocr2_text", images=views, rope=OCR_EXPERTS),
     Vlm("GotOcr2", SAM, "qwen2", images=pages),
+    Vlm("DeepseekVLHybrid", SIGLIP, options={"high_res_vision_config": SAM}, images=pairs),
+    Vlm("Ovis2", OVIS, "qwen2", OVIS_OPTIONS),
+    Vlm("PerceptionLM", PERCEPTION, options={**QWEN_VIDEO, "vision_use_cls_token": False}, images=crops),
+    Vlm("FastVlm", RESNET, "qwen2", token=OLD, sdpa=False),  # its own tower is timm's
+    Vlm("QianfanOCR", {**SMALL, "image_size": (32, 32), "patch_size": (4, 4)}, "qwen3"),
+    Vlm("Aria", IDEFICS3, "aria_text", {"projector_patch_to_query_dict": {64: 16}}, token=OLD, rope=ARIA_EXPERTS),
+    Vlm("Idefics2", {**SMALL, **SQUARE}, "mistral", {"perceiver_config": PERCEIVER}, images=tiles),
     Vlm("Mistral3", PIXTRAL, "mistral", images=packed, token=OLD),
+    Vlm("MistralLarge4", PIXTRAL, "mistral_large4_text", images=packed, token=OLD, rope=LATENT_EXPERTS),
+    Vlm("LightOnOcr", PIXTRAL, "qwen3", images=packed),
 )
 """One for every row of the connectors."""
 

@@ -174,6 +174,23 @@ class Tower:
         finally:
             self._threads.reads = None
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Leave projected tokens alone that this thread makes meanwhile."""
+        if torch.compiler.is_compiling():  # graphs know no threads; those compiled for decoding make no features
+            yield
+            return
+        before, self._threads.resting = self.is_resting, True
+        try:
+            yield
+        finally:
+            self._threads.resting = before
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether this thread is within `resting`."""
+        return getattr(self._threads, "resting", False)
+
     def current(self) -> ForwardState:
         """Return this thread's forward pass.
 

@@ -13,7 +13,7 @@ from .grid import GridLayers, GridVideoLayers
 from .memory import MaskedMemory, ZeroPadding, ZerosStay
 from .swap import LINK, Swapped
 from .timm_vit import TimmTower
-from .vlm import MergedImageModel, ProjectedImageModel
+from .vlm import MergedImageModel, ProjectedImageModel, ProjectedVideoModel
 
 
 class MeanOutput(Swapped):
@@ -126,6 +126,7 @@ HEADS: dict[str, type | None] = {
     "grid_video_layers": GridVideoLayers,
     "image_features": MergedImageModel,
     "projected": ProjectedImageModel,
+    "projected_video": ProjectedVideoModel,
     "generator": MergedGenerator,
 }
 """What is swapped at a head's site, by the head's kind; `None` where nothing is."""

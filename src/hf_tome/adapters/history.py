@@ -106,10 +106,12 @@ def _columns(argument: Any) -> int:
     return argument.shape[1] if isinstance(argument, Tensor) else -1
 
 
-def continue_forward(call: dict[str, Any], history: Shortening, has_images: bool, first_position: int = 0) -> None:
+def continue_forward(
+    call: dict[str, Any], history: Shortening, has_images: bool, first_position: int | None = 0
+) -> None:
     """Fit mask and position ids of new tokens, in place, to a cache whose prompts were shortened.
 
-    The model's positions count from `first_position`.
+    The model's positions count from `first_position`, or columns of the cache where that is `None`.
 
     Raises:
         ValueError: the call has a new image, or they fit neither the prompts as passed nor the shortened ones.
@@ -131,7 +133,9 @@ def continue_forward(call: dict[str, Any], history: Shortening, has_images: bool
                 f"shortened from {start} to {history.length} columns it takes {original} (the prompts as passed) or "
                 f"{fitting}."
             )
-    call["position_ids"] = _positions(call.get("position_ids"), history, past + first_position, num_new)
+    given = call.get("position_ids")
+    if given is not None or first_position is not None:
+        call["position_ids"] = _positions(given, history, past + (first_position or 0), num_new)
 
 
 def _positions(position_ids: Tensor | None, history: Shortening, past: int, num_new: int) -> Tensor:

@@ -20,7 +20,7 @@ AROUND: tuple[Head, ...] = ()  # around a model that is listed by itself
 PROJECTED = Head(
     "projected", says="merges each image's projected tokens before the language model, whose placeholders follow"
 )
-PROJECTED_VIDEO = Head("projected", says=f"{PROJECTED.says}; videos keep all of theirs")
+PROJECTED_VIDEO = Head("projected_video", says=f"{PROJECTED.says}; videos keep all of theirs")
 
 VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
     "LlavaModel": FEWER,
@@ -67,12 +67,19 @@ VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
 }
 """By class name, for the models around a tower; see `heads.HEADS`."""
 
+WITH_SOUND = "its positions count images, videos and sound in one go, and are not made for merged images there yet"
+
 NOT_PROJECTED: dict[str, str] = {
     "VideoLlavaModel": "its images and videos share one call, and are not told apart there yet",
     "T5Gemma2Encoder": "its text encoder and its decoder's cross-attention go by the prompt as the processor wrote it",
     "PI0Model": "its action expert reads the prefix in as many columns as the processor wrote",
+    "Llama4ForConditionalGeneration": "it projects its image features in its own forward, behind `get_image_features`",
+    "Granite4VisionModel": "its image features come in at several layers of its language model, and none before these",
+    "Qwen2_5OmniThinkerModel": WITH_SOUND,
+    "Qwen3OmniMoeThinkerModel": WITH_SOUND,
+    "HunYuanVLModel": "begin, row ends and end of an image are made with its tokens, and are not told apart there yet",
 }
-"""The vision-language models of the table whose projected tokens are not merged, and why."""
+"""The vision-language models whose projected tokens are not merged, and why."""
 
 
 def not_projected(model: Any) -> str:

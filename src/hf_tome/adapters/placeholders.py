@@ -19,6 +19,7 @@ FILL: dict[str, float] = {
     "shift_labels": -100,
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
 }
 """The arguments with one entry for each token of the prompt, and what padding holds; ids and positions come on top."""
 
@@ -169,10 +170,12 @@ def _inside(attention_mask: Any, like: Tensor) -> Tensor:
     return (seen.cumsum(dim=1) > 0) & (seen.flip(1).cumsum(dim=1).flip(1) > 0)
 
 
-def shorten_call(call: dict[str, Any], shortening: Shortening, pad_token_id: int, first_position: int = 0) -> None:
+def shorten_call(
+    call: dict[str, Any], shortening: Shortening, pad_token_id: int, first_position: int | None = 0
+) -> None:
     """Shorten, in place, every argument of a model's call that has one entry for each token of the prompt.
 
-    Position ids that have to be made count from `first_position`.
+    Position ids that have to be made count from `first_position`; none are made where that is `None`.
     """
     length = shortening.keep.shape[1]
     ids, mask, positions = (call.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
@@ -186,7 +189,8 @@ def shorten_call(call: dict[str, Any], shortening: Shortening, pad_token_id: int
     if mask is None:
         kept = shortening.shorten(torch.ones_like(shortening.keep, dtype=torch.int64), 0)
         call["attention_mask"] = None if bool(kept.all()) else kept
-    if positions is None and shortening.left and call["attention_mask"] is not None:
+    made = positions is None and shortening.left and call["attention_mask"] is not None
+    if made and first_position is not None:
         # Padding that was put in front must not shift the positions.
         mask = call["attention_mask"].long()
         call["position_ids"] = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0) + first_position

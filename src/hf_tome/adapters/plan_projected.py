@@ -51,7 +51,8 @@ def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfi
                 f"in its place, and is not known to follow fewer. Supported around {name}: {generator}. {HOW_TO_GO_ON}"
             )
         sites.append((around, _mixin("generator")))
-    sites.append((owner, _mixin("projected")))
+    head = PROJECTED_VIDEO if connector.videos else PROJECTED
+    sites.append((owner, _mixin(head.kind)))
     check_forwards([site for site, _ in sites])
     tower = Tower(
         family=Family((), name, zero, {}),
@@ -63,7 +64,7 @@ def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfi
         proportional=False,
         restore=False,
         path=path,
-        heads=(PROJECTED_VIDEO if connector.videos else PROJECTED,),
+        heads=(head,),
     )
     return Plan(tower, [], [], sites)
 

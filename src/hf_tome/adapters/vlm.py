@@ -46,14 +46,14 @@ class MergedModel(StandIn):
         """Run the model on shortened prompts: logits, hidden states and the cache have as many columns as those."""
         plain = super().forward
         call = arguments(plain, args, kwargs)
-        history = remembered(call.get("past_key_values"))
-        if history is None and not (self._merges and has_images(call)):
-            return plain(*args, **kwargs)
+        history, shortening = remembered(call.get("past_key_values")), None
         if history is not None:
             self._continue(call, history)
-            return plain(**call)
-        shortening = self._shorten(call, None, self._connector.first_position)
-        out = plain(**self._repacked(call))
+        elif self._merges and has_images(call):
+            shortening = self._shorten(call, None, self._connector.first_position)
+            call = self._repacked(call)
+        with self._tower.resting():  # images are features by now; what the model still encodes are videos
+            out = plain(**call)
         if shortening is not None:
             remember(cache_of(out), shortening)
         return out
@@ -79,7 +79,7 @@ class MergedModel(StandIn):
             in_text = call["position_ids"]
             call["position_ids"] = continued_positions(self.base_model, in_text) if given is None else given
 
-    def _shorten(self, call: dict[str, Any], left: bool | None, first_position: int = 0) -> Shortening | None:
+    def _shorten(self, call: dict[str, Any], left: bool | None, first_position: int | None = 0) -> Shortening | None:
         """Make the image features and shorten the call to them, in place; `None` if its length is right already."""
         passed, connector = dict(call), self._connector
         encoded = self._encode(call)
@@ -147,7 +147,7 @@ class MergedModel(StandIn):
 class MergedFeatures(MergedModel):
     """A model without its language modelling head (`LlavaModel`)."""
 
-    methods = ("forward", "get_image_features")
+    methods: tuple[str, ...] = ("forward", "get_image_features")
 
     def _repacked(self, call: dict[str, Any]) -> dict[str, Any]:
         """Return the call with all images' features in the one container that the model's own forward takes."""
@@ -157,10 +157,10 @@ class MergedFeatures(MergedModel):
             return call
         rows = torch.cat(list(features))
         connector = self._connector
-        packed = type(outputs["image"])(pooler_output=rows[None] if connector.as_tensor else [rows])
+        image = {**outputs["image"], "pooler_output": rows[None] if connector.as_tensor else [rows]}
         if connector.deepstack is not None:
-            packed[connector.deepstack] = [[torch.cat(list(layer))] for layer in outputs["image"][connector.deepstack]]
-        return {**call, "mm_encoder_outputs": {**outputs, "image": packed}}
+            image[connector.deepstack] = [[torch.cat(list(layer))] for layer in image[connector.deepstack]]
+        return {**call, "mm_encoder_outputs": {**outputs, "image": type(outputs["image"])(**image)}}
 
 
 class MergedImageModel(MergedFeatures):
@@ -210,7 +210,7 @@ class ProjectedImageModel(MergedFeatures):
     def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
         """Return the merged features of each image, or tile, as `pooler_output`, a list of (M_i, C)."""
         plain = super().get_image_features
-        if not self._merges:
+        if not self._merges or self._tower.is_resting:
             return plain(*args, **kwargs)
         call = arguments(plain, args, kwargs)
         as_tuple = call.pop("return_dict", True) is False
@@ -231,3 +231,14 @@ class ProjectedImageModel(MergedFeatures):
         setattr(out, FULL, full)
         setattr(out, PLACES, [image.place for image in merged])
         return out.to_tuple() if as_tuple else out
+
+
+class ProjectedVideoModel(ProjectedImageModel):
+    """The same of a model that encodes videos too, whose tokens do not merge."""
+
+    methods = (*ProjectedImageModel.methods, "get_video_features")
+
+    def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the features of videos, which some models make as they make those of images."""
+        with self._tower.resting():
+            return super().get_video_features(*args, **kwargs)
