@@ -141,6 +141,20 @@ def test_positions_follow_the_tokens(name):
     torch.testing.assert_close(out, expected[:, kept], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vit", "dinov3", "beit", "beit-shared"])
+def test_pruning_goes_by_the_models_own_attention(name):
+    zoo = BY_NAME[name]
+    model = zoo.make("eager")
+    with torch.no_grad():
+        weights = model(**IMG(2), output_attentions=True).attentions[0]  # (B, H, N, N)
+        zoo.run(apply(model, MergeConfig(method="attention_prune", r=12, layers=[0], trace=True)))
+    tower = towers(model)[0]
+    received = weights.mean(dim=(1, 2))[:, tower.num_special :]
+    lowest = received.argsort(dim=1)[:, :12].sort(dim=1).values + tower.num_special
+    pruned = [(source < 0).nonzero()[:, 0] for source in tower.last.source[-1]]
+    assert torch.equal(torch.stack(pruned), lowest)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("zoo", [zoo for zoo in ZOO if zoo.output == "logits"], ids=lambda zoo: zoo.name)
 def test_half_precision(zoo, dtype):

@@ -176,7 +176,7 @@ def test_padding_does_not_matter(zoo):
     inputs = zoo.inputs(2)
     longer = {**inputs, "pixel_values": torch.nn.functional.pad(inputs["pixel_values"], (0, 0, 0, 16), value=3.0)}
     longer["pixel_attention_mask"] = torch.nn.functional.pad(inputs["pixel_attention_mask"], (0, 16))
-    for config in (CONFIGS["tome"], CONFIGS["mame"]):
+    for config in (CONFIGS["tome"], CONFIGS["mame"], CONFIGS["attention_prune"]):
         model = merged(zoo, config)
         with torch.no_grad():
             torch.testing.assert_close(zoo.run(model, inputs=inputs), zoo.run(model, inputs=longer), **ROUNDING)

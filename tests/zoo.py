@@ -33,7 +33,9 @@ class Zoo:
         # Freshly built models are nearly linear; larger weights make a wrong merge show.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.ndim >= 2 and parameter.std() < 0.06:
+                if parameter.ndim >= 2 and parameter.std() == 0:
+                    parameter.normal_(std=0.3)  # BEiT's position biases start at zero
+                elif parameter.ndim >= 2 and parameter.std() < 0.06:
                     parameter.mul_(4)
                 elif "bias" in name or "lambda" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.1)

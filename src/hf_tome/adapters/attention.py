@@ -33,6 +33,7 @@ class AttentionCall:
 
     Attributes:
         bias (`Tensor`, *optional*): (B, N), added to the logits of each key: log(size), minus infinity for padding.
+        real (`Tensor`, *optional*): (B, N) bool, the tokens that are not padding; `None` where all are real.
         position (`Tensor`, *optional*): (B, N) int64, the input position of each token, for rotary tables.
         feature (`str`, *optional*): `"k"`, `"q"`, `"v"` (before any rotary embedding) or `"received"`, to be returned.
         packing (`Whole`): how the tokens lie in the attention's input and output.
@@ -40,6 +41,7 @@ class AttentionCall:
     """
 
     bias: Tensor | None = None
+    real: Tensor | None = None
     position: Tensor | None = None
     num_special: int = 0
     feature: str | None = None
@@ -79,7 +81,8 @@ class MergedAttention(Swapped):
         scaling = getattr(self, family.scaling)
         backend = check_backend(backend_of(self))
         if call.feature == "received":
-            call.result = attention_received(query, key, scaling, call.bias)
+            pairs = None if family.position_bias is None else attention_mask
+            call.result = attention_received(query, key, scaling, call, pairs)
         dropout = getattr(self, family.dropout) if self.training else 0.0
         # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
         modeling = sys.modules[getattr(self, LINK).modeling]
@@ -168,9 +171,18 @@ def _rotate(
     return rotate(query, key, *(table[rows][:, None] for table in tables))
 
 
-def attention_received(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
-    """Return how much attention each token receives, averaged over heads and queries, (B, N)."""
+def attention_received(
+    query: Tensor, key: Tensor, scaling: float, call: AttentionCall, pairs: Tensor | None = None
+) -> Tensor:
+    """Return how much attention each token receives, averaged over heads and over the queries that are real, (B, N).
+
+    `pairs` (B or 1, H, N, N) is a bias for each pair of positions.
+    """
     logits = query.float() @ key.float().transpose(-1, -2) * scaling
-    if bias is not None:
-        logits = logits + bias[:, None, None, :]
-    return logits.softmax(dim=-1).mean(dim=(1, 2)).detach()
+    for bias in (pairs, None if call.bias is None else call.bias[:, None, None, :]):
+        logits = logits if bias is None else logits + bias
+    if call.real is None:
+        return logits.softmax(dim=-1).mean(dim=(1, 2)).detach()
+    weights = logits.masked_fill(~call.real[:, None, None, :], -torch.inf).softmax(dim=-1)
+    real = call.real[:, None, :, None]  # of each query, (B, 1, N, 1)
+    return (weights.masked_fill(~real, 0).sum(dim=2) / real.sum(dim=2)).mean(dim=1).detach()

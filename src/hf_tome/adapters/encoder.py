@@ -106,6 +106,7 @@ def _attention_call(link: Link, state: ForwardState) -> AttentionCall:
         bias = log_size(size, tower.proportional)
     return AttentionCall(
         bias=bias,
+        real=size[..., 0] > 0 if size is not None and state.padded[index] else None,
         position=state.position[index],
         num_special=tower.num_special,
         feature=(tower.method.feature or tower.config.choice("metric")) if tower.merging[index] else None,

@@ -120,7 +120,7 @@ class TimmAttention(Swapped):
         if call.feature in ("q", "k", "v"):
             call.result = {"q": query, "k": key, "v": value}[call.feature]
         elif call.feature == "received":
-            call.result = attention_received(query, key, self.scale, call.bias)
+            call.result = attention_received(query, key, self.scale, call)
         if call.packing.alone:
             bias = call.bias if getattr(self, LINK).tower.proportional else None  # no padding, no mask
             out = attend_alone(_attend, self, query, key, value, bias, call.packing).flatten(2)
