@@ -308,6 +308,8 @@ def test_trace_needs_a_traced_run():
         trace(apply(model, MergeConfig(r=6)))
     with pytest.raises(ValueError, match="has not run"):
         trace(apply(model, MergeConfig(r=6, trace=True)))
+    with pytest.raises(ValueError, match=r"`tower` is -1; the model has 1 merged tower"):
+        trace(model, -1)
 
 
 def test_the_library_is_quiet_and_light():

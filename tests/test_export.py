@@ -5,7 +5,7 @@ import torch
 import transformers as tf
 from zoo import ZOO
 
-from hf_tome import MergeConfig, apply
+from hf_tome import MergeConfig, apply, report
 from hf_tome.cli import run
 from hf_tome.export import difference_in_onnxruntime, export_onnx, export_program
 
@@ -25,7 +25,11 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("zoo", MODELS)
 def test_exported_program(zoo, config):
     model = apply(zoo.make(), config)
+    with torch.no_grad():
+        zoo.run(model)
+    before = str(report(model))
     program = export_program(model, zoo.inputs(2))
+    assert str(report(model)) == before, "of the pass before, not of one without values"
     inputs = zoo.inputs(5)
     with torch.no_grad():
         exported = zoo.run(program.module(), inputs=inputs)

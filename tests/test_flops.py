@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.kosmos2 import modeling_kosmos2 as kosmos_2
 
+from hf_tome import apply, report
 from hf_tome.config import MergeConfig
 from hf_tome.flops import (
     EncoderShape,
@@ -273,6 +274,20 @@ def test_torch_counts_the_same_products(family):
         shape = replace(shape, head_flops=0)
     count = count_flops(shape, [(shape.num_tokens, shape.num_tokens)] * shape.num_layers, None)
     assert products(count, shape) == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_protects_what_apply_protects(family):
+    if family == "data2vec-vision":
+        pytest.skip("its sizes are known, its blocks have no row")
+    model, inputs = build(family)
+    config = MergeConfig(r=3)
+    model = apply(model.eval(), config)
+    with torch.no_grad():
+        model(**inputs)
+    (tower,) = report(model).towers
+    assert encoder_shape(model.config).num_special == tower.num_special
+    assert gflops(model.config, config) == pytest.approx(tower.gflops, rel=1e-12)
 
 
 def test_deit_with_teacher_has_two_heads():

@@ -38,7 +38,7 @@ def export_program(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
     root = unwrap(model)
     _check(root)
     inputs = _example(root, inputs)
-    with torch.no_grad():
+    with torch.no_grad(), _passes_kept(root):
         return torch.export.export(root, (), kwargs=inputs, dynamic_shapes=_any_batch(inputs), strict=False)
 
 
@@ -132,6 +132,17 @@ def _translations() -> dict[Any, Any]:
         return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
     return {torch.ops.aten.sort.stable: stable_sort}
+
+
+@contextmanager
+def _passes_kept(root: nn.Module) -> Iterator[None]:
+    """Keep the towers' latest passes: that of an export has tensors without values, which no report can count."""
+    kept = [(tower, tower.last) for tower in towers(root)]
+    try:
+        yield
+    finally:
+        for tower, last in kept:
+            tower.last = last
 
 
 @contextmanager

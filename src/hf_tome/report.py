@@ -112,7 +112,7 @@ def _report_tower(root: Any, tower: Tower) -> TowerReport:
     computed: list | None = None
     if state is not None:
         computed = list(pairwise(state.tokens))[:num_run]
-        tokens = _real_tokens(state)[:num_run]
+        tokens = _mean_counts(state)[:num_run]
     elif shape is not None and not depends_on_images(tower):
         tokens = computed = planned_tokens(shape, tower.config)[:num_run]
     counts: tuple[float | None, float | None] = (None, None)
@@ -194,7 +194,7 @@ def _notes(tower: Tower, computed: list[tuple[int, int]] | None, num_run: int) -
     return notes
 
 
-def _real_tokens(state: ForwardState) -> list[tuple[float, float]]:
+def _mean_counts(state: ForwardState) -> list[tuple[float, float]]:
     counts = [
         float((size[..., 0] > 0).sum(dim=1).float().mean()) if padded and size is not None else float(count)
         for size, padded, count in zip(state.size, state.padded, state.tokens)

@@ -56,13 +56,14 @@ def encoder_shape(config: PreTrainedConfig) -> EncoderShape:
         )
     patches, values = row.patches(config)
     special, (head, head_per_token) = row.special(config), row.head(config)
+    protected = row.special if row.protected is None else row.protected
     return EncoderShape(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_heads=config.num_attention_heads,
         intermediate_size=row.intermediate(config),
         num_tokens=special + row.visible(config, patches),
-        num_special=special,
+        num_special=protected(config),
         patch_flops=patches * values * config.hidden_size,
         head_flops=head,
         gated_mlp=row.gated(config),
@@ -182,6 +183,7 @@ class _Row:
     intermediate: Callable[[Any], int] = lambda config: config.intermediate_size
     gated: Callable[[Any], bool] = lambda config: False
     visible: Callable[[Any, int], int] = lambda config, patches: patches
+    protected: Callable[[Any], int] | None = None  # leading tokens that never merge, if others than the special ones
 
 
 def _none(config: Any) -> int:
@@ -215,7 +217,7 @@ ROWS: dict[str, _Row] = {
     "tipsv2_vision_model": replace(_DINOV2, special=_registers, head=_no_head),
     "pixio": replace(_DINOV2, special=lambda config: config.n_cls_tokens, head=_no_head),
     "ijepa": _Row(special=_none),
-    "videomae": _Row(patches=_tubelets, special=_none),
+    "videomae": _Row(patches=_tubelets, special=_none, protected=lambda config: int(not config.use_mean_pooling)),
     "vivit": _Row(patches=_vivit_tubelets),
     "clip_vision_model": _Row(head=_projection),
     "metaclip_2_vision_model": _Row(head=_projection),
@@ -223,7 +225,7 @@ ROWS: dict[str, _Row] = {
     "chinese_clip_vision_model": _Row(head=_projection),
     "clipseg_vision_model": _Row(head=_no_head),
     "kosmos_2_vision_model": _Row(head=_no_head),
-    "janus_vision_model": _Row(special=_none, head=_no_head, intermediate=_ratio),
+    "janus_vision_model": _Row(special=_none, head=_no_head, intermediate=_ratio, protected=lambda config: 1),
     "aimv2_vision_model": _Row(special=_none, head=_query_pool, gated=lambda config: True),
     "siglip_vision_model": _Row(special=_none, head=_attention_pool),
     "internvl_vision": _Row(head=_no_head),

@@ -39,8 +39,8 @@ def trace(model: object, tower: int = 0) -> Trace:
         raise ValueError(
             "No tokens are merged in this model; call `hf_tome.apply(model, MergeConfig(..., trace=True))`."
         )
-    if tower >= len(found):
-        raise ValueError(f"`tower` is {tower}, but the model has {len(found)} merged towers.")
+    if not 0 <= tower < len(found):
+        raise ValueError(f"`tower` is {tower}; the model has {len(found)} merged tower(s), counted from 0.")
     chosen = found[tower]
     if not chosen.config.trace:
         raise ValueError("The model was applied with trace=False; apply it again with `MergeConfig(..., trace=True)`.")
@@ -51,6 +51,8 @@ def trace(model: object, tower: int = 0) -> Trace:
     batch_size = 1 if reference is None else reference.shape[0]
     device = None if reference is None else reference.device
     identity = torch.arange(state.tokens[0], device=device).expand(batch_size, -1)
+    if state.size[0] is not None:
+        identity = identity.masked_fill(state.size[0][..., 0] == 0, -1)  # padding from the start
     by_block = tuple(identity if source is None else source for source in state.source[1:])
     size = state.size[-1]
     if size is None:

@@ -38,7 +38,7 @@ class MergedBlock(Swapped):
         merge_state.bring(index, hidden_states.device)
         if index == 0:
             is_padding_mask = attention_mask is not None and family.position_bias is None
-            merge_state.enter(hidden_states, _real_tokens(attention_mask, hidden_states) if is_padding_mask else None)
+            merge_state.enter(hidden_states, _sizes_of(attention_mask, hidden_states) if is_padding_mask else None)
         if not merge_state.is_needed(index):
             merge_state.leave(index, hidden_states, merge_state.size[index], None, tower)
             return hidden_states
@@ -73,7 +73,7 @@ class MergedBlock(Swapped):
         return call.packing.unpack(_add(family, packed, _steps(self, family.after_attention, attended)))
 
 
-def _real_tokens(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
+def _sizes_of(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
     """Return sizes (B, N, 1) that are 0 where a padding mask, in any backend's form, leaves a token out, if it does.
 
     Raises:
@@ -86,7 +86,9 @@ def _real_tokens(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
         if not torch.compiler.is_compiling() and bool(attention_mask.all()):
             return None
     if attention_mask.ndim == 4 and attention_mask.shape[1] == 1:
-        attention_mask = attention_mask[:, 0, 0]  # (B, 1, N or 1, N) -> (B, N): padding is the same for every query
+        first = attention_mask[:, :, :1]
+        if torch.compiler.is_compiling() or bool((attention_mask == first).all()):
+            attention_mask = first[:, 0, 0]  # (B, 1, N or 1, N) -> (B, N): padding is the same for every query
     if attention_mask.ndim != 2 or attention_mask.shape[-1] != num_tokens:
         raise ValueError(
             f"Merging takes a padding mask, one entry per token; got an attention mask of shape "

@@ -79,7 +79,7 @@ BY_REASON: dict[str, str] = {
     UPSAMPLED: "sew sew-d",
     PACKED: """
         cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 glm46v glm4v glm4v_moe
-        glm5_next glm_ocr glmga hunyuan_vl hyperclovax_vision_v2 inkling2 kimi_k25 lfm3_vl lighton_ocr
+        glm5_next glm_image glm_ocr glmga hunyuan_vl hyperclovax_vision_v2 inkling2 kimi_k25 lfm3_vl lighton_ocr
         minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 muse_glimmer muse_spark
         nemotron_h_omni paddleocr_vl pixtral qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
         qwen3_omni_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp video_llama_3

@@ -93,6 +93,8 @@ class HardMerge(Merge):
         """Merge tokens; only the R merged rows are computed on, the rest is copied (see the base class)."""
         batch_size, channels = self.kept.shape[0], x.shape[-1]
         check_tokens(x, batch_size, self.num_input)
+        if not x.is_floating_point() and self.combine != "keep_one":
+            raise ValueError(f"`x` is a {x.dtype} tensor; combining tokens by {self.combine!r} takes a floating one.")
         size = ones_or_checked(size, x)
         if self.padding is not None:
             size = size.masked_fill(self.padding[..., None], 0)
@@ -194,7 +196,7 @@ def check_arguments(metric: Tensor, num_special: int, r: int = 0, size: Tensor |
         raise ValueError(
             f"`num_special` is {num_special}; with {num_tokens} tokens it takes an integer from 0 to {num_tokens}."
         )
-    if isinstance(r, float) or r < 0:
+    if isinstance(r, (bool, float)) or not hasattr(r, "__index__") or r < 0:
         raise ValueError(f"`r` is {r}; it takes an integer of at least 0.")
     if size is not None:
         check_size(size, batch_size, num_tokens)
@@ -226,4 +228,4 @@ def ones_or_checked(size: Tensor | None, x: Tensor) -> Tensor:
     if size is None:
         return x.new_ones((*x.shape[:2], 1), dtype=torch.promote_types(x.dtype, torch.float32))
     check_size(size, *x.shape[:2])
-    return size
+    return size.to(torch.promote_types(size.dtype, torch.float32))
