@@ -85,7 +85,8 @@ class ForwardState:
             if tower.config.trace:
                 source = match.source if source is None else _follow(source, match.source)
             if tower.config.trace or tower.restore or (self.reads is not None and len(self.reads) > 1):
-                self.match[index] = match
+                # A constant: gradient checkpointing keeps no graph between blocks but that of their tokens.
+                self.match[index] = match.detach()
         self.position[index + 1], self.source[index + 1] = position, source
 
     def final_size(self, device: torch.device | None = None) -> Tensor | None:
@@ -110,8 +111,8 @@ class Tower:
         family: the row.
         config: what to merge.
         method: the row of the config's method.
-        schedule: tokens that each block is asked to merge; for MaMe all 0.
-        merging: whether each block merges.
+        schedule: tokens that each block is asked to merge, of those that may (see `num_layers`); for MaMe all 0.
+        merging: whether each of them merges.
         num_special: leading tokens that are never merged.
         proportional: whether log(size) is added to the attention logits.
         restore: whether the full grid is given back after the last block.
@@ -142,7 +143,7 @@ class Tower:
 
     @property
     def num_layers(self) -> int:
-        """The number of blocks."""
+        """The number of blocks that may merge: all, or those before the place where the full grid is given back."""
         return len(self.merging)
 
     @property

@@ -190,9 +190,8 @@ def _beside(match: Merge, x: Tensor) -> Merge:
 
 
 def _restore(state: ForwardState, hidden_states: Tensor) -> Tensor:
-    # Merges of other blocks are constants here: gradient checkpointing keeps no graph between blocks but their tokens.
     for match in reversed(state.match):
         if match is not None:
-            hidden_states = _beside(match.detach(), hidden_states).unmerge(hidden_states)
+            hidden_states = _beside(match, hidden_states).unmerge(hidden_states)
     state.restored = True
     return hidden_states

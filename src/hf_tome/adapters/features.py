@@ -124,9 +124,8 @@ def _aligned(
         x, size = hidden_states[layer].to(hidden_states[last].device), state.size[layer]
         for match in state.match[layer:last]:
             if match is not None:
-                # Constants, because gradient checkpointing keeps no graph between blocks but their tokens.
                 size = None if size is None else size.to(x.device)
-                x, size = match.detach().to(x.device).merge(x, size)
+                x, size = match.to(x.device).merge(x, size)
         columns.append(x)
     return torch.cat(columns, dim=-1) if len(columns) > 1 else columns[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from .attention import log_size
 from .generator import MergedGenerator
 from .grid import GridLayers, GridVideoLayers
 from .memory import MaskedMemory, ZeroPadding, ZerosStay
+from .spec import Head
 from .swap import LINK, Swapped
 from .timm_vit import TimmTower
 from .vlm import MergedImageModel, ProjectedImageModel, ProjectedVideoModel
@@ -145,8 +147,19 @@ def _weight(x: Tensor, link: Link) -> Tensor:
     return (x * weight).to(x.dtype)
 
 
-def site_of(owner: nn.Module, path: str) -> nn.Module | None:
-    """Return the module at a dotted path, or `None` where this model was built without it; "" is the owner itself."""
+def sites_of(owned_heads: Iterable[tuple[nn.Module, Head]]) -> list[tuple[nn.Module, type]]:
+    """Return the modules that heads have swapped, each with its mixin; a model may have been built without one."""
+    found = []
+    for owner, head in owned_heads:
+        mixin = HEADS[head.kind]
+        site = None if mixin is None else _at(owner, head.site)
+        if mixin is not None and site is not None:
+            found.append((site, mixin))
+    return found
+
+
+def _at(owner: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a dotted path, or `None` where there is none; "" is the owner itself."""
     module: Any = owner
     for name in path.split(".") if path else ():
         module = getattr(module, name, None)

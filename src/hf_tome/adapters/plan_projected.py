@@ -11,8 +11,8 @@ from ..config import MergeConfig
 from ..errors import UnsupportedModelError
 from ..state import Tower
 from .connectors import CONNECTORS
-from .heads import HEADS
-from .language import PROJECTED, PROJECTED_VIDEO, not_projected
+from .heads import sites_of
+from .language import GENERATOR, PROJECTED, PROJECTED_VIDEO, not_projected
 from .matching import METHODS
 from .plans import HOW_TO_GO_ON, Plan, check_forwards
 from .spec import Family, zero
@@ -43,16 +43,16 @@ def _owners(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfig) -> Plan:
     connector, name = CONNECTORS[type(owner).__name__], type(owner).__name__
     generator = name.removesuffix("Model") + "ForConditionalGeneration"
-    sites: list[tuple[nn.Module, type]] = []
+    head = PROJECTED_VIDEO if connector.videos else PROJECTED
+    owned_heads = [(owner, head)]
     for around in _models_around(root, path):
         if type(around).__name__ != generator:
             raise UnsupportedModelError(
                 f"{type(around).__name__} is not supported with `where='projected'`: its head reads every image token "
                 f"in its place, and is not known to follow fewer. Supported around {name}: {generator}. {HOW_TO_GO_ON}"
             )
-        sites.append((around, _mixin("generator")))
-    head = PROJECTED_VIDEO if connector.videos else PROJECTED
-    sites.append((owner, _mixin(head.kind)))
+        owned_heads += [(around, generator_head) for generator_head in GENERATOR]
+    sites = sites_of(owned_heads)
     check_forwards([site for site, _ in sites])
     tower = Tower(
         family=Family((), name, zero, {}),
@@ -75,10 +75,3 @@ def _models_around(root: nn.Module, path: str) -> Iterator[nn.Module]:
         if isinstance(module, transformers.PreTrainedModel):
             yield module
         module = getattr(module, name)
-
-
-def _mixin(kind: str) -> type:
-    mixin = HEADS[kind]
-    if mixin is None:
-        raise KeyError(kind)
-    return mixin

@@ -41,9 +41,9 @@ def check_forwards(modules: Sequence[nn.Module]) -> None:
             )
 
 
-def check_blocks(blocks: Sequence[nn.Module], attentions: Sequence[nn.Module], library: str) -> None:
-    """Raise where blocks are not the library's own, whose forwards ours stand in for, or are used twice."""
-    for module in (*blocks, *attentions):
+def check_blocks(blocks: Sequence[nn.Module], library: str) -> None:
+    """Raise where blocks, or attentions, are used twice, or not the library's, for whose forwards ours stand in."""
+    for module in blocks:
         origin = forward_module(module)
         if not origin.startswith(f"{library}."):
             raise UnsupportedModelError(

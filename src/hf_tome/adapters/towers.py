@@ -16,7 +16,7 @@ from .attention import backend_of, check_backend
 from .connectors import CONNECTORS
 from .families import TOWERS, WRAPPERS
 from .features import IMAGE_FEATURES, check_reads, cropped_tokens, has_feature_layers, read_layers
-from .heads import HEADS, site_of
+from .heads import sites_of
 from .language import VISION_LANGUAGE
 from .matching import METHODS
 from .plan_projected import plan_projected
@@ -78,50 +78,63 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     if family.library == "timm":
         check_timm(module)
     blocks = list(attrgetter(family.layers)(module))
-    check_blocks(blocks, [], family.library)
-    method, num_layers = METHODS[config.method], len(blocks)
-    schedule, layers = config.schedule(num_layers), set(config.merging_layers(num_layers))
-    merging = [schedule[i] > 0 if config.method != "mame" else i in layers for i in range(num_layers)]
+    check_blocks(blocks, family.library)
     check_backend(backend_of(module))
-    needs_grid = any(head.kind == "restore" for _, head in owned_heads)
-    if needs_grid and method.prunes:
-        raise UnsupportedModelError(
-            f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens "
-            "for good. Use a method that merges, such as 'tome'."
-        )
-    restore = config.restore or needs_grid
+    merging = _merging(config, len(blocks))
+    restore = _restores(root, owned_heads, config)
     readers = [owner for owner, head in owned_heads if has_feature_layers(owner) or head.kind == IMAGE_FEATURES]
-    reads = read_layers(readers[0], num_layers) if readers else ()
+    reads = read_layers(readers[0], len(blocks)) if readers else ()
     check_reads(type(root).__name__, reads, merging, restore)
     if restore and reads:
         blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
     attentions = [attrgetter(family.attention)(block) for block in blocks]
-    check_blocks([], attentions, family.library)
+    check_blocks(attentions, family.library)
     cropped = max((cropped_tokens(owner) for owner, head in owned_heads if head.kind == IMAGE_FEATURES), default=0)
-    proportional = config.proportional_attention
     tower = Tower(
         family=family,
         config=config,
-        method=method,
-        schedule=schedule[: len(blocks)],
+        method=METHODS[config.method],
+        schedule=config.schedule(len(merging))[: len(blocks)],
         merging=tuple(merging[: len(blocks)]),
         num_special=max(family.num_special(module), cropped),
-        proportional=method.proportional and family.proportional if proportional == "auto" else bool(proportional),
+        proportional=_weighs_attention(config, family),
         restore=restore,
         reads=reads,
         path=path,
         heads=tuple(head for owner, head in owned_heads if owner is not module or not reads),
     )
     # A grid that is restored is averaged, and laid out, as ever.
-    sites = [_site(owner, head) for owner, head in owned_heads if head.on_grid or not tower.restore]
-    found = [site for site in sites if site is not None]
-    if family.library == "timm" and all(site is not module for site, _ in found):
+    sites = sites_of([(owner, head) for owner, head in owned_heads if head.on_grid or not restore])
+    if family.library == "timm" and all(site is not module for site, _ in sites):
         raise UnsupportedModelError(
             f"{type(root).__name__} reads the tokens of several blocks on the full grid (`features_only`), and merged "
             f"tokens have no grid. {HOW_TO_GO_ON}"
         )
-    check_forwards([*blocks, *attentions, *(site for site, _ in found)])
-    return Plan(tower, blocks, attentions, found)
+    check_forwards([*blocks, *attentions, *(site for site, _ in sites)])
+    return Plan(tower, blocks, attentions, sites)
+
+
+def _merging(config: MergeConfig, num_layers: int) -> list[bool]:
+    """Return whether each block merges."""
+    if config.method == "mame":
+        return [index in config.merging_layers(num_layers) for index in range(num_layers)]
+    return [r > 0 for r in config.schedule(num_layers)]
+
+
+def _restores(root: nn.Module, owned_heads: list[tuple[nn.Module, Head]], config: MergeConfig) -> bool:
+    """Return whether the full grid is given back, because of the config or of a head."""
+    needs_grid = any(head.kind == "restore" for _, head in owned_heads)
+    if needs_grid and METHODS[config.method].prunes:
+        raise UnsupportedModelError(
+            f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens "
+            "for good. Use a method that merges, such as 'tome'."
+        )
+    return config.restore or needs_grid
+
+
+def _weighs_attention(config: MergeConfig, family: Family) -> bool:
+    chosen = config.proportional_attention
+    return METHODS[config.method].proportional and family.proportional if chosen == "auto" else bool(chosen)
 
 
 def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Module, Head]]:
@@ -152,12 +165,6 @@ def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Modu
         for head in heads:
             if head.kind != "tokens" or owner is root:  # a model around the tower takes them
                 yield owner, head
-
-
-def _site(owner: nn.Module, head: Head) -> tuple[nn.Module, type] | None:
-    mixin = HEADS[head.kind]
-    site = site_of(owner, head.site) if mixin is not None else None
-    return None if site is None or mixin is None else (site, mixin)
 
 
 def _why_not(root: nn.Module) -> str:
