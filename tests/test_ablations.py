@@ -8,21 +8,24 @@ from zoo import IMAGE, SMALL, ZOO
 from hf_tome import MergeConfig, apply
 from hf_tome.adapters.matching import METHODS, Request
 from hf_tome.apply import towers
-from hf_tome.config import COMBINES, DISTANCES, HEAD_AGGREGATIONS, METRICS, PARTITIONS
+from hf_tome.config import HEAD_AGGREGATIONS, METRICS
 from hf_tome.merging import kmeans
+from hf_tome.merging.base import COMBINE_MODES
+from hf_tome.merging.partition import PARTITIONS
+from hf_tome.merging.similarity import DISTANCES
 
 VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
 ABLATIONS = {
     "metric": METRICS,
-    "distance": DISTANCES,
+    "distance": tuple(DISTANCES),
     "head_aggregation": HEAD_AGGREGATIONS,
-    "combine": COMBINES,
+    "combine": COMBINE_MODES,
     "partition": PARTITIONS,
     "proportional_attention": (True, False),
 }
 MAME = {
     "metric": METRICS,
-    "distance": DISTANCES,
+    "distance": tuple(DISTANCES),
     "partition": PARTITIONS,
     "adaptive_pruning": (True, False),
     "head_aggregation": HEAD_AGGREGATIONS,

@@ -801,7 +801,7 @@ def test_autocast_does_not_round(name):
         (lambda: tome(torch.zeros(1, 3, 4), 1, combine="sum"), "`combine` is 'sum'; it takes one of 'weighted_mean'"),
         (
             lambda: matrix_matching(torch.zeros(1, 3, 4), batching="any"),
-            "`batching` is 'any'; it takes 'pad' or 'union'",
+            "`batching` is 'any'; it takes one of 'pad', 'union'",
         ),
         (
             lambda: matrix_matching(torch.zeros(1, 3, 4), keep_ratio=0.4),

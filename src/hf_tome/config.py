@@ -13,17 +13,17 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from .config_values import check_choice, index, normalise_layers, normalise_r, number
+from .merging.base import COMBINE_MODES
+from .merging.mame import BATCHINGS
+from .merging.partition import PARTITIONS
+from .merging.similarity import DISTANCES
 
 CONFIG_NAME = "merge_config.json"
 FORMAT_VERSION = 1
 """Raised when an older `hf_tome` could no longer read what a newer one writes."""
 
 METRICS = ("x_pre", "x", "k", "q", "v")
-DISTANCES = ("cosine", "euclidean", "dot", "softmax")
 HEAD_AGGREGATIONS = ("mean", "concat")
-COMBINES = ("weighted_mean", "mean", "max", "keep_one")
-PARTITIONS = ("alternating", "sequential", "random")
-BATCHINGS = ("pad", "union")
 PLACES = ("tower", "projected")
 
 _COMMON = {"method", "layers", "proportional_attention", "trace"}
@@ -303,9 +303,9 @@ class MergeConfig:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "metric": METRICS,
-    "distance": DISTANCES,
+    "distance": tuple(DISTANCES),
     "head_aggregation": HEAD_AGGREGATIONS,
-    "combine": COMBINES,
+    "combine": COMBINE_MODES,
     "partition": PARTITIONS,
 }
 

@@ -33,7 +33,7 @@ def prefix_tokens(tower: Any) -> int:
     return tower.num_prefix_tokens
 
 
-WRAPPERS: dict[str, tuple[Head, ...]] = {
+TIMM_WRAPPERS: dict[str, tuple[Head, ...]] = {
     "TimmWrapperModel": (POOL, TOKENS),
     "TimmWrapperForImageClassification": (POOL,),
 }
@@ -42,7 +42,7 @@ TIMM_VIT = Family(
     model_types=("timm_wrapper",),
     tower="VisionTransformer",
     num_special=prefix_tokens,
-    heads={"VisionTransformer": (OWN_POOL,), **WRAPPERS},
+    heads={"VisionTransformer": (OWN_POOL,), **TIMM_WRAPPERS},
     library="timm",
     layers="blocks",
     norm1="norm1",
@@ -58,14 +58,14 @@ TIMM_FAMILIES: tuple[Family, ...] = (
     replace(
         TIMM_VIT,
         tower="VisionTransformerDistilled",
-        heads={"VisionTransformerDistilled": (CLASS_TOKEN, OWN_POOL), **WRAPPERS},
+        heads={"VisionTransformerDistilled": (CLASS_TOKEN, OWN_POOL), **TIMM_WRAPPERS},
     ),
 )
 
 TIMM_TOWERS: dict[str, Family] = {family.tower: family for family in TIMM_FAMILIES}
 """The rows by the class name of timm's module that owns the blocks."""
 
-POOLS = ("token", "avg", "avgmax", "max", "map", "")
+GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "map", "")
 
 
 def is_timm(module: nn.Module) -> bool:
@@ -95,7 +95,7 @@ def check_timm(tower: Any) -> None:
     if pool is not None and type(pool).__name__ != "AttentionPoolLatent":
         raise UnsupportedModelError(
             f"timm's {type(pool).__name__} cannot weigh tokens by size; supported are `global_pool` "
-            f"{', '.join(map(repr, POOLS))}."
+            f"{', '.join(map(repr, GLOBAL_POOLS))}."
         )
 
 

@@ -20,6 +20,9 @@ and it is preserved. In floating point the sign of W - zeta is rounding noise th
 pruning the threshold is 0: a source that is just as similar as tau has weights of rounding noise alone.)
 """
 
+BATCHINGS = ("pad", "union")
+"""How images of a batch that keep unequal numbers of tokens go together; see `matrix_matching`."""
+
 
 class MatrixMerge(Merge):
     """A merge in which a source is shared out among several destinations.
@@ -163,8 +166,8 @@ def matrix_matching(
         ValueError: an unknown name, a number out of range, or tensors of the wrong shape.
     """
     check_arguments(metric, num_special, size=size)
-    if batching not in ("pad", "union"):
-        raise ValueError(f"`batching` is {batching!r}; it takes 'pad' or 'union'.")
+    if batching not in BATCHINGS:
+        raise ValueError(f"`batching` is {batching!r}; it takes one of {', '.join(map(repr, BATCHINGS))}.")
     if keep_ratio is not None and not 0.5 <= keep_ratio <= 1:
         raise ValueError(f"`keep_ratio` is {keep_ratio!r}; it takes None, or a number from 0.5 to 1.")
     if eps <= 0:
