@@ -1,14 +1,15 @@
 """On a GPU: speed-up and peak memory in half precision, eager, with sdpa, compiled and in CUDA graphs.
 
 Random weights; wall time of synchronised forwards, unmerged, merged and the slice oracle interleaved. The paper's
-pairs are ViT-L@512 r=40 (2.05x), ViT-H@518 r=40 (2.06x) and VideoMAE-L r=65 (2.22x). Needs CUDA; a case that fails is
-a row that says why.
+pairs are ViT-L@512 r=40 (2.05x), ViT-H@518 r=40 (2.06x) and VideoMAE-L r=65 (2.22x). A case that fails is a row that
+says why. On a CPU (`--device cpu --quick`) it shows that the script works, and nothing else.
 
-    python benchmarks/gpu.py [--quick] [--out benchmarks/measured/gpu.json]
+    python benchmarks/gpu.py [--quick] [--device cuda] [--out benchmarks/measured/gpu.json]
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -93,10 +94,10 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case("ViT-L 224", run=how, batch_size=batch_size)
 
 
-def measure_case(case: Case, quick: bool) -> Row:
+def measure_case(case: Case, quick: bool, device: str) -> Row:
     build, r = MODELS[case.model]
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(device):
         model = build().eval().to(getattr(torch, case.dtype))
     model.set_attn_implementation(case.attention)
     torch._dynamo.reset()
@@ -118,13 +119,13 @@ def measure_case(case: Case, quick: bool) -> Row:
     }
 
 
-def measure(quick: bool) -> list[Row]:
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py needs a GPU that torch sees.")
+def measure(options: argparse.Namespace) -> list[Row]:
+    if options.device != "cpu" and not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py needs a GPU that torch sees; `--device cpu --quick` shows that the script works.")
     rows = []
-    for case in dict.fromkeys(cases(quick)):
+    for case in dict.fromkeys(cases(options.quick)):
         try:
-            measured = measure_case(case, quick)
+            measured = measure_case(case, options.quick, options.device)
         except Exception as error:  # e.g. flash attention is not installed, or out of memory: a row that says so
             measured = {"why": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
         rows.append({**vars(case), "r": MODELS[case.model][1], **measured})
@@ -140,5 +141,6 @@ if __name__ == "__main__":
         COLUMNS,
         target="at least 97 % of the oracle's speed-up in the median",
         reached=lambda row: row["oracle_share"].median >= 0.97 if "oracle_share" in row else None,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=lambda options: options.device,
+        add_options=lambda parser: parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu"),
     )
