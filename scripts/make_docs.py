@@ -40,8 +40,8 @@ tested with a stand-in and, flex, on a CPU; no GPU kernel has been run.
 LANGUAGE_INTRODUCTION = """\
 ## Vision-language models
 
-Around a supported tower, together with the models for generation around these. In the blocks of the tower
-(`where="tower"`):
+The table names the class that owns the tower; the model for generation around it is covered as well. Where that is not
+refused, tokens merge in the blocks of the tower (`where="tower"`), in one of two ways:
 
 - **fewer tokens**: the language model gets the merged ones. The placeholders of each image follow them, and they stand
   in the order of the places that they keep in the image. What `generate` returns begins with the prompt as it was
@@ -51,13 +51,14 @@ Around a supported tower, together with the models for generation around these. 
 - **tower alone**: it runs merged, and its grid is restored before what needs it: a projector that folds or pools
   neighbours, line ends, or a fixed number of tokens for each image. The language model gets all tokens.
 
-Or once, behind the projector (`where="projected"`), whatever tower there is, which then runs as ever: each image, or
-tile, loses `r` tokens (in several rounds where that is more than half of them), or as many as are similar enough
-(MaMe). Merged tokens are means weighted by size, in the order of the image, and the placeholders follow as above.
-Embeddings that end the rows of an image are not merged, and videos keep all their tokens. Images of Gemma 3 go on
-attending to themselves in both directions, as their token types follow. In Qwen-VL, GLM-V and others whose positions
-count time, height and width, a merged token keeps those of the place that it keeps, and text keeps its own, as if
-nothing had gone. Vision-language models that the table does not list have no row for it yet, and are refused.
+Or they merge once, behind the projector (`where="projected"`), whatever tower there is, which then runs as ever: each
+image, or tile, loses `r` tokens (in several rounds where that is more than half of them), or as many as are similar
+enough (MaMe). Merged tokens are means weighted by size, in the order of the image, and the placeholders follow as
+above. Embeddings that end the rows of an image are not merged, and videos keep all their tokens. Images of Gemma 3 go
+on attending to themselves in both directions, as their token types follow. In Qwen-VL, GLM-V and others whose
+positions count time, height and width, a merged token keeps those of the place that it keeps, and text keeps its own,
+as if nothing had gone. Vision-language models that the table does not list have no row for `where="projected"` yet,
+and are refused there.
 """
 
 REFUSED_INTRODUCTION = """\
