@@ -1,7 +1,8 @@
 """How cost grows with tokens and batch: the speed-up, and the overhead of merging as a share of the time.
 
 Four blocks of ViT-B width, float32, sdpa, one thread; r removes 8 % of the tokens in each block. Overhead: what the
-merged model takes longer than the slice oracle, as a share of its own time; negative values are noise.
+merged model takes longer than the slice oracle, as a share of the whole merged model's time, not of a block's;
+negative values are noise.
 
     python benchmarks/growth.py [--quick] [--out benchmarks/measured/growth.json]
 """
@@ -62,4 +63,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, COLUMNS, target="none: a picture of where merging begins to pay")
+    run(__doc__, measure, COLUMNS, target="none: a picture of how the speed-up grows from 197 tokens on")

@@ -4,6 +4,9 @@ DeiT-Tiny on ImageNet photographs, threshold 0.7, first 8 blocks, float32, sdpa,
 time. Packed: batches of 16, padding left out of the computation. Padded: the same with padding computed. GFLOPs are
 multiply-adds an image that are really spent; a ratio of times is of runs over the same batch in the same round.
 
+The model and the photographs are read from the folder in HF_TOME_TEST_DATA, `../shared/data` by default:
+`deit-tiny-patch16-224/` and `imagenet_sample/validation/*/*.jpg`.
+
     python benchmarks/mame_batch.py [--quick] [--out benchmarks/measured/mame_batch.json]
 """
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "benchmarks" / "measured" / "sweep_deit_tiny.json"
 SWEEP_DATE = "2026-11-21"
 SWEEP_COMMAND = (
-    "hf-tome sweep --model DEIT_TINY --data PHOTOGRAPHS --split validation --r 4,8,13,16 --threshold 0.9,0.8,0.7 "
-    "--out sweep/"
+    "hf-tome sweep --model facebook/deit-tiny-patch16-224 --data PHOTOGRAPHS --split validation --r 4,8,13,16 "
+    "--threshold 0.9,0.8,0.7 --out sweep/"
 )
 MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -53,8 +53,9 @@ def _short_row(row: dict[str, Any]) -> str:
 def _measured(results: Results) -> str:
     environment, packages = results.environment, results.environment["packages"]
     return (
-        f"DeiT-Tiny on {results.data['num_samples']:,} ImageNet photographs, one a class (not the validation split: "
-        f"compare with the unmerged row, not published figures). `{SWEEP_COMMAND}`; {results.run['dtype']}, "
+        f"DeiT-Tiny on {results.data['num_samples']:,} ImageNet photographs, one a class, from "
+        "EliSchwartz/imagenet-sample-images on GitHub (not the validation split: compare with the unmerged row, not "
+        f"published figures). `{SWEEP_COMMAND}`; {results.run['dtype']}, "
         f"{results.run['attention']}, batches of {results.run['batch_size']}, {environment['device_name']}, "
         f"{environment['threads']} threads, torch {packages['torch']}, transformers {packages['transformers']}, "
         f"{SWEEP_DATE}. Speed by the wall clock, of one run."

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import stand_ins
+from packaging.requirements import Requirement
 
 from hf_tome.adapters import families, matching
 from hf_tome.cli import run
@@ -21,6 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+INSTALL = re.compile(r"pip install ([^`\n&#]+)")
 TABLES = (families.TOWERS, matching.METHODS, METHOD_FIELDS, PAIRS, TASKS)
 
 
@@ -74,6 +76,40 @@ def test_code_runs(page, folder, tables, monkeypatch):
             run_commands(code)
         else:  # the lines before it are kept, so that an error names the line in the page
             exec(compile("\n" * line + code, str(page), "exec"), module.__dict__)
+
+
+def installed(text):
+    """Return the arguments of every `pip install` that are no options."""
+    return [word for found in INSTALL.finditer(text) for word in shlex.split(found[1]) if not word.startswith("-")]
+
+
+def check_installable(argument):
+    path, _, extras = argument.partition("[")
+    if path.startswith("."):
+        assert (ROOT / path / "pyproject.toml").is_file(), argument
+        for extra in filter(None, extras.rstrip("]").split(",")):
+            assert f"\n{extra} = [" in (ROOT / path / "pyproject.toml").read_text(encoding="utf-8"), argument
+    else:
+        url = Requirement(argument).url  # packaging takes any word for a URL, pip none without a scheme
+        assert url is None or "://" in url, argument
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *sorted(ROOT.glob("integrations/*/README.md"))],
+    ids=lambda page: f"{page.parent.name}-{page.stem}",
+)
+def test_what_pages_install_can_be_installed(page):
+    for argument in installed(page.read_text(encoding="utf-8")):
+        check_installable(argument)
+
+
+def test_install_lines_are_read():
+    assert installed((ROOT / "README.md").read_text(encoding="utf-8")) == ["torch", ".[eval]"]
+    assert installed("`pip install -e '.[space]'`, and pip install timm  # beside") == [".[space]", "timm"]
+    for wrong in ("hf_tome[eval] @ .", ".[evil]", "./nowhere"):
+        with pytest.raises(AssertionError):
+            check_installable(wrong)
 
 
 def test_pages_are_read():

@@ -53,7 +53,8 @@ _WORDS = {
 def caption_tokens(text: str) -> str:
     """Return a caption in lower case, its tokens between single spaces, without punctuation.
 
-    As the Penn Treebank tokenizer of the COCO evaluation does, `don't` is `do n't` and `dog's` is `dog 's`.
+    As the Penn Treebank tokenizer of the COCO evaluation does, `don't` is `do n't` and `dog's` is `dog 's`. Unlike
+    there, `mr.`, `st.`, `etc.` and initials lose their dot, `w/` its slash, and web addresses come apart.
     """
     text = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     return " ".join(_WRITTEN.get(token, token) for token in _TOKENS.findall(text))
