@@ -79,7 +79,7 @@ class Case:
 
 def cases(quick: bool) -> Iterator[Case]:
     if quick:
-        yield Case("ViT-B 224", batch_size=8)
+        yield Case("ViT-B 224", "bfloat16", batch_size=2)
         return
     for model in MODELS:
         yield Case(model)
