@@ -21,7 +21,7 @@ tags:
 
 # {name} with token merging
 
-Tokens of this model are merged {place} by [hf_tome](https://arxiv.org/abs/2210.09461), without training.
+Tokens of this model are merged {place} by `hf_tome`, without training.
 
 ```python
 import hf_tome
