@@ -81,31 +81,32 @@ class MergedModel(StandIn):
 
     def _shorten(self, call: dict[str, Any], left: bool | None, first_position: int | None = 0) -> Shortening | None:
         """Make the image features and shorten the call to them, in place; `None` if its length is right already."""
-        passed, connector = dict(call), self._connector
-        encoded = self._encode(call)
-        image = encoded["image"]
+        passed = dict(call)
+        shortening = self._plan(call, self._encode(call)["image"], left)
+        if shortening is None:
+            return None
+        _check_can_shorten(call)
+        positions = None
+        if self._connector.mrope:
+            positions = shortened_positions(self.base_model, passed, shortening, for_generate=left is True)
+        if positions is not None:
+            call.pop("position_ids", None)
+        shorten_call(call, shortening, pad_token_id(self, call), first_position)
+        if positions is not None:
+            call["position_ids"] = positions
+        return shortening
+
+    def _plan(self, call: dict[str, Any], image: Any, left: bool | None) -> Shortening | None:
+        """Plan which placeholders of a call go, given its image features; `None` if they are right already."""
         lengths, full = [len(rows) for rows in image.pooler_output], getattr(image, FULL, None)
         if full is not None and len(full) != len(lengths):
             full = None  # these have been expanded for beams, or cut into chunks, and shortened before
-        places = getattr(image, PLACES, None) if connector.mrope and full is not None else None
+        mrope = self._connector.mrope
+        places = getattr(image, PLACES, None) if mrope and full is not None else None
         placeholders = self._placeholders(call.get("input_ids"), call.get("inputs_embeds"))
         shortening = plan_shortening(placeholders, lengths, full, call.get("attention_mask"), left, places)
-        if shortening is not None:
-            if connector.mrope and places is None:
-                raise ValueError(NO_PLACES)
-            cache = call.get("past_key_values")
-            if cache is not None and int(cache.get_seq_length()):
-                raise ValueError(NEW_IMAGE)
-            if isinstance(call.get("logits_to_keep"), Tensor):
-                raise ValueError("`logits_to_keep` is a tensor of columns, which merging moves; it takes a number.")
-            positions = None
-            if connector.mrope:
-                positions = shortened_positions(self.base_model, passed, shortening, for_generate=left is True)
-            if positions is not None:
-                call.pop("position_ids", None)
-            shorten_call(call, shortening, pad_token_id(self, call), first_position)
-            if positions is not None:
-                call["position_ids"] = positions
+        if shortening is not None and mrope and places is None:
+            raise ValueError(NO_PLACES)
         return shortening
 
     def _encode(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +143,14 @@ class MergedModel(StandIn):
 
     def _repacked(self, call: dict[str, Any]) -> dict[str, Any]:
         return call
+
+
+def _check_can_shorten(call: dict[str, Any]) -> None:
+    cache = call.get("past_key_values")
+    if cache is not None and int(cache.get_seq_length()):
+        raise ValueError(NEW_IMAGE)
+    if isinstance(call.get("logits_to_keep"), Tensor):
+        raise ValueError("`logits_to_keep` is a tensor of columns, which merging moves; it takes a number.")
 
 
 class MergedFeatures(MergedModel):
