@@ -382,6 +382,7 @@ def test_saving_again_replaces_the_file(tmp_path):
 def test_from_dict_fills_in_defaults():
     assert MergeConfig.from_dict({}) == MergeConfig()
     assert MergeConfig.from_dict({"r": [8, -1.0]}).r == (8, -1.0)
+    assert MergeConfig.from_dict({"r": [8, -1]}).r == (8, -1.0)
     assert MergeConfig.from_dict({"r": [8, 1]}).r == [8, 1]
     assert MergeConfig.from_dict({"r": (8, 1)}).r == (8, 1.0)
 

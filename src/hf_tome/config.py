@@ -255,8 +255,8 @@ class MergeConfig:
         if unknown:
             raise ValueError(f"Unknown merge config fields {unknown}; known are {known}.")
         r = values.get("r")
-        if isinstance(r, list) and len(r) == 2 and isinstance(r[1], float):
-            values["r"] = tuple(r)  # JSON has no tuples; only a schedule's second number is a float
+        if isinstance(r, list) and len(r) == 2 and (isinstance(r[1], float) or r[1] == -1):
+            values["r"] = tuple(r)  # JSON has no tuples; only a schedule's second number is a float, or below 0
         return cls(**values)
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
