@@ -486,3 +486,5 @@ def test_results_say_when_and_with_what_they_were_measured(few_digits, tmp_path,
     assert results.environment["packages"]["transformers"] == transformers.__version__
     (earlier,) = results.environment["earlier_sessions"]
     assert earlier["packages"]["transformers"] == "4.0"
+    results = evaluate(job_on(few_digits), CONFIGS, batch_size=4, out=tmp_path)  # a third session, just as the second
+    assert results.environment["earlier_sessions"] == [earlier]

@@ -65,10 +65,11 @@ def to_model(inputs: Inputs, model: PreTrainedModel) -> Inputs:
 
 
 def shapes(inputs: Inputs) -> tuple[object, ...]:
-    """Return the shapes of what a tower sees of a batch, whatever the number of its samples where rows are samples."""
+    """Return the shapes of what a tower sees of a batch, and in how many rows where these are not all samples."""
     tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
-    rows_are_samples = len({len(value) for value in tensors}) == 1
-    return tuple(value.shape[rows_are_samples:] for value in tensors if value.is_floating_point())
+    rows = {len(value) for value in tensors}
+    seen = tuple(value.shape[1:] for value in tensors if value.is_floating_point())
+    return seen if len(rows) == 1 else (*seen, *(len(value) for value in tensors))
 
 
 def _batch(job: Job, samples: Sequence[Sample]) -> Batch:

@@ -81,7 +81,10 @@ class Outcome(Protocol):
         """Put together what the parts of a batch gave, on the CPU."""
 
     def records(self, samples: Sequence[Sample], output: Any) -> list[Record]:
-        """Return what is kept of each sample, as plain JSON; `tokens` in it replaces the count of the tower."""
+        """Return what is kept of each sample, as plain JSON; `tokens` in it replaces the count of the tower.
+
+        What is right for the sample stands under `label` or `right`, by which a run that goes on knows its samples.
+        """
 
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return the quality of one variant, by column, beside the unmerged model on the same samples."""

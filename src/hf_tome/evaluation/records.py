@@ -125,9 +125,10 @@ class Records:
         return all(position in positions_done for position in positions for positions_done in done)
 
     def describe_environment(self) -> dict[str, Any]:
-        """Return what was measured with and when: the last session, and under `earlier_sessions` those before."""
+        """Return what was measured with and when last; `earlier_sessions` are those with something else."""
         *earlier, last = [self.sessions[name] for name in sorted(self.sessions)] or [self.environment]
-        return {**last, "earlier_sessions": earlier} if earlier else last
+        others = {json.dumps({**one, "date": None}): one for one in earlier if {**one, "date": last["date"]} != last}
+        return {**last, "earlier_sessions": list(others.values())} if others else last
 
     def _keep(self, record: Record) -> None:
         if "environment" in record:
@@ -186,7 +187,7 @@ class Records:
     def _compare(self, record: Record, name: str, label: Any) -> None:
         right = next((record[key] for key in RIGHT if key in record), None)
         for what, found, wanted in (("name", record.get("name"), name), ("label", right, label)):
-            if found is not None and found != json.loads(json.dumps(wanted)) and found != wanted:
+            if found not in (None, wanted) and found != json.loads(json.dumps(wanted)):
                 raise ResumeError(
                     f"{self._where()} sample {record['sample']} with the {what} {found!r} instead of {wanted!r}. "
                     f"{WHAT_TO_DO}"
