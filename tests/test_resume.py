@@ -19,6 +19,7 @@ from hf_tome import MergeConfig
 from hf_tome.evaluation import digits
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.generation import load_generator
+from hf_tome.evaluation.generation_data import ImageTexts
 from hf_tome.evaluation.identity import fingerprint
 from hf_tome.evaluation.imagenet import digits_classification
 from hf_tome.evaluation.job import JobOptions
@@ -304,6 +305,20 @@ def test_nothing_depends_on_the_seed_without_a_draw(few_digits, tmp_path):
         evaluate(job_on(few_digits, limit=4, seed=1), [], batch_size=4, out=tmp_path / "drawn")
     with pytest.raises(ValueError, match=r"seed \(--seed\) is -1; it takes an integer of at least 0"):
         job_on(few_digits, limit=4, seed=-1)
+
+
+def test_samples_are_listed_as_they_are_read(few_digits, tmp_path):
+    rows = digits.load_digits("test").select(range(8))
+    rows.save_to_disk(tmp_path / "saved")
+    rows.to_parquet(tmp_path / "parquet" / "test.parquet")
+    for folder, limit in ((few_digits, None), (few_digits, 5), (tmp_path / "saved", 5), (tmp_path / "parquet", None)):
+        job = job_on(folder, limit=limit)
+        assert job.data.listed() == [(sample.name, sample.label, None) for sample in job.data]
+    assert job_on(few_digits, streaming=True).data.listed() is None
+    decoded = ImageTexts("digits", "test", rows, "image", lambda row: ("what?", [str(row["label"])]))
+    assert decoded.listed() == [(sample.name, sample.label, sample.content.prompt) for sample in decoded]
+    unlabelled = ImageTexts("digits", "test", [{"image": rows[0]["image"]}], "image", lambda row: row["question"])
+    assert unlabelled.listed() == [("sample 0", None, None)]
 
 
 # What is wrong with the file

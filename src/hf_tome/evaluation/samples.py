@@ -163,8 +163,9 @@ def _stored_paths(rows: Any, column: str) -> Iterable[Any]:
         return (row[column] for row in rows)
     flat = rows.select_columns([column]).flatten()
     path = next((name for name in (f"{column}.path", column) if name in flat.column_names), None)
-    is_text = path is not None and getattr(flat.features[path], "dtype", None) in ("string", "large_string")
-    return flat[:][path] if is_text else [None] * len(rows)
+    if path is None or getattr(flat.features[path], "dtype", None) not in ("string", "large_string"):
+        return [None] * len(rows)
+    return flat.select_columns([path])[:][path]
 
 
 def _without_contents(rows: Any) -> Iterable[Any]:
