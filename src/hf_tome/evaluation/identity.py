@@ -61,7 +61,8 @@ def identify(job: Job, batch_size: int, listed: Sequence[Listed] | None) -> Iden
     if listed is not None:
         digests["sample names"] = digest([one.name for one in listed])
         digests["labels"] = digest([one.label for one in listed])
-        digests["prompts"] = digest([one.prompt for one in listed])
+        if any(one.prompt is not None for one in listed):
+            digests["prompts"] = digest([one.prompt for one in listed])
     place = _place(job.options) if job.options else None
     if place and not _are_told_apart(listed):
         return Identity(values, {**digests, "place of the data": place})
