@@ -115,6 +115,13 @@ def test_a_killed_run_goes_on_and_gives_the_same(digit_folder, tmp_path):
     assert len(pairs) == len(set(pairs)) == 22 * 3  # no finished sample was run again
 
 
+def test_settings_that_json_writes_otherwise_are_the_same(few_digits, tmp_path):
+    job = job_on(few_digits)
+    job.settings = {"sizes": (1, 2)}
+    for _ in range(2):
+        evaluate(job, [], batch_size=4, out=tmp_path)
+
+
 def test_a_finished_run_is_only_read(digit_folder, tmp_path):
     first = evaluate(job_on(digit_folder), CONFIGS, batch_size=4, out=tmp_path)
     job = job_on(digit_folder)

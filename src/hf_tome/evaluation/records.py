@@ -178,7 +178,8 @@ class Records:
             raise ResumeError(
                 f"{path} holds samples of an earlier hf_tome, which did not note what data they are of. {WHAT_TO_DO}"
             )
-        differences = _differences(run, {**self.identity.values, "digests": self.identity.digests})
+        wanted = json.loads(json.dumps({**self.identity.values, "digests": self.identity.digests}))
+        differences = _differences(run, wanted)
         if differences:
             raise ResumeError(f"{path} holds samples of another run: {', '.join(differences)}. {WHAT_TO_DO}")
         if first.get("place") != self.identity.place:
