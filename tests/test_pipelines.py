@@ -184,6 +184,44 @@ def test_a_corrupt_clip_costs_only_its_own_result(models, tmp_path, batch_size):
         pipe(str(bad))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_clip_that_the_processor_refuses_costs_only_its_own_result(models, batch_size):
+    pipe = pipeline("video-classification", models("video-classification"), merge_config=R8, device="cpu")
+    good, thin = small.frames(8), small.frames(8, height=1, width=1)
+    results = pipe([good, thin, good], batch_size=batch_size)
+    assert [result[0]["label"] is None for result in results] == [False, True, False]
+    assert results[1][0]["error"].startswith("Cannot process a clip of 1 x 1 pixels: mean must have 1 elements")
+    assert scores(results[0]) == pytest.approx(scores(pipe(good)), abs=1e-5)
+    with pytest.raises(VideoError, match="Cannot process a clip of 1 x 1 pixels"):
+        pipe(thin)
+
+
+def test_frames_of_different_sizes_are_said_to_be(models):
+    pipe = pipeline("video-classification", models("video-classification"), merge_config=R8, device="cpu")
+    with pytest.raises(VideoError, match=r"cannot be stacked .*a clip is an array \(T, H, W, 3\)"):
+        pipe([np.zeros((8, 8, 3)), np.zeros((9, 9, 3))])
+    mixed = [np.zeros((8, 8, 3)), np.zeros((9, 9, 3))]
+    results = pipe([mixed, small.frames(8)])
+    assert [result[0]["label"] is None for result in results] == [True, False]
+
+
+@pytest.mark.parametrize("task", ["video-classification", "audio-classification"])
+def test_a_dead_link_costs_only_its_own_result(models, task, monkeypatch):
+    from huggingface_hub.utils import httpx
+
+    def get(*args, **kwargs):
+        raise httpx.ConnectError("no network")
+
+    monkeypatch.setattr(httpx, "get", get)
+    pipe = pipeline(task, models(task), merge_config=R8, device="cpu")
+    good = small.frames(8) if task.startswith("video") else np.zeros(8000, dtype=np.float32)
+    link = "https://example.org/a.mp4"
+    results = pipe([good, link])
+    assert [result[0].get("error") for result in results] == [None, f"Cannot fetch {link}: no network."]
+    with pytest.raises(VideoError if task.startswith("video") else AudioError, match="Cannot fetch"):
+        pipe(link)
+
+
 @pytest.mark.parametrize(
     ("clip", "message"),
     [
@@ -273,6 +311,22 @@ def test_audio_pipeline_takes_paths_bytes_and_other_rates(models, tmp_path):
     assert scores(pipe(path.read_bytes())) == pytest.approx(expected, abs=1e-5)
     assert scores(pipe({"array": samples, "sampling_rate": 44100})) == pytest.approx(expected, abs=1e-4)
     assert scores(pipe({"raw": samples, "sampling_rate": 44100})) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_corrupt_sound_costs_only_its_own_result(models, tmp_path, batch_size):
+    pipe = pipeline("audio-classification", models("audio-classification"), merge_config=R8, device="cpu")
+    good, short = small.write_sound(tmp_path / "tone.wav"), np.zeros(10, dtype=np.float32)
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    results = pipe([str(good), str(tmp_path / "bad.wav"), short, str(good)], batch_size=batch_size)
+    assert [result[0]["label"] is None for result in results] == [False, True, True, False]
+    assert results[1][0]["error"].startswith("Cannot read bad.wav: Invalid data")
+    assert results[2][0]["error"] == "Cannot process a recording: negative dimensions are not allowed."
+    assert scores(results[3]) == pytest.approx(scores(pipe(str(good))), abs=1e-5)
+    with pytest.raises(AudioError, match=r"Cannot read bad\.wav"):
+        pipe(str(tmp_path / "bad.wav"))
+    with pytest.raises(AudioError, match="Cannot process a recording: negative dimensions"):
+        pipe(short)
 
 
 def test_real_sound(models, data):

@@ -12,6 +12,7 @@ from PIL import Image
 from hf_tome import MergeConfig
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.samples import Skipped
 from hf_tome.evaluation.task import evaluate
 from hf_tome.evaluation.tasks import build_job
 
@@ -99,7 +100,7 @@ def test_an_unreadable_member_is_skipped(tmp_path):
     write_shard(tmp_path / "shards" / "validation" / "0.tar", samples)
     job = build_job("image-classification", JobOptions(str(small.vit(tmp_path / "m")), str(tmp_path / "shards")))
     assert [sample.label for sample in job.data] == [0]
-    assert [skipped.sample for skipped in job.data.skipped] == ["dog/1.png"]
+    assert [found.sample for found in job.data.read() if isinstance(found, Skipped)] == ["dog/1.png"]
 
 
 @pytest.mark.parametrize(

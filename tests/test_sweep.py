@@ -111,6 +111,21 @@ def test_card_says_what_was_measured(swept, tmp_path, capsys):
     assert MergeConfig.from_pretrained(tmp_path) == MergeConfig(r=16)
 
 
+def test_card_has_the_day_of_the_measurement_and_no_speed_that_is_unknown(swept, tmp_path):
+    results = results_card.read_results(swept)
+    results.environment["date"] = "2020-02-02T02:02:02Z"
+    row = {**results.rows[1], "speedup": None}
+    *_, entries = results_card.write_results_card(results, row, tmp_path, dataset="me/data")
+    found = parse_eval_result_entries(yaml.safe_load(entries.read_text()))
+    assert {entry.date for entry in found} == {"2020-02-02"}
+    card = (tmp_path / "README.md").read_text()
+    assert "- measured on 2020-02-02" in card
+    assert "times as fast" not in card
+    del results.environment["date"]  # as in results of version 0.1.0
+    *_, entries = results_card.write_results_card(results, row, tmp_path, dataset="me/data")
+    assert "date" not in entries.read_text()
+
+
 def test_card_needs_a_choice_and_results(swept, tmp_path, capsys):
     results = results_card.read_results(swept)
     with pytest.raises(ValueError, match=r"merge configs: r=16, method=mame,threshold=0\.8\. Choose .*--config"):

@@ -15,6 +15,7 @@ from hf_tome.evaluation import zero_shot
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.job import JobOptions
 from hf_tome.evaluation.labels import ClassNames, LabelError
+from hf_tome.evaluation.samples import Skipped
 from hf_tome.evaluation.task import evaluate
 from hf_tome.evaluation.tasks import TASKS, build_job
 from hf_tome.pipelines import pipeline
@@ -94,7 +95,23 @@ def test_a_list_of_clips(tmp_path, clips):
     job = build_job("video-classification", JobOptions(str(model), str(path)))
     assert (job.data.name, job.data.split) == ("some", "some")
     assert [sample.label for sample in job.data] == [0, 2]
-    assert [skipped.sample for skipped in job.data.skipped] == ["validation/absent.mp4"]
+    skipped = [found.sample for found in job.data.read() if isinstance(found, Skipped)]
+    assert skipped == ["validation/absent.mp4"]
+
+
+def test_a_clip_that_the_processor_refuses_is_skipped(tmp_path, clips):
+    model = small.videomae(tmp_path / "model")
+    job = build_job("video-classification", JobOptions(str(model), str(clips)))
+    decode = job.data.decode
+
+    def one_pixel_high(stored):
+        return [view[:, :1] for view in decode(stored)] if "short" in stored else decode(stored)
+
+    job.data.decode = one_pixel_high
+    results = evaluate(job, [R8], batch_size=4)
+    assert results.data["num_samples"] == 1
+    assert [skipped["sample"] for skipped in results.data["skipped"]] == ["arm_wrestling/cut.mp4", "yoga/short.mkv"]
+    assert results.data["skipped"][1]["reason"].startswith("ValueError: mean must have 1 elements")
 
 
 def test_no_clips_there(tmp_path):
@@ -154,6 +171,19 @@ def test_sounds_with_several_labels(tmp_path):
     assert unmerged["map"] == pytest.approx(100 * average_precision_score(targets, scores))
     assert unmerged["top1"] == pytest.approx(100 * np.mean([targets[i, s.argmax()] for i, s in enumerate(scores)]))
     assert 0 < merged["map"] <= 100
+
+
+def test_a_sound_too_short_for_the_model_is_skipped(tmp_path):
+    small.write_sound(tmp_path / "data" / "test" / "cat" / "a.wav")
+    small.write_sound(tmp_path / "data" / "test" / "cat" / "b.wav", seconds=10 / 16000)
+    model = small.ast(tmp_path / "model")
+    job = build_job("audio-classification", JobOptions(str(model), str(tmp_path / "data")))
+    for _ in range(2):  # it is tried again
+        results = evaluate(job, [R8], batch_size=2, out=tmp_path / "out")
+        assert results.data["num_samples"] == 1
+        assert results.data["skipped"] == [
+            {"sample": "cat/b.wav", "reason": "ValueError: negative dimensions are not allowed."}
+        ]
 
 
 def test_real_sounds(tmp_path, data):

@@ -14,11 +14,11 @@ from transformers.pipelines.audio_classification import AudioClassificationPipel
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 
 from .apply import apply, towers
-from .audio import read_audio, resample
+from .audio import AudioError, read_audio, resample
 from .config import CONFIG_NAME, MergeConfig
 from .evaluation.source import is_folder
 from .hub import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
-from .video import VideoError, frame_count, is_frame, read_frames
+from .video import VideoError, frame_count, is_frame, read_frames, reason, stack_frames
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ class UniformVideoPipeline(VideoClassificationPipeline):
 
     A clip is a path, a link, the bytes of a file, an array (T, H, W, 3) or a list of T frames; a list or generator of
     clips gives a list of results. A clip with fewer frames than the model takes repeats its last one. A clip that
-    cannot be read raises a `VideoError` if it is the only one; in a list or generator its result is
-    `[{"label": None, "score": 0.0, "error": "..."}]`, and the others are not affected.
+    cannot be read, or that the processor refuses, raises a `VideoError` if it is the only one; in a list or generator
+    its result is `[{"label": None, "score": 0.0, "error": "..."}]`, and the others are not affected.
     """
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Classify a clip or several; `num_frames` and `decoder` (`"av"` or `"torchcodec"`) beside the usual."""
         if isinstance(inputs, list) and inputs and all(is_frame(frame) for frame in inputs):
-            inputs = np.stack([np.asarray(frame) for frame in inputs])
+            inputs = stack_frames(inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, decoder: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -55,17 +55,30 @@ class UniformVideoPipeline(VideoClassificationPipeline):
         """Return the model's inputs for one clip; of an unreadable one a blank clip, and the error."""
         num_frames = num_frames or frame_count(self.model.config)
         try:
-            frames, error = read_frames(_fetch(video), num_frames, decoder=decoder), None
+            return {**self._read_and_process(video, num_frames, decoder), "error": None}
         except VideoError as unreadable:
             if not skip_unreadable:
                 raise
             logger.warning("%s", unreadable)
-            frames, error = np.zeros((num_frames, 64, 64, 3), dtype=np.uint8), str(unreadable)
+            blank = np.zeros((num_frames, 64, 64, 3), dtype=np.uint8)
+            return {**self._process(blank), "error": str(unreadable)}
+
+    def _read_and_process(self, video: Any, num_frames: int, decoder: str | None) -> Any:
+        frames = read_frames(_fetch(video, VideoError), num_frames, decoder=decoder)
+        try:
+            return self._process(frames)
+        except ImportError:
+            raise  # what is missing is not the clip
+        except Exception as error:  # a processor is free to raise anything
+            height, width = frames.shape[1:3]
+            raise VideoError(f"Cannot process a clip of {height} x {width} pixels: {reason(error)}.") from error
+
+    def _process(self, frames: np.ndarray) -> Any:
         if self.video_processor is not None:
             inputs = self.video_processor(list(frames), do_sample_frames=False, return_tensors="pt")
         else:
             inputs = self.image_processor(list(frames), return_tensors="pt")  # type: ignore[misc]
-        return {**inputs.to(self.dtype), "error": error}
+        return inputs.to(self.dtype)
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         error = model_inputs.pop("error")
@@ -76,23 +89,59 @@ class UniformVideoPipeline(VideoClassificationPipeline):
     ) -> list[dict[str, Any]]:
         """Return labels and scores of one clip, or its error."""
         if model_outputs["error"] is not None:
-            return [{"label": None, "score": 0.0, "error": model_outputs["error"]}]
+            return _unread(model_outputs["error"])
         return super().postprocess(SimpleNamespace(logits=model_outputs["logits"]), **kwargs)
 
 
 class ResamplingAudioPipeline(AudioClassificationPipeline):
-    """Audio classification that reads and resamples with PyAV, so that it needs neither ffmpeg nor torchaudio."""
+    """Audio classification that reads and resamples with PyAV, so that it needs neither ffmpeg nor torchaudio.
 
-    def preprocess(self, inputs: Any) -> Any:  # type: ignore[override]
-        """Return the model's inputs for a path, the bytes of a file, samples, or samples with their rate."""
+    A recording is a path, a link, the bytes of a file, samples, or a dictionary of samples with their rate. One that
+    cannot be read, or that the processor refuses, raises an `AudioError` if it is the only one; in a list or generator
+    its result is `[{"label": None, "score": 0.0, "error": "..."}]`, and the others are not affected.
+    """
+
+    def run_single(self, inputs: Any, preprocess_params: Any, forward_params: Any, postprocess_params: Any) -> Any:
+        """Classify one recording, raising what a list would note in the recording's result."""
+        preprocess_params = {**preprocess_params, "skip_unreadable": False}
+        return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
+
+    def preprocess(self, inputs: Any, skip_unreadable: bool = True) -> dict[str, Any]:  # type: ignore[override]
+        """Return the model's inputs for one recording; of an unreadable one a second of silence, and the error."""
         rate = self.feature_extractor.sampling_rate  # type: ignore[union-attr]
-        inputs = _fetch(inputs)
+        try:
+            return {**self._read_and_process(inputs, rate), "error": None}
+        except AudioError as unreadable:
+            if not skip_unreadable:
+                raise
+            logger.warning("%s", unreadable)
+            return {**super().preprocess(np.zeros(rate, dtype=np.float32)), "error": str(unreadable)}
+
+    def _read_and_process(self, inputs: Any, rate: int) -> Any:
+        inputs = _fetch(inputs, AudioError)
         if isinstance(inputs, (str, Path, bytes)):
             inputs = read_audio(inputs, rate)
-        elif isinstance(inputs, dict) and inputs.get("sampling_rate", rate) != rate:
-            samples = inputs["raw"] if inputs.get("raw") is not None else inputs["array"]
-            inputs = resample(np.asarray(samples), inputs["sampling_rate"], rate)
-        return super().preprocess(inputs)
+        try:
+            if isinstance(inputs, dict) and inputs.get("sampling_rate", rate) != rate:
+                samples = inputs["raw"] if inputs.get("raw") is not None else inputs["array"]
+                inputs = resample(np.asarray(samples), inputs["sampling_rate"], rate)
+            return super().preprocess(inputs)
+        except ImportError:
+            raise  # what is missing is not the recording
+        except Exception as error:  # a processor is free to raise anything
+            raise AudioError(f"Cannot process a recording: {reason(error)}.") from error
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        error = model_inputs.pop("error")
+        return {"logits": self.model(**model_inputs).logits, "error": error}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Return labels and scores of one recording, or its error."""
+        if model_outputs["error"] is not None:
+            return _unread(model_outputs["error"])
+        return super().postprocess(SimpleNamespace(logits=model_outputs["logits"]), **kwargs)
 
 
 TASKS: dict[str, type[transformers.Pipeline] | None] = {
@@ -170,10 +219,17 @@ def _name(model: str | PreTrainedModel) -> str:
     return model if isinstance(model, str) else f"this {type(model).__name__}"
 
 
-def _fetch(source: Any) -> Any:
-    """Download what a link names."""
+def _unread(error: str) -> list[dict[str, Any]]:
+    return [{"label": None, "score": 0.0, "error": error}]
+
+
+def _fetch(source: Any, failure: type[Exception]) -> Any:
+    """Download what a link names; raises `failure` where that fails."""
     if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
         return source
     from huggingface_hub.utils import httpx
 
-    return httpx.get(source, follow_redirects=True).raise_for_status().content
+    try:
+        return httpx.get(source, follow_redirects=True).raise_for_status().content
+    except Exception as error:  # httpx has no one class for all of its own
+        raise failure(f"Cannot fetch {source}: {reason(error)}.") from error

@@ -12,6 +12,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 from ..audio import read_audio
 from . import data, media
 from .classes import Classes
+from .identity import processor_settings
 from .imagenet import class_scores
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
@@ -42,8 +43,16 @@ def audio_classification(options: JobOptions) -> Job:
     recordings = media.match_rows(rows, split, (columns[0], columns[1]), names, to_model, options, decode)
     multi_label = data.has_several_labels(rows, columns[1])
     scores = label_probabilities if multi_label else class_scores
-    prepare = _prepare(extractor)
-    return Job(TASK, public_name(options.model), model, recordings, prepare, scores, Classes(multi_label))
+    return Job(
+        TASK,
+        public_name(options.model),
+        model,
+        recordings,
+        _prepare(extractor),
+        scores,
+        Classes(multi_label),
+        depends_on={"processor": processor_settings(extractor)},
+    )
 
 
 def _prepare(extractor: Any) -> Any:

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from .data import DataError
 from .generation_data import ImageTexts, data_name
 from .generation_prompts import Prompts, image_token_id
+from .identity import processor_settings
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .metrics import compute
@@ -166,6 +167,10 @@ def generation_job(
         Texts(processor, score),
         chunk=CHUNK,
         settings={"max_new_tokens": max_new_tokens, **settings},
+        depends_on={
+            "processor": processor_settings(processor),
+            "chat template": getattr(processor, "chat_template", None),
+        },
     )
 
 

@@ -52,9 +52,14 @@ class ImageTexts(Samples):
         stored = row[self.column]
         if stored is None or stored == "":
             raise Unusable("it has no image")
-        prompt, right = self.read_row(row)
+        right, prompt = self.label_and_prompt(row)
         stored = {"bytes": None, "path": stored} if isinstance(stored, (str, Path)) else stored
         return Question(data.open_image(stored), prompt), right
+
+    def label_and_prompt(self, row: Any) -> tuple[Any, str]:
+        """Return what is right to say, and what the model is asked."""
+        prompt, right = self.read_row(row)
+        return right, prompt
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from . import data, digits, media
 from .classes import Classes
+from .identity import processor_settings
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import LabelledSamples, Sample
@@ -58,7 +59,8 @@ def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options:
 
 
 def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:
-    return Job(TASK, name, model, images, prepare_images(processor), class_scores, Classes())
+    depends_on = {"processor": processor_settings(processor)}
+    return Job(TASK, name, model, images, prepare_images(processor), class_scores, Classes(), depends_on=depends_on)
 
 
 def prepare_images(processor: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import PreTrainedModel
 
-from .samples import Sample, Skipped
+from .samples import Listed, Sample, Skipped
 
 if TYPE_CHECKING:
     from .records import Record
@@ -18,7 +18,8 @@ Inputs = dict[str, Any]
 """Keyword arguments of the model, tensors with one row a sample."""
 
 CHUNK = 256
-"""Samples whose inputs are held in memory at once: each is preprocessed once, and then goes through every config."""
+"""Samples whose inputs are held in memory at once, or a batch if that is more: each is preprocessed once, and then
+goes through every config."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class JobOptions:
     prompt: str | None = None
     max_new_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"The seed (--seed) is {self.seed}; it takes an integer of at least 0.")
+
 
 class Data(Protocol):
     """Samples of one split; `read` yields those that cannot be read too."""
@@ -62,6 +67,9 @@ class Data(Protocol):
     def __len__(self) -> int:
         """Return the number of samples, skipped ones included; 0 where it is unknown."""
 
+    def listed(self) -> Sequence[Listed] | None:
+        """Return what is known of every sample without reading its content; `None` where only reading tells."""
+
     def read(self, wanted: Callable[[int], bool] = ...) -> Iterator[Sample | Skipped]:
         """Read those at the wanted positions."""
 
@@ -73,7 +81,10 @@ class Outcome(Protocol):
         """Put together what the parts of a batch gave, on the CPU."""
 
     def records(self, samples: Sequence[Sample], output: Any) -> list[Record]:
-        """Return what is kept of each sample, as plain JSON; `tokens` in it replaces the count of the tower."""
+        """Return what is kept of each sample, as plain JSON; `tokens` in it replaces the count of the tower.
+
+        What is right for the sample stands under `label` or `right`, by which a run that goes on knows its samples.
+        """
 
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return the quality of one variant, by column, beside the unmerged model on the same samples."""
@@ -87,8 +98,10 @@ class Job:
         prepare: samples to model inputs, one row a sample, on the CPU.
         run: the model on inputs on its device, to whatever `outcome` reads; this is what is timed.
         outcome: what is made of that, for classifiers `Classes`.
-        chunk: samples whose inputs are held in memory at once.
+        chunk: samples whose inputs are held in memory at once, or a batch if that is more.
         settings: what else the results depend on, as plain values.
+        depends_on: the same of what is too long to be shown, such as the names of classes; see `identity`.
+        options: what the job was built from; `None` for one made in memory.
     """
 
     task: str
@@ -100,3 +113,5 @@ class Job:
     outcome: Outcome
     chunk: int = CHUNK
     settings: dict[str, Any] = field(default_factory=dict)
+    depends_on: dict[str, Any] = field(default_factory=dict)
+    options: JobOptions | None = None

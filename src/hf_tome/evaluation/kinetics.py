@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForVideoClassification, Pr
 from ..video import frame_count, read_views, spatial_crops
 from . import media
 from .classes import Classes
+from .identity import processor_settings
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import Sample
@@ -19,7 +20,8 @@ from .source import public_name
 
 TASK = "video-classification"
 CHUNK = 8
-"""Clips held in memory at once; one of 16 frames, resized and in float32, takes 10 MB a view."""
+"""Clips whose inputs are held in memory at once, or a batch if that is more; one of 16 frames, resized and in float32,
+takes 10 MB a view."""
 
 
 def video_classification(options: JobOptions) -> Job:
@@ -44,9 +46,18 @@ def video_classification(options: JobOptions) -> Job:
     names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
     clips = media.match_rows(rows, split, (columns[0], columns[1]), names, to_model, options, decode)
     settings = {"frames": count, "clips": options.clips, "crops": options.crops}
-    prepare = _prepare(processor)
-    name = public_name(options.model)
-    return Job(TASK, name, model, clips, prepare, view_scores, Classes(), chunk=CHUNK, settings=settings)
+    return Job(
+        TASK,
+        public_name(options.model),
+        model,
+        clips,
+        _prepare(processor),
+        view_scores,
+        Classes(),
+        chunk=CHUNK,
+        settings=settings,
+        depends_on={"processor": processor_settings(processor)},
+    )
 
 
 def _prepare(processor: Any) -> Any:

@@ -134,6 +134,12 @@ def notes(results: Results) -> str:
     return " ".join(text.format(**called) for key, text in texts.items() if key in row)
 
 
+def measured_on(results: Results) -> str | None:
+    """Return the day of the measurement (UTC), `None` where the results are of a version that did not note it."""
+    date = results.environment.get("date")
+    return None if date is None else date[:10]
+
+
 def to_json(results: Results) -> str:
     """Return everything as one JSON object."""
     return json.dumps(results.to_dict(), indent=2, allow_nan=False) + "\n"
@@ -219,6 +225,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
         f"{environment['platform']}, Python {environment['python']}",
         f"- {packages}",
+        *([f"- measured on {day}"] if (day := measured_on(results)) else []),
         *(f"- {name.replace('_', ' ')}: {run[name]!r}" for name in GENERATION_SETTINGS if name in run),
         *(f"- {note}" for note in run.get("notes", ())),
         *_skipped_lines(results.data["skipped"]),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .job import Job
-from .records import Records, fingerprint
-from .variants import UNMERGED
+from .records import Records
 
 
 @dataclass
@@ -24,37 +24,17 @@ class Results:
         return {"environment": self.environment, "run": self.run, "data": self.data, "rows": self.rows}
 
 
-def describe_run(job: Job, batch_size: int) -> dict[str, Any]:
-    """Return what was run and how, as plain values."""
-    return {
-        "task": job.task,
-        "model": job.model_name,
-        "dtype": str(job.model.dtype).removeprefix("torch."),
-        "attention": job.model.config._attn_implementation,
-        "batch_size": batch_size,
-        **job.settings,
-    }
-
-
-def identity(job: Job) -> dict[str, Any]:
-    """Return what else must be the same for a run to go on with another's samples."""
-    return {
-        "data": job.data.name,
-        "split": job.data.split,
-        "samples": len(job.data),
-        "weights": fingerprint(job.model),
-        "device": job.model.device.type,
-    }
-
-
-def describe_data(job: Job, records: Records) -> dict[str, Any]:
-    """Return what it was run on, and what could not be read."""
+def describe_data(job: Job, records: Records, positions: Sequence[int]) -> dict[str, Any]:
+    """Return what it was run on, the samples at `positions`, and what could not be read."""
+    # A sample that could be read by an earlier run of the same variants is in the rows.
+    left_out = sorted(set(records.skipped) - set(positions))
     return {
         "id": job.data.name,
         "split": job.data.split,
-        "num_samples": len(records.by_variant[UNMERGED]),
+        "num_samples": len(positions),
         "skipped": [
-            {"sample": skipped.sample, "reason": skipped.reason} for _, skipped in sorted(records.skipped.items())
+            {"sample": records.skipped[position]["name"], "reason": records.skipped[position]["skipped"]}
+            for position in left_out
         ],
     }
 
@@ -67,5 +47,5 @@ def nothing_readable(job: Job, records: Records) -> str:
     first = skipped[0]
     return (
         f"None of the {len(skipped)} samples in split {job.data.split!r} of {job.data.name} could be read; the first "
-        f"is {first.sample}: {first.reason}"
+        f"is {first['name']}: {first['skipped']}"
     )

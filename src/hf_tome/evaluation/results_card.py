@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 
 from ..config import CONFIG_NAME, MergeConfig
 from .config_text import parse_config
-from .output import notes, quality, to_markdown, unit
+from .output import measured_on, notes, quality, to_markdown, unit
 from .results import Results
 
 RESULTS, PLOT = "results.json", "pareto.png"
@@ -164,9 +163,8 @@ def _metadata(results: Results, row: Mapping[str, Any], base_model: str, dataset
 
 def _entries(results: Results, row: Mapping[str, Any], dataset: str) -> list[EvalResultEntry]:
     notes = f"hf_tome {row['name']}, {results.data['num_samples']} {unit(results)} of split {results.data['split']}"
-    today = datetime.now(timezone.utc).date().isoformat()
     return [
-        EvalResultEntry(dataset_id=dataset, task_id=key, value=row[key], date=today, notes=notes)
+        EvalResultEntry(dataset_id=dataset, task_id=key, value=row[key], date=measured_on(results), notes=notes)
         for key in METRICS
         if key in row
     ]
@@ -198,10 +196,10 @@ def _drop(row: Mapping[str, Any]) -> str:
         key = "map" if "map" in row else quality(row).key
         return f"{METRICS[key][1]} {row[key]:.2f}."
     interval = f"{row['drop_low']:.2f} to {row['drop_high']:.2f}"
-    return (
-        f"Merging costs {row['drop']:.2f} points of {METRICS[quality(row).key][1]} (95 % interval {interval}) and "
-        f"runs {row['speedup']:.2f} times as fast as the unmerged model in the same run."
-    )
+    costs = f"Merging costs {row['drop']:.2f} points of {METRICS[quality(row).key][1]} (95 % interval {interval})"
+    if row["speedup"] is None:
+        return f"{costs}."
+    return f"{costs} and runs {row['speedup']:.2f} times as fast as the unmerged model in the same run."
 
 
 def _how(results: Results) -> Sequence[str]:
@@ -212,6 +210,7 @@ def _how(results: Results) -> Sequence[str]:
         f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
         f"{environment['platform']}, Python {environment['python']}",
         f"- {packages}",
+        *([f"- measured on {day}"] if (day := measured_on(results)) else []),
     ]
 
 

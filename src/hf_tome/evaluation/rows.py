@@ -10,16 +10,33 @@ from .records import Record, Records
 from .variants import Variant
 
 
-def make_rows(records: Records, variants: Sequence[Variant], outcome: Outcome) -> list[dict[str, Any]]:
-    """Return one row a variant, over the samples that all of them have; the first one is the unmerged model."""
-    positions = sorted(records.by_variant[variants[0].name])
+def shared_positions(records: Records, variants: Sequence[Variant]) -> list[int]:
+    """Return the positions of the samples that all variants have, whatever became unreadable in between."""
+    return sorted(set.intersection(*(set(records.by_variant[variant.name]) for variant in variants)))
+
+
+def make_rows(
+    records: Records, variants: Sequence[Variant], outcome: Outcome, positions: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return one row a variant, over the samples at `positions`; the first one is the unmerged model."""
     unmerged = [records.by_variant[variants[0].name][position] for position in positions]
     rows = []
     for variant in variants:
         done = [records.by_variant[variant.name][position] for position in positions]
-        costs = _costs(done, unmerged, records.peaks.get(variant.name))
+        costs = _costs(done, _speedup(records, done), records.peaks.get(variant.name))
         rows.append({**_what(variant), **outcome.metrics(done, unmerged), **costs})
     return rows
+
+
+def _speedup(records: Records, done: Sequence[Record]) -> float | None:
+    """Compare times of the same session alone: another had another load, other threads or another machine."""
+    pairs = [
+        (records.unmerged_seconds[key], record["seconds"])
+        for record in done
+        if (key := (record["session"], record["sample"])) in records.unmerged_seconds
+    ]
+    unmerged, merged = (sum(seconds) for seconds in zip(*pairs)) if pairs else (0, 0)
+    return unmerged / merged if merged else None
 
 
 def _what(variant: Variant) -> dict[str, Any]:
@@ -33,14 +50,14 @@ def _what(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _costs(done: Sequence[Record], unmerged: Sequence[Record], peak: float | None) -> dict[str, float | None]:
+def _costs(done: Sequence[Record], speedup: float | None, peak: float | None) -> dict[str, float | None]:
     seconds = sum(record["seconds"] for record in done)
     counts = [record["gflops"] for record in done]
     return {
         "tokens": _mean(done, "tokens"),
         "gflops": None if None in counts else _mean(done, "gflops"),
         "samples_per_second": len(done) / seconds,
-        "speedup": sum(record["seconds"] for record in unmerged) / seconds,
+        "speedup": speedup,
         "peak_memory_mib": peak,
     }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,21 @@ class Skipped:
     position: int = 0
 
 
+class Listed(NamedTuple):
+    """What is known of a sample before its content is read; without a label it will be skipped."""
+
+    name: str
+    label: Any
+    prompt: str | None = None
+
+
 class Unusable(ValueError):
     """What a sample lacks, in words that can stand alone as the reason to skip it."""
 
 
 @dataclass
 class Samples(ABC):
-    """Samples of one split; `skipped` fills up while they are iterated over.
+    """Samples of one split.
 
     Attributes:
         name, split: where the samples are from.
@@ -54,19 +62,21 @@ class Samples(ABC):
     split: str
     rows: Any
     column: str
-    skipped: list[Skipped] = field(default_factory=list, kw_only=True)
 
     def __len__(self) -> int:
         """Return the number of samples, unreadable ones included; 0 where a stream does not tell."""
         return len(self.rows) if hasattr(self.rows, "__len__") else 0
 
     def __iter__(self) -> Iterator[Sample]:
-        self.skipped.clear()
-        for found in self.read():
-            if isinstance(found, Skipped):
-                self.skipped.append(found)
-            else:
-                yield found
+        return (found for found in self.read() if isinstance(found, Sample))
+
+    def listed(self) -> list[Listed] | None:
+        """Return what is known of every sample without reading its content; `None` for a stream."""
+        if not hasattr(self.rows, "__len__"):
+            return None
+        stored, rows = _stored_paths(self.rows, self.column), _without_contents(self.rows)
+        names = (sample_name(path, position) for position, path in enumerate(stored))
+        return [Listed(name, *self._label_and_prompt(row)) for name, row in zip(names, rows, strict=True)]
 
     def read(self, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[Sample | Skipped]:
         """Yield the samples at the wanted positions, in order, and those that cannot be read with the reason."""
@@ -79,6 +89,16 @@ class Samples(ABC):
     @abstractmethod
     def content_and_label(self, row: Any) -> tuple[Any, Any]:
         """Return what a row holds, decoded; whatever this raises is the reason to skip the sample."""
+
+    @abstractmethod
+    def label_and_prompt(self, row: Any) -> tuple[Any, str | None]:
+        """Return what a row holds beside its content, which need not be there; raises as `content_and_label` does."""
+
+    def _label_and_prompt(self, row: Any) -> tuple[Any, str | None]:
+        try:
+            return self.label_and_prompt(row)
+        except Exception:  # the reason is told where the sample is read
+            return None, None
 
     def _rows(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
         if hasattr(self.rows, "__len__"):
@@ -113,10 +133,15 @@ class LabelledSamples(Samples):
 
     def content_and_label(self, row: Any) -> tuple[Any, Label]:
         """Return the decoded content, and the model's index of the label."""
+        label, _ = self.label_and_prompt(row)
+        return self.decode(row[self.column]), label
+
+    def label_and_prompt(self, row: Any) -> tuple[Label, None]:
+        """Return the model's index of the label; there is no prompt."""
         label = row[self.label_column]
         if label is None or label == -1 or label == []:
             raise Unusable("it has no label")
-        return self.decode(row[self.column]), self.model_label(label)
+        return self.model_label(label), None
 
 
 def stored_path(stored: Any) -> str | None:
@@ -130,6 +155,28 @@ def sample_name(stored: Any, position: int) -> str:
     """Name a sample by the last parts of its path, which say the same on every machine, or by its position."""
     path = stored_path(stored)
     return "/".join(Path(path).parts[-2:]) if path else f"sample {position}"
+
+
+def _stored_paths(rows: Any, column: str) -> Iterable[Any]:
+    """Return what names the samples, without the contents: reading those of a whole data set takes minutes."""
+    if not hasattr(rows, "select_columns"):
+        return (row[column] for row in rows)
+    flat = rows.select_columns([column]).flatten()
+    path = next((name for name in (f"{column}.path", column) if name in flat.column_names), None)
+    if path is None or getattr(flat.features[path], "dtype", None) not in ("string", "large_string"):
+        return [None] * len(rows)
+    return flat.select_columns([path])[:][path]
+
+
+def _without_contents(rows: Any) -> Iterable[Any]:
+    """Return the rows of a data set without its images, clips and recordings; a list's as they are."""
+    if not hasattr(rows, "select_columns"):
+        return rows
+    columns = [name for name, feature in rows.features.items() if not hasattr(feature, "decode_example")]
+    if not columns:
+        return [{}] * len(rows)
+    values = rows.select_columns(columns)[:]
+    return (dict(zip(columns, row)) for row in zip(*(values[name] for name in columns)))
 
 
 def first_line(error: Exception) -> str:

@@ -14,9 +14,10 @@ from ..apply import apply, remove
 from ..config import METHOD_FIELDS, MergeConfig
 from ..report import Report, report
 from .config_text import format_config
+from .inputs import prepare
 from .job import Inputs, Job
 from .samples import Sample
-from .task import gflops, to_model
+from .task import gflops
 from .variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,8 @@ def with_controls(
     gets the size whose GFLOPs are nearest to the config's; a size that several configs share stands once.
     """
     samples = _spread_samples(job)
-    batches = [
-        to_model(job.prepare(samples[start : start + batch_size]), job.model)
-        for start in range(0, len(samples), batch_size)
-    ]
+    found = [prepare(job, samples[start : start + batch_size])[0] for start in range(0, len(samples), batch_size)]
+    batches = [batch.inputs for batch in found if batch is not None]
     if not batches:  # the evaluation says what is wrong with the data
         return [Variant(format_config(config), config) for config in configs], []
     sizes, notes = _sizes(job, batches[0])

@@ -17,16 +17,18 @@ from ..config import MergeConfig
 from ..report import Report, report
 from .data import DataError
 from .environment import describe_environment
+from .identity import Identity, describe_run, identify
+from .inputs import Batch, prepare, shapes, to_model
 from .job import Inputs, Job, JobOptions
 from .measure import Clock, peak_memory_mib
 from .processes import Processes, processes
-from .records import Records
-from .results import Results, describe_data, describe_run, identity, nothing_readable
-from .rows import make_rows
+from .records import Record, Records
+from .results import Results, describe_data, nothing_readable
+from .rows import make_rows, shared_positions
 from .samples import Sample, Skipped
 from .variants import Variant, as_variants
 
-__all__ = ["Job", "JobOptions", "Results", "evaluate"]
+__all__ = ["Job", "JobOptions", "Results", "evaluate", "to_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +43,12 @@ def evaluate(
     batch_size: int = 16,
     on_progress: Progress | None = None,
     out: Path | None = None,
+    speedups: bool = True,
 ) -> Results:
     """Run every config over the job's data and return accuracy, agreement, tokens, GFLOPs, speed and memory of each.
 
-    The unmerged model always runs, and comes first. Timed are the model's forwards alone, after one untimed batch in
-    each chunk of samples; every chunk goes through all configs in turn, so that a machine that slows down slows all.
+    The unmerged model always runs, and comes first. Timed are the model's forwards alone, after one untimed batch for
+    each config; every chunk of samples goes through all configs in turn, so that a machine that slows down slows all.
 
     Under `torchrun` every process takes whole batches of its own, so that each sample is seen once, in the company in
     which a single process would see it, and all return the same results.
@@ -57,32 +60,45 @@ def evaluate(
         on_progress: see `Progress`.
         out (`Path`, *optional*): folder in which each sample's results are kept as they come; a run that was killed
             goes on from there.
+        speedups: time the unmerged model again beside a config that an earlier run has not seen; without this such a
+            config has no speed-up, as times of different runs do not compare.
 
     Raises:
         UnsupportedModelError: merging does not work on this model.
         ValueError: a config does not fit the model (found before anything runs), no sample could be read, or `out`
-            holds samples of another run.
+            holds samples of another run (see `identity`).
     """
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}; it takes an integer of at least 1.")
     variants = as_variants(configs)
     _check(job.model, variants)
     me = processes(job.model.device.type)
-    run = describe_run(job, batch_size)
-    records = Records.open({**run, **identity(job)}, out, me)
+    records = _open_records(job, batch_size, out, me)
     done = sum(len(records.by_variant[variant.name]) for variant in variants)
-    loop = _Loop(job, variants, records, batch_size, me, on_progress, done)
+    loop = _Loop(job, variants, records, batch_size, me, on_progress, speedups, done)
     for batches in loop.chunks():
         loop.run(batches)
     records.merge(me.gather(records.new))
-    if not records.by_variant[variants[0].name]:
+    positions = shared_positions(records, variants)
+    if not positions:
         raise DataError(nothing_readable(job, records))
     return Results(
-        environment=describe_environment(job.model.device),
-        run={**run, "processes": me.size},
-        data=describe_data(job, records),
-        rows=make_rows(records, variants, job.outcome),
+        environment=records.describe_environment(),
+        run={**describe_run(job, batch_size), "processes": me.size},
+        data=describe_data(job, records, positions),
+        rows=make_rows(records, variants, job.outcome, positions),
     )
+
+
+def _open_records(job: Job, batch_size: int, out: Path | None, me: Processes) -> Records:
+    environment = describe_environment(job.model.device)
+    if out is None:
+        return Records.open(Identity(), None, me, environment)
+    listed = job.data.listed()
+    records = Records.open(identify(job, batch_size, listed), out, me, environment)
+    if listed is not None:
+        records.check(listed)
+    return records
 
 
 @dataclass
@@ -95,9 +111,11 @@ class _Loop:
     batch_size: int
     me: Processes
     on_progress: Progress | None
+    speedups: bool
     done: int = 0
     fits: int | None = None
-    counts: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    warm: set[str] = field(default_factory=set)
+    counts: dict[object, tuple[float, float | None]] = field(default_factory=dict)
 
     def chunks(self) -> Iterator[list[list[Sample]]]:
         """Yield the batches that are still to do, several at once."""
@@ -121,10 +139,11 @@ class _Loop:
             samples = []
             for found in batch:
                 if isinstance(found, Sample):
+                    self.records.check_sample(found)
                     samples.append(found)
-                elif found.position not in self.records.skipped:
-                    self.records.add([{"sample": found.position, "name": found.sample, "skipped": found.reason}])
-            if samples:
+                else:
+                    self.records.skip(found)
+            if self._is_lacking(samples):
                 yield samples
 
     def _is_mine(self, position: int) -> bool:
@@ -135,52 +154,98 @@ class _Loop:
         positions = range(batch * self.batch_size, min(end, len(self.job.data) or end))
         return not self.records.is_finished([variant.name for variant in self.variants], positions)
 
+    def _is_lacking(self, samples: Sequence[Sample]) -> bool:
+        return not all(self.records.has(variant.name, samples) for variant in self.variants)
+
     def run(self, batches: list[list[Sample]]) -> None:
         """Run all variants over some batches."""
-        inputs = [to_model(self.job.prepare(samples), self.job.model) for samples in batches]
-        count = sum(map(len, batches))
+        ready = [batch for samples in batches if (batch := self._prepare(samples)) is not None]
+        todo = {
+            variant.name: [batch for batch in ready if not self.records.has(variant.name, batch.samples)]
+            for variant in self.variants
+        }
+        unmerged = self.variants[0]
+        again = self._only_to_time(todo[unmerged.name], [todo[variant.name] for variant in self.variants[1:]])
         for variant in self.variants:
-            todo = [pair for pair in zip(batches, inputs) if not self.records.has(variant.name, pair[0])]
-            if todo:
-                self._run_variant(variant, todo)
-            self.done += count * self.me.size
+            self._run_variant(variant, todo[variant.name], again if variant is unmerged else [])
+            self.done += sum(len(batch.samples) for batch in todo[variant.name]) * self.me.size
             if self.on_progress is not None:
                 total = len(self.job.data) * len(self.variants)
                 self.on_progress(min(self.done, total or self.done), total)
 
+    def _prepare(self, samples: list[Sample]) -> Batch | None:
+        batch, refused = prepare(self.job, samples)
+        for skipped in refused:
+            self.records.skip(skipped)
+        return batch
+
+    def _only_to_time(self, unmerged: list[Batch], others: list[list[Batch]]) -> list[Batch]:
+        """Return the batches that the unmerged model is done with, but others run now and are to be compared with."""
+        if not self.speedups:
+            return []
+        known = {id(batch) for batch in unmerged}
+        compared = {id(batch): batch for todo in others for batch in todo}
+        return [batch for key, batch in compared.items() if key not in known]
+
     @torch.inference_mode()
-    def _run_variant(self, variant: Variant, todo: list[tuple[list[Sample], Inputs]]) -> None:
-        model, views = self.job.model, [(samples, variant.view(inputs)) for samples, inputs in todo]
-        counts = None if variant.merges else self._unmerged_counts(views[0][1])
+    def _run_variant(self, variant: Variant, todo: list[Batch], again: list[Batch]) -> None:
+        if not todo and not again:
+            return
+        model = self.job.model
         if variant.merges:
             apply(model, variant.config)
         try:
-            self._forward(views[0][1])  # warm-up
-            if variant.name not in self.records.peaks:  # the first batch tells the memory, untimed
-                peak = peak_memory_mib(lambda: self._forward(views[0][1]), model, model.device)
-                self.records.add([{"variant": variant.name, "peak_memory_mib": peak}])
-            for samples, inputs in views:
-                clock = Clock(model.device)
-                output = self._forward(inputs, clock)
-                tokens, gflops = counts or _counts(model)
-                cost = {"tokens": tokens, "gflops": gflops, "seconds": clock.seconds / len(samples)}
+            self._warm_up(variant, variant.view((todo or again)[0].inputs))
+            for batch in again:
+                seconds = self._timed(variant.view(batch.inputs))[1] / len(batch.samples)
                 self.records.add(
                     [
-                        {"variant": variant.name, "sample": sample.position, "name": sample.name, **cost, **found}
-                        for sample, found in zip(samples, self.job.outcome.records(samples, output))
+                        {"timed_again": variant.name, "sample": sample.position, "seconds": seconds}
+                        for sample in batch.samples
                     ]
                 )
+            for batch in todo:
+                self.records.add(self._results(variant, batch))
         finally:
             remove(model)
 
+    def _warm_up(self, variant: Variant, inputs: Inputs) -> None:
+        """Run one untimed batch the first time that a variant is seen; a second one tells its memory."""
+        if variant.name in self.warm:
+            return
+        self.warm.add(variant.name)
+        self._forward(inputs)
+        if variant.name not in self.records.peaks:
+            model = self.job.model
+            peak = peak_memory_mib(lambda: self._forward(inputs), model, model.device)
+            self.records.add([{"variant": variant.name, "peak_memory_mib": peak}])
+
+    def _results(self, variant: Variant, batch: Batch) -> list[Record]:
+        inputs = variant.view(batch.inputs)
+        counts = None if variant.merges else self._unmerged_counts(inputs)
+        output, seconds = self._timed(inputs)
+        tokens, gflops = counts or _counts(self.job.model)
+        cost = {"tokens": tokens, "gflops": gflops, "seconds": seconds / len(batch.samples)}
+        return [
+            {"variant": variant.name, "sample": sample.position, "name": sample.name, **cost, **found}
+            for sample, found in zip(batch.samples, self.job.outcome.records(batch.samples, output))
+        ]
+
     def _unmerged_counts(self, inputs: Inputs) -> tuple[float, float | None]:
-        """Return tokens and GFLOPs of the untouched model, read from one untimed batch with `r=0`."""
-        apply(self.job.model, MergeConfig())
-        try:
-            self._forward(inputs)
-            return _counts(self.job.model)
-        finally:
-            remove(self.job.model)
+        """Return tokens and GFLOPs of the untouched model, read from one untimed batch of each shape with `r=0`."""
+        shape = shapes(inputs)
+        if shape not in self.counts:
+            apply(self.job.model, MergeConfig())
+            try:
+                self._forward(inputs)
+                self.counts[shape] = _counts(self.job.model)
+            finally:
+                remove(self.job.model)
+        return self.counts[shape]
+
+    def _timed(self, inputs: Inputs) -> tuple[Any, float]:
+        clock = Clock(self.job.model.device)
+        return self._forward(inputs, clock), clock.seconds
 
     def _forward(self, inputs: Inputs, clock: Clock | None = None) -> Any:
         """Return what the job's run gives for a batch; a GPU out of memory gets ever smaller parts of it."""
@@ -206,14 +271,6 @@ def _check(model: PreTrainedModel, variants: Sequence[Variant]) -> None:
     for variant in variants:
         apply(model, variant.config)
         remove(model)
-
-
-def to_model(inputs: Inputs, model: PreTrainedModel) -> Inputs:
-    """Move inputs to the model's device, floating-point ones in its dtype."""
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
-    }
 
 
 def _split(inputs: Inputs, count: int, size: int) -> list[Inputs]:

@@ -31,5 +31,5 @@ def build_job(task: str, options: JobOptions) -> Job:
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
     job = TASKS[task](options)
-    job.settings = {"limit": options.limit, "seed": options.seed, **job.settings}
+    job.options = options
     return job

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,10 +18,11 @@ from ..oracle import twin
 from ..report import report
 from .config_text import format_config
 from .data import DataError
+from .inputs import first_batch
 from .job import Job
 from .output import QUALITY
 from .results import Results
-from .task import Progress, evaluate, to_model
+from .task import Progress, evaluate
 from .variants import UNMERGED
 
 THRESHOLDS = tuple(step / 100 for step in range(98, 38, -2))
@@ -123,7 +123,8 @@ def tune(
     def is_met(config: MergeConfig) -> bool:
         tried.append(config)
         update = on_progress(format_config(config)) if on_progress else None
-        unmerged, row = evaluate(job, [config], batch_size=batch_size, on_progress=update, out=out).rows
+        found = evaluate(job, [config], batch_size=batch_size, on_progress=update, out=out, speedups=False)
+        unmerged, row = found.rows
         if target.met(row, unmerged):
             best[config.method] = config  # bisection moves on to stronger ones
             return True
@@ -145,14 +146,15 @@ def tune(
 @torch.inference_mode()
 def _time(job: Job, configs: Sequence[MergeConfig], results: Results, batch_size: int) -> None:
     """Give the unmerged row and those of some configs the speed measured in turns, and the others none."""
-    samples = list(islice(job.data, batch_size))
-    inputs = to_model(job.prepare(samples), job.model)
+    batch = first_batch(job, batch_size)
+    if batch is None:  # all files vanished since they were evaluated
+        raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
     models = {UNMERGED: job.model} | {format_config(config): apply(twin(job.model), config) for config in configs}
-    runs = {name: partial(job.run, model, inputs) for name, model in models.items()}
+    runs = {name: partial(job.run, model, batch.inputs) for name, model in models.items()}
     seconds = interleave(runs, ROUNDS, device=job.model.device)
     for row in results.rows:
         is_timed = row["name"] in seconds
-        row["samples_per_second"] = len(samples) / median(seconds[row["name"]]) if is_timed else None
+        row["samples_per_second"] = len(batch.samples) / median(seconds[row["name"]]) if is_timed else None
         row["speedup"] = ratio(seconds, UNMERGED, row["name"]).median if is_timed else None
 
 
@@ -170,12 +172,12 @@ def _bisect(configs: Sequence[MergeConfig], is_met: Callable[[MergeConfig], bool
 @torch.inference_mode()
 def _size(job: Job) -> tuple[int, int]:
     """Return the tokens and the blocks of the model on one sample."""
-    sample = next(iter(job.data), None)
-    if sample is None:
+    batch = first_batch(job, 1)
+    if batch is None:
         raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
     apply(job.model, MergeConfig())
     try:
-        job.run(job.model, to_model(job.prepare([sample]), job.model))
+        job.run(job.model, batch.inputs)
         tokens = report(job.model).towers[0].tokens or ()
     finally:
         remove(job.model)

@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassifica
 
 from . import data, media
 from .classes import Classes
+from .identity import processor_settings
 from .imagenet import prepare_images
 from .job import Inputs, Job, JobOptions
 from .labels import ClassNames, LabelError
@@ -55,15 +56,21 @@ def zero_shot_classification(options: JobOptions) -> Job:
     images = media.match_rows(
         data.undecoded(rows, columns[0]), split, columns, names, dict(classes.index), options, data.open_image
     )
+    processor = AutoImageProcessor.from_pretrained(options.model)
     return Job(
         TASK,
         public_name(options.model),
         model,
         images,
-        prepare_images(AutoImageProcessor.from_pretrained(options.model)),
+        prepare_images(processor),
         image_scores(class_embeddings(model, options.model, classes.names, templates)),
         Classes(),
         settings={"classes": len(classes.names), "templates": len(templates)},
+        depends_on={
+            "class names": classes.names,
+            "templates": templates,
+            "processor": processor_settings(processor),
+        },
     )
 
 
