@@ -20,7 +20,7 @@ from hf_tome.cli import run as run_command
 from hf_tome.evaluation.captioning import captioning_job
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.generation import Generator, read_by_language_model
-from hf_tome.evaluation.generation_data import Question, as_texts
+from hf_tome.evaluation.generation_data import Question, first_texts
 from hf_tome.evaluation.generation_prompts import Prompts, image_token_id
 from hf_tome.evaluation.job import JobOptions
 from hf_tome.evaluation.output import FORMATS, notes
@@ -319,7 +319,7 @@ def test_the_same_captions_from_files_and_data_sets(model, tmp_path):
     ],
 )
 def test_texts(value, texts):
-    assert as_texts(value, "raw") == texts
+    assert first_texts({"texts": value}, ("absent", "texts"), "raw") == texts
 
 
 def test_captions_in_memory():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import transformers as tf
 
 from hf_tome import MergeConfig
 from hf_tome.audio import read_audio
-from hf_tome.evaluation import zero_shot
+from hf_tome.evaluation import audio, zero_shot
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.job import JobOptions
 from hf_tome.evaluation.labels import ClassNames, LabelError
@@ -154,6 +155,13 @@ def test_sounds_with_several_labels(tmp_path):
     assert unmerged["map"] == pytest.approx(100 * average_precision_score(targets, scores))
     assert unmerged["top1"] == pytest.approx(100 * np.mean([targets[i, s.argmax()] for i, s in enumerate(scores)]))
     assert 0 < merged["map"] <= 100
+
+
+def test_probabilities_of_labels_in_half_precision_are_told_apart():
+    """In bfloat16 the sigmoids of 6 and 6.5 are the same number, and average precision would see a tie."""
+    logits = torch.tensor([[6.0, 6.5, 7.0]], dtype=torch.bfloat16)
+    scores = audio.label_probabilities(lambda: SimpleNamespace(logits=logits), {})
+    assert len(set(scores[0].tolist())) == 3
 
 
 def test_real_sounds(tmp_path, data):
