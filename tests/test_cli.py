@@ -12,6 +12,7 @@ from PIL import Image
 
 from hf_tome import __version__
 from hf_tome.cli import COMMANDS, run
+from hf_tome.commands import tables
 from hf_tome.commands.common import Format
 from hf_tome.evaluation.digits import MODEL_DIR
 from hf_tome.evaluation.output import FORMATS
@@ -35,6 +36,30 @@ def test_help_has_one_worked_example(capsys, command):
 
 def test_formats_are_those_of_the_output():
     assert {form.value for form in Format} == set(FORMATS)
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"demo"}))
+def test_every_command_takes_a_format(capsys, command):
+    assert run([command, "--help"]) == 0
+    assert "--format" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", Format)
+def test_rows_in_every_format(capsys, form):
+    tables.write_rows([{"file": "a,b.png", "bytes": 7, "share": None}, {"file": "c", "bytes": 8, "share": 0.5}], form)
+    assert (
+        capsys.readouterr().out
+        == {
+            Format.table: "file     bytes  share\na,b.png  7      -\nc        8      0.5\n",
+            Format.csv: 'file,bytes,share\n"a,b.png",7,\nc,8,0.5\n',
+            Format.md: "| file | bytes | share |\n| --- | --- | --- |\n| a,b.png | 7 | - |\n| c | 8 | 0.5 |\n",
+            Format.json: json.dumps(
+                {"rows": [{"file": "a,b.png", "bytes": 7, "share": None}, {"file": "c", "bytes": 8, "share": 0.5}]},
+                indent=2,
+            )
+            + "\n",
+        }[form]
+    )
 
 
 @pytest.mark.parametrize("form", Format)
@@ -77,8 +102,12 @@ def test_show_writes_a_picture(capsys, digit_folder, tmp_path):
     image = next(digit_folder.rglob("*.png"))
     out = tmp_path / "new" / "merged.png"
     arguments = ["show", image, "--model", MODEL_DIR, "--config", "method=mame", "--out", out, "--all-blocks"]
-    assert run([str(argument) for argument in arguments]) == 0
-    assert capsys.readouterr().out == f"{out}\n"
+    assert run([*map(str, arguments), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["file"] == str(out)
+    assert int(row["bytes"]) == out.stat().st_size
+    assert (row["config"], row["patches"]) == ("method=mame,threshold=0.8", "256")
+    assert 0 < int(row["tokens"]) < 256
     with Image.open(out) as picture:
         assert picture.width > 4 * 192
 

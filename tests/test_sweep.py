@@ -1,5 +1,6 @@
 """Sweeps with their controls, model cards made from results, and the benchmark command."""
 
+import csv
 import json
 
 import pytest
@@ -90,7 +91,9 @@ def test_bad_grids_are_one_line(capsys, digit_folder, option, message):
 def test_card_says_what_was_measured(swept, tmp_path, capsys):
     arguments = ["card", str(swept), "--config", "r=16", "--base-model", "me/digits", "--dataset", "me/data"]
     assert run([*arguments, "--out", str(tmp_path), "--push", "me/merged", "--dry-run"]) == 0
-    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[-1] for line in lines} == {"me/merged"}
+    names = {line.split()[0] for line in lines}
     assert names == {"README.md", "merge_config.json", "results.json", "pareto.png", ".eval_results/me-data.yaml"}
     assert names == {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
 
@@ -133,6 +136,11 @@ def test_bench(capsys, form):
     if form == "json":
         (row,) = json.loads(printed)["rows"]
         assert row["tokens"] == [257, 129]
+    elif form == "csv":
+        (row,) = csv.DictReader(printed.splitlines())
+        assert (row.pop("config"), float(row["tokens_in"]), float(row["tokens"])) == ("r=16", 257, 129)
+        assert float(row["speedup_low"]) <= float(row["speedup"]) <= float(row["speedup_high"])
+        assert all(float(cell) > 0 for cell in row.values())
     else:
         assert "257 to 129" in printed
 
@@ -140,4 +148,4 @@ def test_bench(capsys, form):
 def test_bench_takes_the_tower_of_a_model_with_text(capsys, tmp_path):
     arguments = ["bench", "--model", str(small.dual(tmp_path)), "--config", "r=8", "--rounds", "1", "--warmup", "0"]
     assert run([*arguments, "--batch-size", "1", "--format", "csv"]) == 0
-    assert "r=8,65 to 41" in capsys.readouterr().out
+    assert "r=8,65.0,41.0" in capsys.readouterr().out

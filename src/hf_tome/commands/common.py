@@ -59,14 +59,12 @@ BatchSizeOption = Annotated[
     ),
 ]
 ModelOption = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
+CONFIG_HELP = (
+    "A merge config, many times if you like: r=8, r=[0,8,8], r=(16,-1.0), method=mame,threshold=0.8,layers=0-7, or "
+    "the path of a merge_config.json."
+)
 ConfigsOption = Annotated[
-    list[str],
-    typer.Option(
-        "--config",
-        help="A merge config, many times if you like: r=8, r=[0,8,8], r=(16,-1.0), "
-        "method=mame,threshold=0.8,layers=0-7, or the path of a merge_config.json. The unmerged model always "
-        "runs too.",
-    ),
+    list[str], typer.Option("--config", help=f"{CONFIG_HELP} The unmerged model always runs too.")
 ]
 
 
