@@ -416,7 +416,7 @@ def test_sweep_plots_and_cards(model, coco, tmp_path, capsys):
     assert "prompt: 'Provide a one-sentence caption" in report
     card = ["card", str(tmp_path / "sweep"), "--config", "r=8", "--out", str(tmp_path / "card")]
     assert run_command(card) == 0, capsys.readouterr().err
-    assert "CIDEr-D" in (tmp_path / "card" / "README.md").read_text()
+    assert "points of CIDEr-D (95 % interval" in (tmp_path / "card" / "README.md").read_text()
 
 
 def test_real_photographs(model, data):

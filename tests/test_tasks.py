@@ -155,6 +155,8 @@ def test_sounds_with_several_labels(tmp_path):
     assert unmerged["map"] == pytest.approx(100 * average_precision_score(targets, scores))
     assert unmerged["top1"] == pytest.approx(100 * np.mean([targets[i, s.argmax()] for i, s in enumerate(scores)]))
     assert 0 < merged["map"] <= 100
+    assert merged["drop"] == pytest.approx(unmerged["map"] - merged["map"])
+    assert merged["drop_low"] <= merged["drop"] <= merged["drop_high"]
 
 
 def test_probabilities_of_labels_in_half_precision_are_told_apart():

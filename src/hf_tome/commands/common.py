@@ -34,6 +34,8 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+PLOT = "pareto.png"
+
 FormatOption = Annotated[Format, typer.Option("--format", help="How to write the result to standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: cuda where there is one.")]
@@ -134,15 +136,37 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def publish(results: Results, form: Format, folder: Path | None) -> None:
+    """Show the results, and write them to the folder if there is one; the plot comes last, as it matters least."""
+    if folder is not None:
+        _write_report(results, folder)
+    show_results(results, form)
+    sys.stdout.flush()
+    if folder is not None:
+        _plot(results, folder)
+
+
 def write_results(results: Results, folder: Path, pictures: Sequence[tuple[str, str]] = ()) -> None:
     """Write `results.json`, `report.md` and `pareto.png`; `pictures` are further files there, with captions."""
-    from ..evaluation.output import write_report
-    from ..evaluation.plots import plot_pareto
+    _write_report(results, folder, pictures)
+    _plot(results, folder)
 
-    pareto = ("pareto.png", "Accuracy against compute and against speed, a point a config.")
-    write_report(results, folder, [pareto, *pictures])
-    plot_pareto(results, folder / pareto[0])
-    say(f"Wrote {', '.join(['report.md', 'results.json', 'pareto.png', *(name for name, _ in pictures)])} to {folder}")
+
+def _write_report(results: Results, folder: Path, pictures: Sequence[tuple[str, str]] = ()) -> None:
+    from ..evaluation.output import write_report
+    from ..evaluation.plots import panels
+
+    drawn = [(PLOT, "Accuracy against compute and against speed, a point a config.")] if panels(results) else []
+    write_report(results, folder, [*drawn, *pictures])
+    say(f"Wrote {', '.join(['report.md', 'results.json', *(name for name, _ in [*drawn, *pictures])])} to {folder}")
+
+
+def _plot(results: Results, folder: Path) -> None:
+    from ..evaluation.plots import panels, plot_pareto
+
+    (folder / PLOT).unlink(missing_ok=True)
+    if panels(results):
+        plot_pareto(results, folder / PLOT)
 
 
 @contextmanager

@@ -66,8 +66,7 @@ def sweep_command(
         results = evaluate(job, variants, batch_size=batch_size, on_progress=update, out=out)
     if common.is_main_process():
         results.run["notes"] = notes
-        common.write_results(results, out)
-        common.show_results(results, format)
+        common.publish(results, format, out)
 
 
 def _list(text: str, read: Callable[[str], Any], option: str) -> list:

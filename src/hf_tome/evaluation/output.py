@@ -67,8 +67,13 @@ COLUMNS = (
     Column("new_tokens", "new\ntokens", ".1f"),
 )
 
-QUALITY = ("top1", "accuracy", "cider")
-"""The columns that say how good a model is; of those that the results have, the first is drawn against the cost."""
+QUALITY = {
+    "map": "mean average precision",
+    "top1": "top-1 accuracy",
+    "accuracy": "accuracy",
+    "cider": "CIDEr-D",
+}
+"""The columns that say how good a model is, and their names; the first that results have is drawn against the cost."""
 
 WORDS = {"unit": "images", "tokens": "tokens\nat end", "same": "that get the same class as from"}
 """What headers and notes call things, where a task has no words of its own."""
@@ -130,7 +135,7 @@ def notes(results: Results) -> str:
     """Return what the columns of the results mean, in a paragraph."""
     row = results.rows[0]
     texts = {**COLUMN_NOTES, **(TEXT_NOTES if "new_tokens" in row else {})}
-    called = {**words(results), "quality": "top-1 accuracy" if "top1" in row else "accuracy"}
+    called = {**words(results), "quality": QUALITY[quality(row).key]}
     return " ".join(text.format(**called) for key, text in texts.items() if key in row)
 
 
