@@ -128,6 +128,7 @@ EVAL = ("eval", "--model", MODEL_DIR)
     [
         ((*EVAL, "--data", "{digits}", "--split", "tset"), "no split 'tset'; it has 'test'"),
         ((*EVAL, "--data", "{digits}", "--config", "bogus"), "neither a file nor fields"),
+        ((*EVAL, "--data", "{digits}", "--config", "r=8,layers=5-2"), "5-2 runs backwards; write 2-5"),
         ((*EVAL, "--data", "{digits}", "--config", "r=-1"), "it takes an integer of at least 0"),
         ((*EVAL, "--data", "{digits}", "--config", "r=[1,1,1,1,1,1,1,1,1]"), "the model has 8"),
         ((*EVAL, "--data", "{digits}", "--task", "juggling"), "Unknown task 'juggling'"),
@@ -150,6 +151,16 @@ def test_bad_input_is_one_line(capsys, digit_folder, tmp_path, arguments, messag
         (EVAL, "Missing option '--data'"),
         ((*EVAL, "--data", "x", "--format", "xml"), "xml"),
         ((*EVAL, "--data", "x", "--batch-size", "0"), "'--batch-size'"),
+        (
+            (*EVAL, "--data", "x", "--clips", "7"),
+            "--clips means nothing to the task image-classification; it is for video-",
+        ),
+        ((*EVAL, "--data", "x", "--templates", "no.txt"), "; it is for zero-shot-image-classification. Leave it out."),
+        ((*EVAL, "--data", "x", "--prompt", "y"), "it is for image-to-text, visual-question-answering. Leave"),
+        (
+            (*EVAL, "--data", "x", "--task", "image-to-text", "--labels", "y"),
+            "--labels means nothing to the task image-to-text",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_too(capsys, arguments, message):

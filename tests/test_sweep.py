@@ -56,6 +56,14 @@ def test_controls_cost_what_the_config_costs():
         assert small_images["gflops"] == pytest.approx(merged["gflops"], rel=0.15)
 
 
+def test_a_config_that_merges_nothing_in_the_data_is_noted():
+    job = digits_classification()
+    job.data.rows = job.data.rows.select(range(3))
+    variants, notes = with_controls(job, [MergeConfig(method="mame", threshold=1.0), MergeConfig(r=8)])
+    assert notes == ["method=mame,threshold=1.0 merges nothing in the 3 samples that it was tried on"]
+    assert "r=8" in [variant.name for variant in variants]
+
+
 def test_models_that_take_no_other_size_say_so(tmp_path):
     small.write_clip(tmp_path / "data" / "test" / "yoga" / "clip.mp4")
     model = small.videomae(tmp_path / "model")
@@ -78,7 +86,13 @@ def test_sweep_writes_everything_and_is_only_read_again(swept, digit_folder, cap
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [(("--r", "4,x"), "--r '4,x'"), (("--method", "tomme"), "Unknown method 'tomme'")]
+    ("option", "message"),
+    [
+        (("--r", "4,x"), "--r '4,x'"),
+        (("--method", "tomme"), "Unknown method 'tomme'"),
+        (("--layers", "5-2"), "--layers '5-2': 5-2 runs backwards; write 2-5"),
+        (("--r", "0,8"), "r=0 of the grid merges nothing"),
+    ],
 )
 def test_bad_grids_are_one_line(capsys, digit_folder, option, message):
     assert run(["sweep", "--model", str(MODEL_DIR), "--data", str(digit_folder), *option]) in (1, 2)

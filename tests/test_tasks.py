@@ -2,8 +2,10 @@
 
 import csv
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import small
@@ -14,7 +16,7 @@ from hf_tome import MergeConfig
 from hf_tome.audio import read_audio
 from hf_tome.evaluation import audio, zero_shot
 from hf_tome.evaluation.data import DataError
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.job import JobOptions, OptionError
 from hf_tome.evaluation.labels import ClassNames, LabelError
 from hf_tome.evaluation.task import evaluate
 from hf_tome.evaluation.tasks import TASKS, build_job
@@ -96,6 +98,47 @@ def test_a_list_of_clips(tmp_path, clips):
     assert (job.data.name, job.data.split) == ("some", "some")
     assert [sample.label for sample in job.data] == [0, 2]
     assert [skipped.sample for skipped in job.data.skipped] == ["validation/absent.mp4"]
+
+
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_lists_with_labels_and_paths_missing(tmp_path, clips, column):
+    """Empty fields, and rows that end early, with the mark of a spreadsheet at the beginning."""
+    rows = f"path,{column}\nyoga/long.mp4,yoga\nyoga/short.mkv,\nyoga/short.mkv\nyoga/short.mkv, \n,yoga\n"
+    (clips / "validation" / "some.csv").write_text(rows, encoding="utf-8-sig")
+    model = small.videomae(tmp_path / "model")
+    options = JobOptions(str(model), str(clips / "validation" / "some.csv"))
+    job = build_job("video-classification", options)
+    assert len(list(job.data)) == 1
+    reasons = [one.reason for one in job.data.skipped]
+    assert reasons[:3] == ["it has no label"] * 3
+    assert reasons[3] == "ValueError: it has neither a path nor bytes."
+    with pytest.raises(DataError, match=r"some\.csv is one file, whose samples are its split 'some', and not 'test'"):
+        build_job("video-classification", replace(options, split="test"))
+    for source in (options.data, str(clips)):
+        with pytest.raises(OptionError, match=r"--streaming means nothing to .* files, which is read as"):
+            build_job("video-classification", replace(options, data=source, streaming=True))
+
+
+def test_missing_labels_of_a_data_set(tmp_path):
+    columns = {"image": [small.picture(seed) for seed in range(5)], "label": ["cat", "", None, "dog", "tree"]}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    rows.save_to_disk(str(tmp_path / "data"))
+    options = JobOptions(str(small.vit(tmp_path / "model", "cat", "dog", "tree")), str(tmp_path / "data"))
+    job = build_job("image-classification", options)
+    assert [sample.label for sample in job.data] == [0, 1, 2]
+    assert [one.reason for one in job.data.skipped] == ["it has no label"] * 2
+    with pytest.raises(OptionError, match="--streaming"):
+        build_job("image-classification", replace(options, streaming=True))
+
+
+def test_other_tables_among_clips_are_no_splits(tmp_path, clips):
+    (clips / "notes.csv").write_text("date,remark\n1,none\n")
+    (clips / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    write_list(clips / "few.csv", "label", **{"validation/yoga/long__mp4": "yoga"})
+    options = JobOptions(str(small.videomae(tmp_path / "model")), str(clips), split="few")
+    assert len(list(build_job("video-classification", options).data)) == 1
+    with pytest.raises(DataError, match="has no split 'notes'; it has 'validation', 'few'"):
+        build_job("video-classification", replace(options, split="notes"))
 
 
 def test_no_clips_there(tmp_path):

@@ -12,7 +12,7 @@ from hf_tome.cli import run as run_command
 from hf_tome.evaluation.choices import read_choice, right_letter
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.generation import Said
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.job import JobOptions, OptionError
 from hf_tome.evaluation.samples import Unusable
 from hf_tome.evaluation.task import evaluate
 from hf_tome.evaluation.tasks import build_job
@@ -253,6 +253,10 @@ def test_prompts_of_free_answers_and_of_options(model, questions):
     free, _, choice = list(job_on(model, questions, prompt="photo : {question}").data)
     assert free.content.prompt == "photo : what is it ?"
     assert choice.content.prompt == "photo : what is it ?\nA. cat\nB. a big dog\nC. tree"
+    with pytest.raises(DataError, match=r"test\.jsonl is one file, .* and not 'dev'"):
+        build_job(TASK, JobOptions(str(model), str(questions / "test.jsonl"), split="dev"))
+    with pytest.raises(OptionError, match="--streaming means nothing"):
+        job_on(model, questions, streaming=True)
     with pytest.raises(DataError, match=r"no place for the question: write \{question\}"):
         job_on(model, questions, prompt="what is it ?")
 

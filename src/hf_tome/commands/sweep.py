@@ -79,5 +79,6 @@ def _list(text: str, read: Callable[[str], Any], option: str) -> list:
 def _blocks(text: str) -> list[int] | None:
     if text == "default":
         return None
-    first, dash, last = text.partition("-")
-    return list(range(int(first), int(last) + 1)) if dash else [int(first)]
+    from ..evaluation.config_text import parse_span
+
+    return parse_span(text)

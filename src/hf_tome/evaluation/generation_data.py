@@ -79,8 +79,10 @@ def open_rows(options: JobOptions) -> tuple[Any, str, str, list[str]]:
     if path.suffix in READERS and not path.exists():
         raise DataError(f"There is no file {options.data}.")
     if path.is_file():
-        rows, split = read_table(path), options.split or path.stem
+        data.refuse_streaming(options.streaming, options.data, "a file of samples")
+        rows, split = read_table(path), data.file_split(path, options.split)
     elif is_folder(options.data, "data set") and (tables := _tables(path)):
+        data.refuse_streaming(options.streaming, options.data, "a folder of such files")
         split = data.choose_split(options.data, options.split, list(tables))
         rows = read_table(tables[split])
     else:
