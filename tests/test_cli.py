@@ -133,6 +133,7 @@ EVAL = ("eval", "--model", MODEL_DIR)
         ((*EVAL, "--data", "{digits}", "--config", "r=[1,1,1,1,1,1,1,1,1]"), "the model has 8"),
         ((*EVAL, "--data", "{digits}", "--task", "juggling"), "Unknown task 'juggling'"),
         ((*EVAL, "--data", "{digits}", "--device", "toaster"), "Unknown device 'toaster'"),
+        ((*EVAL, "--data", "{digits}", "--device", "meta"), "Device 'meta' cannot be used here"),
         ((*EVAL, "--data", "{tmp}"), "No images in"),
         ((*EVAL, "--data", "./absent"), "./absent is not a folder"),
         (("eval", "--model", "./absent", "--data", "{digits}"), "./absent is not a folder"),

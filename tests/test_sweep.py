@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import small
@@ -134,9 +135,30 @@ def test_card_needs_a_choice_and_results(swept, tmp_path, capsys):
         results_card.choose_row(results, None)
     with pytest.raises(ValueError, match=r"no config 'r=3'; they have r=16"):
         results_card.choose_row(results, "r=3")
+    with pytest.raises(ValueError, match="hold the unmerged model alone"):
+        results_card.choose_row(replace(results, rows=results.rows[:1]), None)
     (tmp_path / "results.json").write_text("[]")
     assert run(["card", str(tmp_path)]) == 1
     assert "does not hold results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda values: values["environment"].pop("device"), r"environment\.device"),
+        (lambda values: values["run"].clear(), r"run\.task"),
+        (lambda values: values["data"].pop("skipped"), r"data\.skipped"),
+        (lambda values: values["rows"].clear(), "a row"),
+        (lambda values: values["rows"][1].pop("top1"), "top1 of the row 'r=16'"),
+        (lambda values: [row.pop("top1") for row in values["rows"]], "the quality of the row 'unmerged'"),
+    ],
+)
+def test_card_of_results_that_are_not_whole(swept, tmp_path, change, missing):
+    values = json.loads((swept / "results.json").read_text())
+    change(values)
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"does not hold whole results .*: {missing} is missing"):
+        results_card.read_results(tmp_path)
 
 
 # Benchmarks

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import transformers as tf
 
 from hf_tome import MergeConfig
 from hf_tome.audio import read_audio
-from hf_tome.evaluation import audio, zero_shot
+from hf_tome.evaluation import audio, output, zero_shot
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.job import JobOptions, OptionError
 from hf_tome.evaluation.labels import ClassNames, LabelError
@@ -111,7 +112,7 @@ def test_lists_with_labels_and_paths_missing(tmp_path, clips, column):
     assert len(list(job.data)) == 1
     reasons = [one.reason for one in job.data.skipped]
     assert reasons[:3] == ["it has no label"] * 3
-    assert reasons[3] == "ValueError: it has neither a path nor bytes."
+    assert reasons[3] == "it has neither a path nor bytes"
     with pytest.raises(DataError, match=r"some\.csv is one file, whose samples are its split 'some', and not 'test'"):
         build_job("video-classification", replace(options, split="test"))
     for source in (options.data, str(clips)):
@@ -120,13 +121,14 @@ def test_lists_with_labels_and_paths_missing(tmp_path, clips, column):
 
 
 def test_missing_labels_of_a_data_set(tmp_path):
-    columns = {"image": [small.picture(seed) for seed in range(5)], "label": ["cat", "", None, "dog", "tree"]}
+    images = [*(small.picture(seed) for seed in range(5)), None]
+    columns = {"image": images, "label": ["cat", "", None, "dog", "tree", "cat"]}
     rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     rows.save_to_disk(str(tmp_path / "data"))
     options = JobOptions(str(small.vit(tmp_path / "model", "cat", "dog", "tree")), str(tmp_path / "data"))
     job = build_job("image-classification", options)
     assert [sample.label for sample in job.data] == [0, 1, 2]
-    assert [one.reason for one in job.data.skipped] == ["it has no label"] * 2
+    assert [one.reason for one in job.data.skipped] == ["it has no label"] * 2 + ["it has no image"]
     with pytest.raises(OptionError, match="--streaming"):
         build_job("image-classification", replace(options, streaming=True))
 
@@ -248,6 +250,16 @@ def test_zero_shot_scores_are_the_models_own(tmp_path, pictures, kind):
     assert unmerged["tokens"] - merged["tokens"] == 24
 
 
+def test_a_single_class_is_noted(tmp_path, pictures):
+    folder = small.dual(tmp_path / "model")
+    shutil.rmtree(pictures / "test" / "dog")
+    shutil.rmtree(pictures / "test" / "big_tree")
+    job = build_job("zero-shot-image-classification", JobOptions(str(folder), str(pictures)))
+    results = evaluate(job, [])
+    assert results.run["notes"][0].startswith("the only class is 'cat', so that every image is right")
+    assert "the only class is" in output.to_table(results)
+
+
 def test_templates_are_averaged_and_normalised(tmp_path, pictures):
     folder = small.dual(tmp_path / "model")
     model = tf.CLIPModel.from_pretrained(folder)
@@ -278,7 +290,16 @@ def test_class_names_from_files(tmp_path):
         zero_shot.find_classes(labels, file, None)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[]", "no list"), ('["a photo"]', "the template 'a photo'")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "no list"),
+        ('["a photo"]', "the template 'a photo'"),
+        ('["a {}", 3]', r"templates\.json holds 3; it takes texts alone"),
+        ('["a {}",', r"templates\.json cannot be read: Expecting value"),
+        ('{"a": ["b"]}', r"templates\.json holds \['b'\]"),
+    ],
+)
 def test_bad_templates(tmp_path, text, message):
     (tmp_path / "templates.json").write_text(text)
     with pytest.raises(LabelError, match=message):

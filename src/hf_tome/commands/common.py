@@ -91,7 +91,7 @@ def pick_device(name: str) -> str:
     """Return the device that `--device` means; for `auto` each process of `torchrun` gets a GPU of its own.
 
     Raises:
-        ValueError: it is none that torch knows, or a GPU that is not there.
+        ValueError: it is none that torch knows, or one that cannot be used here.
     """
     import torch
 
@@ -107,6 +107,11 @@ def pick_device(name: str) -> str:
         raise ValueError(
             f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs. Use --device cpu."
         )
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has its own way to say that it is not there
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"Device {name!r} cannot be used here ({reason}). Use --device cpu.") from error
     return name
 
 

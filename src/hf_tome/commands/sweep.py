@@ -65,7 +65,7 @@ def sweep_command(
     with common.progress(f"{job.model_name}, {len(variants) + 1} configs and controls") as update:
         results = evaluate(job, variants, batch_size=batch_size, on_progress=update, out=out)
     if common.is_main_process():
-        results.run["notes"] = notes
+        results.run["notes"] = [*results.run.get("notes", ()), *notes]
         common.publish(results, format, out)
 
 

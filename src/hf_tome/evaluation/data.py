@@ -11,7 +11,7 @@ import numpy as np
 from ..image import read_image
 from .job import OptionError
 from .labels import ClassNames
-from .samples import first_line
+from .samples import Unusable, first_line
 from .shards import has_shards, open_shards
 from .source import is_folder
 
@@ -168,11 +168,18 @@ def label_names(rows: Any, column: str, source: str, described: ClassNames | Non
 
 
 def open_image(stored: Any) -> Image.Image:
-    """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one."""
+    """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one.
+
+    Raises:
+        Unusable: there is none.
+        OSError, SyntaxError: PIL cannot decode it; a broken one may raise others.
+    """
     from PIL import Image
 
     if isinstance(stored, Image.Image):  # `datasets` has turned what it decodes
         return stored.convert("RGB")
+    if stored is None or (stored["path"] is None and stored["bytes"] is None):
+        raise Unusable("it has no image")
     return read_image(stored["path"] if stored["bytes"] is None else stored["bytes"])
 
 

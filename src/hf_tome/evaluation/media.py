@@ -122,7 +122,7 @@ def stored_source(stored: Any) -> str | bytes:
     if content is not None:
         return content
     if path is None:
-        raise ValueError("it has neither a path nor bytes")
+        raise Unusable("it has neither a path nor bytes")
     return path
 
 

@@ -161,11 +161,12 @@ def tune(
     _time(job, compared, results, batch_size)
     if not compared:
         message = _explain(results.rows[1:], results.rows[0], target)
-        results.run["notes"] = [message]
+        results.run["notes"] = [message, *results.run.get("notes", ())]
         raise TuneError(message, results)
     rows = {row["name"]: row for row in results.rows}
     chosen = max(compared, key=lambda config: _gain(rows[format_config(config)], by))
-    results.run["notes"] = [_summarize(rows[format_config(chosen)], by, len(compared))]
+    note = _summarize(rows[format_config(chosen)], by, len(compared))
+    results.run["notes"] = [note, *results.run.get("notes", ())]
     return chosen, results
 
 
