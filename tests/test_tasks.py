@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import datasets
@@ -20,7 +20,7 @@ from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.job import JobOptions, OptionError
 from hf_tome.evaluation.labels import ClassNames, LabelError
 from hf_tome.evaluation.task import evaluate
-from hf_tome.evaluation.tasks import TASKS, build_job
+from hf_tome.evaluation.tasks import OPTIONS, TASKS, build_job
 from hf_tome.pipelines import pipeline
 from hf_tome.video import read_frames
 
@@ -324,6 +324,12 @@ def test_the_pipelines_and_the_command_line_name_the_same_tasks():
 
     generation = {"image-to-text", "visual-question-answering"}  # both by the pipeline image-text-to-text
     assert set(TASKS) - generation == set(PIPELINES) - {"image-feature-extraction", "image-text-to-text"}
+
+
+def test_every_task_says_what_it_takes():
+    assert set(OPTIONS) == set(TASKS)
+    names = {field.name for field in fields(JobOptions)}
+    assert set().union(*OPTIONS.values()) <= names
 
 
 def test_results_are_plain_json(tmp_path, clips):

@@ -83,6 +83,9 @@ def test_accuracy_by_hand():
         ("$\\boxed{\\text{B}}$", "B"),
         ("b) a big dog", "B"),
         ("B!", "B"),
+        ("'B'", "B"),
+        ("B.a big dog", "B"),
+        ("tree (C)", "C"),
         ("B - a big dog", "B"),
         ("B\nIt barks.", "B"),
         ("I think it's B", "B"),
@@ -109,6 +112,8 @@ def test_accuracy_by_hand():
         # Two options, or none
         ("A. big dog", ""),
         ("The answer is C: cat", ""),
+        ("tree (B)", ""),
+        ("B.cat", ""),
         ("A, B", ""),
         ("A and B", ""),
         ("B or C", ""),

@@ -35,10 +35,10 @@ _LETTER = rf"\(?\b([A-Z])(?:\)(?!{_DENIED})|{_END})"
 _NEGATED = re.compile(rf"\b(?:not|never|cannot|neither|nor|rather)\b|n{_QUOTE}t\b", re.I)
 _MINUS = re.compile(r"(?<!\w)[-\N{MINUS SIGN}](?=\d)")
 
-_ALONE = re.compile(r"\(?([A-Za-z])\)?[.:,!]?")
+_ALONE = re.compile(rf"{_QUOTE}?\(?([A-Za-z])\)?{_QUOTE}?[.:,;!]?")
 _FIRST = re.compile(rf"{_LETTER}|\(?([a-z])(?:\)|[.:](?=\s))")
 _LATER = tuple(re.compile(pattern) for pattern in (rf"\(([A-Z])\)(?!{_DENIED})", _GIVEN + _LETTER))
-_BEFORE_WORDS = re.compile(rf"(?:^|{_GIVEN})([A-Z])\s+(?=\w)")
+_BEFORE_WORDS = re.compile(rf"(?:^|{_GIVEN})([A-Z])(?:\s+|[.:])(?=\w)")
 _MARKED = re.compile(r"\b([A-Z])[.):]\s*")
 _GIVEN_WORDS = re.compile(rf"{_GIVEN}(?!\s*[A-Z]\b)")
 
@@ -87,7 +87,7 @@ def _by_letter(text: str, options: Mapping[str, str]) -> Iterator[str]:
     for match in [*([first] if first else []), *(one for one in later if not _NEGATED.search(text[: one.start()]))]:
         letter = (match[1] or match[2]).upper() if match is first else match[1]
         if letter in options:
-            said = _beginning(text[match.end() :], options)
+            said = _beginning(text[match.end() :], options) | _same(text[: match.start()], options)
             yield from {letter} if letter in said else {letter} | said
     for match in _BEFORE_WORDS.finditer(text):
         if match[1] in _beginning(text[match.end() :], options) and not _NEGATED.search(text[: match.start()]):
