@@ -65,7 +65,7 @@ def test_average_precision_of_resamples_is_that_of_scikit_learn():
     scores = generator.integers(0, 8, (40, 3)) / 8.0  # with ties
     targets = (generator.random((40, 3)) < 0.3).astype(int)
     counts = generator.multinomial(40, np.full(40, 1 / 40), size=5)
-    found = intervals._mean_precision(scores, targets, counts.astype(float))
+    found = intervals._mean_precision(scores, targets, counts.T.astype(np.float32))
     for value, drawn in zip(found, counts):
         which = np.repeat(np.arange(40), drawn)
         assert value == pytest.approx(average_precision_score(targets[which], scores[which], average="macro"))

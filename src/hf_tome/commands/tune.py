@@ -21,7 +21,7 @@ EXAMPLE = example(
 
 
 class Criterion(str, Enum):
-    """What the best of each method is compared by."""
+    """What configs within the target are compared by."""
 
     speedup = "speedup"
     gflops = "gflops"
@@ -39,7 +39,7 @@ def tune_command(
     ] = False,
     by: Annotated[
         Criterion,
-        typer.Option(help="What each method's best is compared by: speedup, measured in turns, or gflops."),
+        typer.Option(help="What configs within the target are compared by: speedup, measured in turns, or gflops."),
     ] = Criterion.speedup,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
     out: Annotated[Path, typer.Option(help="Folder for merge_config.json and the results.")] = Path("tuned"),

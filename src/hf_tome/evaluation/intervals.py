@@ -25,7 +25,7 @@ def describe_drop(drop: float, drawn: np.ndarray) -> dict[str, float]:
 def mean_drop(merged: np.ndarray, unmerged: np.ndarray, *, seed: int = 0) -> dict[str, float]:
     """Return the drop of a measure that is a mean over samples, of which each has a value (samples,)."""
     lost = np.asarray(unmerged, dtype=float) - np.asarray(merged, dtype=float)
-    drawn = [counts @ lost / len(lost) for counts in _draws(len(lost), RESAMPLES, seed)]
+    drawn = [lost[which].mean(axis=1) for which in _draws(len(lost), RESAMPLES, seed)]
     return describe_drop(lost.mean(), np.concatenate(drawn))
 
 
@@ -40,41 +40,51 @@ def precision_drop(
         seed: for the resamples.
         resamples: how many; by default 10,000, or fewer where samples and classes are many.
     """
+    if np.array_equal(merged, unmerged):
+        return describe_drop(0, np.zeros(1))
     if resamples is None:
         resamples = min(RESAMPLES, max(FEWEST_RESAMPLES, WORK // targets.size))
-    everything = np.ones((1, len(targets)))
-    drop = _mean_precision(unmerged, targets, everything) - _mean_precision(merged, targets, everything)
     drawn = [
         _mean_precision(unmerged, targets, counts) - _mean_precision(merged, targets, counts)
-        for counts in _draws(len(targets), resamples, seed)
+        for counts in (np.ones((len(targets), 1)), *map(_count, _draws(len(targets), resamples, seed)))
     ]
-    return describe_drop(100 * drop[0], 100 * np.concatenate(drawn))
+    return describe_drop(100 * drawn[0][0], 100 * np.concatenate(drawn[1:]))
 
 
 def _draws(samples: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each sample is in each resample, some resamples at once."""
+    """Yield which samples are in each resample (resamples, samples), some resamples at once."""
     generator, rows = np.random.default_rng(seed), max(1, AT_ONCE // samples)
     for start in range(0, resamples, rows):
-        count = min(rows, resamples - start)
-        yield generator.multinomial(samples, np.full(samples, 1 / samples), size=count).astype(float)
+        yield generator.integers(samples, size=(min(rows, resamples - start), samples))
+
+
+def _count(which: np.ndarray) -> np.ndarray:
+    """Return how often each sample is in each resample (samples, resamples), in float32, which holds them exactly."""
+    resamples, samples = which.shape
+    places = which * resamples + np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=which.size).reshape(samples, resamples).astype(np.float32)
 
 
 def _mean_precision(scores: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the mean average precision of each resample; classes that it has no positive sample of are left out."""
-    total, present = np.zeros(len(counts)), np.zeros(len(counts))
+    total, present = np.zeros(counts.shape[1]), np.zeros(counts.shape[1])
     for found, right in zip(scores.T, targets.T):
-        precision = _average_precision(found, right, counts)
-        total += np.nan_to_num(precision)
-        present += ~np.isnan(precision)
-    return np.divide(total, present, out=np.full(len(counts), np.nan), where=present > 0)
+        if right.any():
+            precision = _average_precision(found, right, counts)
+            total += np.nan_to_num(precision)
+            present += ~np.isnan(precision)
+    return np.divide(total, present, out=np.full(len(total), np.nan), where=present > 0)
 
 
 def _average_precision(scores: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return scikit-learn's average precision of one class for samples counted so often (resamples, samples)."""
+    """Return scikit-learn's average precision of one class for samples counted so often (samples, resamples)."""
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of samples with the same score
-    drawn = counts[:, order]
-    hits, seen = (np.cumsum(numbers, axis=1)[:, ends] for numbers in (drawn * right[order], drawn))
-    gained = np.diff(hits, axis=1, prepend=0)
-    area = (gained * hits / np.maximum(seen, 1)).sum(axis=1)
-    return np.divide(area, hits[:, -1], out=np.full(len(counts), np.nan), where=hits[:, -1] > 0)
+    last = np.searchsorted(-scores[order], -scores[order], side="right") - 1  # of the samples with the same score
+    positive = np.flatnonzero(right[order])
+    ends, first = np.unique(last[positive], return_index=True)
+    # Only where a positive is found does the recall grow: sums up to there are all that is needed.
+    gained = np.add.reduceat(counts[order[positive]], first, axis=0).astype(float)
+    between = np.add.reduceat(counts[order[: ends[-1] + 1]], [0, *(ends[:-1] + 1)], axis=0).astype(float)
+    hits, seen = gained.cumsum(axis=0), between.cumsum(axis=0)
+    area = (gained * hits / np.maximum(seen, 1)).sum(axis=0)
+    return np.divide(area, hits[-1], out=np.full(len(area), np.nan), where=hits[-1] > 0)
