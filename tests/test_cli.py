@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_tome import __version__
+from hf_tome import __version__, starting
 from hf_tome.cli import COMMANDS, run
+from hf_tome.commands import tables
 from hf_tome.commands.common import Format
 from hf_tome.evaluation.digits import MODEL_DIR
 from hf_tome.evaluation.output import FORMATS
@@ -35,6 +37,30 @@ def test_help_has_one_worked_example(capsys, command):
 
 def test_formats_are_those_of_the_output():
     assert {form.value for form in Format} == set(FORMATS)
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"demo"}))
+def test_every_command_takes_a_format(capsys, command):
+    assert run([command, "--help"]) == 0
+    assert "--format" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", Format)
+def test_rows_in_every_format(capsys, form):
+    tables.write_rows([{"file": "a,b.png", "bytes": 7, "share": None}, {"file": "c", "bytes": 8, "share": 0.5}], form)
+    assert (
+        capsys.readouterr().out
+        == {
+            Format.table: "file     bytes  share\na,b.png  7      -\nc        8      0.5\n",
+            Format.csv: 'file,bytes,share\n"a,b.png",7,\nc,8,0.5\n',
+            Format.md: "| file | bytes | share |\n| --- | --- | --- |\n| a,b.png | 7 | - |\n| c | 8 | 0.5 |\n",
+            Format.json: json.dumps(
+                {"rows": [{"file": "a,b.png", "bytes": 7, "share": None}, {"file": "c", "bytes": 8, "share": 0.5}]},
+                indent=2,
+            )
+            + "\n",
+        }[form]
+    )
 
 
 @pytest.mark.parametrize("form", Format)
@@ -77,8 +103,12 @@ def test_show_writes_a_picture(capsys, digit_folder, tmp_path):
     image = next(digit_folder.rglob("*.png"))
     out = tmp_path / "new" / "merged.png"
     arguments = ["show", image, "--model", MODEL_DIR, "--config", "method=mame", "--out", out, "--all-blocks"]
-    assert run([str(argument) for argument in arguments]) == 0
-    assert capsys.readouterr().out == f"{out}\n"
+    assert run([*map(str, arguments), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["file"] == str(out)
+    assert int(row["bytes"]) == out.stat().st_size
+    assert (row["config"], row["patches"]) == ("method=mame,threshold=0.8", "256")
+    assert 0 < int(row["tokens"]) < 256
     with Image.open(out) as picture:
         assert picture.width > 4 * 192
 
@@ -98,10 +128,12 @@ EVAL = ("eval", "--model", MODEL_DIR)
     [
         ((*EVAL, "--data", "{digits}", "--split", "tset"), "no split 'tset'; it has 'test'"),
         ((*EVAL, "--data", "{digits}", "--config", "bogus"), "neither a file nor fields"),
+        ((*EVAL, "--data", "{digits}", "--config", "r=8,layers=5-2"), "5-2 runs backwards; write 2-5"),
         ((*EVAL, "--data", "{digits}", "--config", "r=-1"), "it takes an integer of at least 0"),
         ((*EVAL, "--data", "{digits}", "--config", "r=[1,1,1,1,1,1,1,1,1]"), "the model has 8"),
         ((*EVAL, "--data", "{digits}", "--task", "juggling"), "Unknown task 'juggling'"),
         ((*EVAL, "--data", "{digits}", "--device", "toaster"), "Unknown device 'toaster'"),
+        ((*EVAL, "--data", "{digits}", "--device", "meta"), "Device 'meta' cannot be used here"),
         ((*EVAL, "--data", "{tmp}"), "No images in"),
         ((*EVAL, "--data", "./absent"), "./absent is not a folder"),
         (("eval", "--model", "./absent", "--data", "{digits}"), "./absent is not a folder"),
@@ -120,6 +152,16 @@ def test_bad_input_is_one_line(capsys, digit_folder, tmp_path, arguments, messag
         (EVAL, "Missing option '--data'"),
         ((*EVAL, "--data", "x", "--format", "xml"), "xml"),
         ((*EVAL, "--data", "x", "--batch-size", "0"), "'--batch-size'"),
+        (
+            (*EVAL, "--data", "x", "--clips", "7"),
+            "--clips means nothing to the task image-classification; it is for video-",
+        ),
+        ((*EVAL, "--data", "x", "--templates", "no.txt"), "; it is for zero-shot-image-classification. Leave it out."),
+        ((*EVAL, "--data", "x", "--prompt", "y"), "it is for image-to-text, visual-question-answering. Leave"),
+        (
+            (*EVAL, "--data", "x", "--task", "image-to-text", "--labels", "y"),
+            "--labels means nothing to the task image-to-text",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_too(capsys, arguments, message):
@@ -137,6 +179,57 @@ def test_unexpected_errors_name_their_kind(capsys, monkeypatch):
 
     monkeypatch.setattr("hf_tome.evaluation.environment.describe_environment", broken)
     assert f"RuntimeError: the sky fell (hf_tome {__version__}; --debug shows where" in fails(capsys, "env")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "interrupted"),
+        (("--out", "{tmp}"), "interrupted; the same command goes on where it stopped"),
+        (("--out={tmp}", "--restart"), "interrupted; the same command, without --restart, goes on where it stopped"),
+    ],
+)
+def test_an_interrupted_run_is_one_line(capsys, digit_folder, tmp_path, monkeypatch, arguments, said):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_tome.evaluation.task.evaluate", interrupted)
+    texts = [str(argument).format(tmp=tmp_path) for argument in (*EVAL, "--data", digit_folder, *arguments)]
+    assert run(texts) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == said
+
+
+def test_an_interrupted_start_is_one_line(tmp_path):
+    """torch is replaced by one that takes a minute to import."""
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    paths = os.pathsep.join([str(tmp_path), str(Path(starting.__file__).parent.parent)])
+    started = subprocess.Popen(
+        [sys.executable, "-m", "hf_tome", "env"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert started.stdout.readline() == "importing\n"
+    started.send_signal(signal.SIGINT)
+    assert started.communicate(timeout=30) == ("", "interrupted\n")
+    assert started.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_command"),
+    [
+        (["/usr/bin/python3", "/venv/bin/hf-tome", "eval"], True),
+        (["python", "-u", "-m", "hf_tome", "eval"], True),
+        (["hf-tome.exe", "eval"], True),
+        (["python", "-m", "pytest", "hf_tome"], False),
+        (["python", "train.py", "--model", "hf-tome"], False),
+    ],
+)
+def test_the_command_is_told_from_the_library(arguments, is_command):
+    assert starting.is_command(arguments) is is_command
 
 
 def test_version(capsys):

@@ -1,5 +1,6 @@
 """The small models that ship with the package, and `hf-tome demo`, which shows them."""
 
+import csv
 import json
 import re
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from hf_tome import MergeConfig
 from hf_tome.adapters import matching
 from hf_tome.cli import run
 from hf_tome.commands import demo as demo_module
-from hf_tome.evaluation import digits_questions, digits_scenes
+from hf_tome.evaluation import digits_questions, digits_scenes, output
 from hf_tome.evaluation.digits import MODELS
 from hf_tome.evaluation.digits_demo import DEMOS
+from hf_tome.evaluation.results import Results
 from hf_tome.evaluation.task import evaluate
 from hf_tome.merging import bipartite_soft_matching
 
@@ -99,6 +101,33 @@ def test_demo_of_a_task_writes_everything(capsys, tmp_path, task):
         assert results == json.loads((folder / "results.json").read_text())
         assert results["data"]["num_samples"] == 6
         assert [row["name"] for row in results["rows"]] == ["unmerged", *DEMOS[name].configs]
+
+
+def test_several_models_are_one_table(capsys, tmp_path):
+    arguments = ["demo", "--task", "zero-shot-image-classification", "--limit", "4", "--out", str(tmp_path)]
+    assert run([*arguments, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    expected = [
+        (f"digits-{name}", config) for name in ("clip", "siglip") for config in ("unmerged", *DEMOS[name].configs)
+    ]
+    assert [(row["model"], row["config"]) for row in rows] == expected
+
+
+def test_results_of_several_tasks_are_one_table():
+    one, other = (
+        Results({}, {"task": task, "model": "m"}, {}, [row])
+        for task, row in (
+            (
+                "image-classification",
+                {"name": "unmerged", "top1": 50.0, "drop": 0.0, "drop_low": 0.0, "drop_high": 0.0},
+            ),
+            ("visual-question-answering", {"name": "unmerged", "accuracy": 25.0}),
+        )
+    )
+    assert output.to_markdown(output.join({"vit": one, "llava": other})).splitlines()[2:] == [
+        "| vit | unmerged | 50.00 | - | 0.00 (0.00 to 0.00) |",
+        "| llava | unmerged | - | 25.00 | - |",
+    ]
 
 
 def test_all_runs_every_demo(monkeypatch, capsys, tmp_path):

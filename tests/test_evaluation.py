@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 from hf_tome import MergeConfig
+from hf_tome.commands import common
+from hf_tome.commands.common import Format
 from hf_tome.evaluation import data, digits, output, plots
 from hf_tome.evaluation.config_text import format_config, is_unmerged, parse_config, short_name
 from hf_tome.evaluation.imagenet import digits_classification
@@ -308,6 +311,46 @@ def test_report_and_plot_are_written(results, tmp_path):
     assert "![Pareto](pareto.png)" in (tmp_path / "report.md").read_text()
     with Image.open(tmp_path / "pareto.png") as picture:
         assert picture.size == (1300, 550)
+
+
+def test_names_with_dollar_signs_are_drawn(results, tmp_path):
+    rows = [{**row, "name": f"{row['name']}$^$"} for row in results.rows]
+    named = replace(results, run={**results.run, "model": "a_$\\frac$"}, data={**results.data, "id": "$x"}, rows=rows)
+    plots.plot_pareto(named, tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").is_file()
+
+
+def test_rows_of_unknown_cost_are_left_out_of_their_panel_alone(results, tmp_path):
+    """One row without GFLOPs does not take the panel away, and without any panel there is no plot."""
+    first, *rest = results.rows
+    partly = replace(results, rows=[first, *({**row, "gflops": None} for row in rest)])
+    labels = [label for _, label in plots.panels(partly)]
+    assert labels[0].endswith(f"known of 1 of {len(results.rows)} configs")
+    assert labels[1] == "images/s (more is better)"
+    plots.plot_pareto(partly, tmp_path / "pareto.png")
+    none = replace(results, rows=[{**row, "gflops": None, "samples_per_second": None} for row in results.rows])
+    with pytest.raises(ValueError, match="neither GFLOPs nor speeds"):
+        plots.plot_pareto(none, tmp_path / "pareto.png")
+    common.publish(none, Format.csv, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "report.md"}
+    assert "pareto" not in (tmp_path / "report.md").read_text()
+
+
+def test_results_are_shown_before_they_are_drawn(results, tmp_path, capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(plots, "plot_pareto", broken)
+    with pytest.raises(RuntimeError, match="no room"):
+        common.publish(results, Format.csv, tmp_path)
+    assert capsys.readouterr().out.startswith("config,top1")
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_what_is_drawn_is_the_measure():
+    assert output.quality({"top1": 1, "top5": 1, "map": 1}).key == "map"
+    assert output.quality({"top1": 1, "top5": 1}).key == "top1"
+    assert output.quality({"rouge_l": 1, "cider": 1}).key == "cider"
 
 
 def test_plot_labels_do_not_overlap():

@@ -1,5 +1,7 @@
 """Exported models give what PyTorch gives, for a batch of another size than the one that they were exported with."""
 
+import json
+
 import pytest
 import torch
 import transformers as tf
@@ -84,8 +86,11 @@ def test_command(tmp_path, capsys):
     zoo.make().save_pretrained(tmp_path / "model")
     tf.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     out = tmp_path / "new" / "model.pt2"
-    assert run(["export", "--model", str(tmp_path / "model"), "--config", "r=6", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == str(out)
+    arguments = ["export", "--model", str(tmp_path / "model"), "--config", "r=6", "--out", str(out)]
+    assert run([*arguments, "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    expected = {"file": str(out), "bytes": out.stat().st_size, "config": "r=6", "part": "all", "difference": None}
+    assert row == expected
     program = torch.export.load(out)
     assert program.module()(**zoo.inputs(3)).logits.shape == (3, 5)
     assert run(["export", "--model", str(tmp_path / "model"), "--out", "model.tflite"]) == 1

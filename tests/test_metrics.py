@@ -8,6 +8,7 @@ import small
 import transformers as tf
 
 from hf_tome import MergeConfig
+from hf_tome.evaluation import intervals
 from hf_tome.evaluation.merge_evaluator import MergeEvaluator
 from hf_tome.evaluation.metrics import Accuracy, Agreement, MeanAveragePrecision, PairedDrop, TopKAccuracy
 from hf_tome.pipelines import pipeline
@@ -55,6 +56,50 @@ def test_mean_average_precision_by_hand():
     assert MeanAveragePrecision().compute(scores=scores, targets=targets) == {"map": pytest.approx(expected)}
     with pytest.raises(ValueError, match="No sample has a target"):
         MeanAveragePrecision().compute(scores=scores, targets=[[0, 0, 0]] * 3)
+
+
+def test_average_precision_of_resamples_is_that_of_scikit_learn():
+    from sklearn.metrics import average_precision_score
+
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 8, (40, 3)) / 8.0  # with ties
+    targets = (generator.random((40, 3)) < 0.3).astype(int)
+    counts = generator.multinomial(40, np.full(40, 1 / 40), size=5)
+    found = intervals._mean_precision(scores, targets, counts.T.astype(np.float32))
+    for value, drawn in zip(found, counts):
+        which = np.repeat(np.arange(40), drawn)
+        assert value == pytest.approx(average_precision_score(targets[which], scores[which], average="macro"))
+
+
+def test_interval_of_mean_average_precision():
+    generator = np.random.default_rng(0)
+    targets = (generator.random((200, 4)) < 0.3).astype(int)
+    unmerged = targets + generator.normal(0, 0.5, (200, 4))
+    merged = unmerged + generator.normal(0, 0.5, (200, 4))
+    drop = intervals.precision_drop(merged, unmerged, targets, resamples=500)
+    assert drop == intervals.precision_drop(merged, unmerged, targets, resamples=500)
+    before, after = (
+        MeanAveragePrecision().compute(scores=scores.tolist(), targets=targets.tolist())["map"]
+        for scores in (unmerged, merged)
+    )
+    assert drop["drop"] == pytest.approx(before - after)
+    assert 0 < drop["drop_low"] < drop["drop"] < drop["drop_high"]
+    assert set(intervals.precision_drop(unmerged, unmerged, targets, resamples=10).values()) == {0.0}
+
+
+def test_average_precisions_where_a_resample_has_no_positive():
+    targets = np.array([[1, 0], [0, 0], [0, 0]])
+    drop = intervals.precision_drop(np.eye(3)[:, :2], np.ones((3, 2)), targets, resamples=50)
+    assert all(np.isfinite(list(drop.values())))
+
+
+def test_interval_of_a_mean():
+    lost = np.random.default_rng(0).normal(5, 2, 400)
+    drop = intervals.mean_drop(10 - lost, np.full(400, 10.0))
+    assert drop["drop"] == pytest.approx(lost.mean())
+    half = 1.96 * lost.std() / np.sqrt(400)
+    assert drop["drop_low"] == pytest.approx(lost.mean() - half, abs=0.05)
+    assert drop["drop_high"] == pytest.approx(lost.mean() + half, abs=0.05)
 
 
 def test_metrics_combine():

@@ -45,6 +45,22 @@ def test_several_configs_are_columns(folder, tmp_path):
     assert three[0] - 6 == 2 * (one[0] - 6)  # the input and 1 or 3 pictures, each with its gap
 
 
+def test_heat_maps_are_drawn(folder, tmp_path, capsys):
+    for flags in ((), ("--heatmap",)):
+        assert show(folder, tmp_path / f"{len(flags)}.png", "photo.png", "vit", *flags, configs=["r=8"]) == 0
+    tokens = {line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    assert tokens == {"tokens", "40"}
+    assert size(tmp_path / "1.png")[0] > size(tmp_path / "0.png")[0]  # a bar of the colours
+    heat = np.asarray(Image.open(tmp_path / "1.png"))
+    for colour in ((68, 1, 84), (253, 231, 37)):  # of the bar: a lone patch, and the largest token
+        assert (np.abs(heat.astype(int) - colour) <= 1).all(axis=-1).any()
+    assert (
+        show(folder, tmp_path / "pruned.png", "photo.png", "vit", "--heatmap", configs=["method=random_prune,r=8"])
+        == 0
+    )
+    assert show(folder, tmp_path / "sound.gif", "sound.wav", "ast", "--heatmap") == 0
+
+
 def test_each_config_is_drawn_and_not_the_last_for_all(folder, tmp_path):
     show(folder, tmp_path / "a.png", configs=["r=0", "r=20"])
     pixels = np.asarray(Image.open(tmp_path / "a.png"))
@@ -66,13 +82,22 @@ def test_animations(folder, tmp_path, capsys, source, model, suffix, pictures):
 
     out = tmp_path / f"new/moving{suffix}"
     assert show(folder, out, source, model, configs=["r=4", "method=mame"]) == 0
-    assert capsys.readouterr().out == f"{out}\n"
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["file", str(out), str(out)]
     with av.open(str(out)) as container:
         assert len(list(container.decode(video=0))) == pictures
 
 
-@pytest.mark.parametrize(("source", "model"), [("clip.mp4", "videomae"), ("sound.wav", "ast")])
-@pytest.mark.parametrize("flags", [(), ("--all-blocks",), ("--follow", "none"), ("--follow", "3,3,1")])
+@pytest.mark.parametrize(
+    ("source", "model", "flags"),
+    [
+        ("clip.mp4", "videomae", ()),
+        ("clip.mp4", "videomae", ("--all-blocks",)),
+        ("clip.mp4", "videomae", ("--follow", "none")),
+        ("clip.mp4", "videomae", ("--follow", "3,3,1")),
+        ("sound.wav", "ast", ()),
+        ("sound.wav", "ast", ("--all-blocks",)),
+    ],
+)
 def test_sheets_of_clips_and_sounds(folder, tmp_path, source, model, flags):
     assert show(folder, tmp_path / "a.png", source, model, *flags) == 0
     width, height = size(tmp_path / "a.png")
@@ -95,6 +120,9 @@ def test_sheets_of_clips_and_sounds(folder, tmp_path, source, model, flags):
         (("a.png", "clip.mp4", "videomae", "--follow", "16,0"), "the model sees 8 frames of 16 x 16 pixels"),
         (("a.png", "clip.mp4", "videomae", "--follow", "here"), "takes auto, none, X,Y or X,Y,FRAME"),
         (("a.png", "clip.mp4", "videomae", "--follow", "1"), "takes auto, none, X,Y or X,Y,FRAME"),
+        (("a.png", "photo.png", "vit", "--follow", "3,3"), "--follow is for video models, and this one takes images"),
+        (("a.png", "clip.mp4", "videomae", "--heatmap"), "--heatmap is for image and audio models"),
+        (("a.gif", "photo.png", "vit", "--all-blocks"), "--all-blocks is for pictures"),
     ],
 )
 def test_errors_are_one_line(folder, tmp_path, capsys, arguments, message):

@@ -1,6 +1,8 @@
 """Sweeps with their controls, model cards made from results, and the benchmark command."""
 
+import csv
 import json
+from dataclasses import replace
 
 import pytest
 import small
@@ -55,6 +57,14 @@ def test_controls_cost_what_the_config_costs():
         assert small_images["gflops"] == pytest.approx(merged["gflops"], rel=0.15)
 
 
+def test_a_config_that_merges_nothing_in_the_data_is_noted():
+    job = digits_classification()
+    job.data.rows = job.data.rows.select(range(3))
+    variants, notes = with_controls(job, [MergeConfig(method="mame", threshold=1.0), MergeConfig(r=8)])
+    assert notes == ["method=mame,threshold=1.0 merges nothing in the 3 samples that it was tried on"]
+    assert "r=8" in [variant.name for variant in variants]
+
+
 def test_models_that_take_no_other_size_say_so(tmp_path):
     small.write_clip(tmp_path / "data" / "test" / "yoga" / "clip.mp4")
     model = small.videomae(tmp_path / "model")
@@ -77,7 +87,13 @@ def test_sweep_writes_everything_and_is_only_read_again(swept, digit_folder, cap
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [(("--r", "4,x"), "--r '4,x'"), (("--method", "tomme"), "Unknown method 'tomme'")]
+    ("option", "message"),
+    [
+        (("--r", "4,x"), "--r '4,x'"),
+        (("--method", "tomme"), "Unknown method 'tomme'"),
+        (("--layers", "5-2"), "--layers '5-2': 5-2 runs backwards; write 2-5"),
+        (("--r", "0,8"), "r=0 of the grid merges nothing"),
+    ],
 )
 def test_bad_grids_are_one_line(capsys, digit_folder, option, message):
     assert run(["sweep", "--model", str(MODEL_DIR), "--data", str(digit_folder), *option]) in (1, 2)
@@ -90,7 +106,9 @@ def test_bad_grids_are_one_line(capsys, digit_folder, option, message):
 def test_card_says_what_was_measured(swept, tmp_path, capsys):
     arguments = ["card", str(swept), "--config", "r=16", "--base-model", "me/digits", "--dataset", "me/data"]
     assert run([*arguments, "--out", str(tmp_path), "--push", "me/merged", "--dry-run"]) == 0
-    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[-1] for line in lines} == {"me/merged"}
+    names = {line.split()[0] for line in lines}
     assert names == {"README.md", "merge_config.json", "results.json", "pareto.png", ".eval_results/me-data.yaml"}
     assert names == {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
 
@@ -132,9 +150,30 @@ def test_card_needs_a_choice_and_results(swept, tmp_path, capsys):
         results_card.choose_row(results, None)
     with pytest.raises(ValueError, match=r"no config 'r=3'; they have r=16"):
         results_card.choose_row(results, "r=3")
+    with pytest.raises(ValueError, match="hold the unmerged model alone"):
+        results_card.choose_row(replace(results, rows=results.rows[:1]), None)
     (tmp_path / "results.json").write_text("[]")
     assert run(["card", str(tmp_path)]) == 1
     assert "does not hold results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda values: values["environment"].pop("device"), r"environment\.device"),
+        (lambda values: values["run"].clear(), r"run\.task"),
+        (lambda values: values["data"].pop("skipped"), r"data\.skipped"),
+        (lambda values: values["rows"].clear(), "a row"),
+        (lambda values: values["rows"][1].pop("top1"), "top1 of the row 'r=16'"),
+        (lambda values: [row.pop("top1") for row in values["rows"]], "the quality of the row 'unmerged'"),
+    ],
+)
+def test_card_of_results_that_are_not_whole(swept, tmp_path, change, missing):
+    values = json.loads((swept / "results.json").read_text())
+    change(values)
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"does not hold whole results .*: {missing} is missing"):
+        results_card.read_results(tmp_path)
 
 
 # Benchmarks
@@ -148,6 +187,11 @@ def test_bench(capsys, form):
     if form == "json":
         (row,) = json.loads(printed)["rows"]
         assert row["tokens"] == [257, 129]
+    elif form == "csv":
+        (row,) = csv.DictReader(printed.splitlines())
+        assert (row.pop("config"), float(row["tokens_in"]), float(row["tokens"])) == ("r=16", 257, 129)
+        assert float(row["speedup_low"]) <= float(row["speedup"]) <= float(row["speedup_high"])
+        assert all(float(cell) > 0 for cell in row.values())
     else:
         assert "257 to 129" in printed
 
@@ -155,4 +199,4 @@ def test_bench(capsys, form):
 def test_bench_takes_the_tower_of_a_model_with_text(capsys, tmp_path):
     arguments = ["bench", "--model", str(small.dual(tmp_path)), "--config", "r=8", "--rounds", "1", "--warmup", "0"]
     assert run([*arguments, "--batch-size", "1", "--format", "csv"]) == 0
-    assert "r=8,65 to 41" in capsys.readouterr().out
+    assert "r=8,65.0,41.0" in capsys.readouterr().out

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import shutil
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import small
@@ -11,13 +15,13 @@ import transformers as tf
 
 from hf_tome import MergeConfig
 from hf_tome.audio import read_audio
-from hf_tome.evaluation import zero_shot
+from hf_tome.evaluation import audio, output, zero_shot
 from hf_tome.evaluation.data import DataError
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.job import JobOptions, OptionError
 from hf_tome.evaluation.labels import ClassNames, LabelError
 from hf_tome.evaluation.samples import Skipped
 from hf_tome.evaluation.task import evaluate
-from hf_tome.evaluation.tasks import TASKS, build_job
+from hf_tome.evaluation.tasks import OPTIONS, TASKS, build_job
 from hf_tome.pipelines import pipeline
 from hf_tome.video import read_frames
 
@@ -114,6 +118,50 @@ def test_a_clip_that_the_processor_refuses_is_skipped(tmp_path, clips):
     assert results.data["skipped"][1]["reason"].startswith("ValueError: mean must have 1 elements")
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_lists_with_labels_and_paths_missing(tmp_path, clips, column):
+    """Empty fields, and rows that end early, with the mark of a spreadsheet at the beginning."""
+    rows = f"path,{column}\nyoga/long.mp4,yoga\nyoga/short.mkv,\nyoga/short.mkv\nyoga/short.mkv, \n,yoga\n"
+    (clips / "validation" / "some.csv").write_text(rows, encoding="utf-8-sig")
+    model = small.videomae(tmp_path / "model")
+    options = JobOptions(str(model), str(clips / "validation" / "some.csv"))
+    job = build_job("video-classification", options)
+    assert len(list(job.data)) == 1
+    reasons = [found.reason for found in job.data.read() if isinstance(found, Skipped)]
+    assert reasons[:3] == ["it has no label"] * 3
+    assert reasons[3] == "it has neither a path nor bytes"
+    with pytest.raises(DataError, match=r"some\.csv is one file, whose samples are its split 'some', and not 'test'"):
+        build_job("video-classification", replace(options, split="test"))
+    for source in (options.data, str(clips)):
+        with pytest.raises(OptionError, match=r"--streaming means nothing to .* files, which is read as"):
+            build_job("video-classification", replace(options, data=source, streaming=True))
+
+
+def test_missing_labels_of_a_data_set(tmp_path):
+    images = [*(small.picture(seed) for seed in range(5)), None]
+    columns = {"image": images, "label": ["cat", "", None, "dog", "tree", "cat"]}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    rows.save_to_disk(str(tmp_path / "data"))
+    options = JobOptions(str(small.vit(tmp_path / "model", "cat", "dog", "tree")), str(tmp_path / "data"))
+    job = build_job("image-classification", options)
+    assert [sample.label for sample in job.data] == [0, 1, 2]
+    assert [found.reason for found in job.data.read() if isinstance(found, Skipped)] == ["it has no label"] * 2 + [
+        "it has no image"
+    ]
+    with pytest.raises(OptionError, match="--streaming"):
+        build_job("image-classification", replace(options, streaming=True))
+
+
+def test_other_tables_among_clips_are_no_splits(tmp_path, clips):
+    (clips / "notes.csv").write_text("date,remark\n1,none\n")
+    (clips / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    write_list(clips / "few.csv", "label", **{"validation/yoga/long__mp4": "yoga"})
+    options = JobOptions(str(small.videomae(tmp_path / "model")), str(clips), split="few")
+    assert len(list(build_job("video-classification", options).data)) == 1
+    with pytest.raises(DataError, match="has no split 'notes'; it has 'validation', 'few'"):
+        build_job("video-classification", replace(options, split="notes"))
+
+
 def test_no_clips_there(tmp_path):
     (tmp_path / "empty").mkdir()
     model = str(small.videomae(tmp_path / "model"))
@@ -171,6 +219,15 @@ def test_sounds_with_several_labels(tmp_path):
     assert unmerged["map"] == pytest.approx(100 * average_precision_score(targets, scores))
     assert unmerged["top1"] == pytest.approx(100 * np.mean([targets[i, s.argmax()] for i, s in enumerate(scores)]))
     assert 0 < merged["map"] <= 100
+    assert merged["drop"] == pytest.approx(unmerged["map"] - merged["map"])
+    assert merged["drop_low"] <= merged["drop"] <= merged["drop_high"]
+
+
+def test_probabilities_of_labels_in_half_precision_are_told_apart():
+    """In bfloat16 the sigmoids of 6 and 6.5 are the same number, and average precision would see a tie."""
+    logits = torch.tensor([[6.0, 6.5, 7.0]], dtype=torch.bfloat16)
+    scores = audio.label_probabilities(lambda: SimpleNamespace(logits=logits), {})
+    assert len(set(scores[0].tolist())) == 3
 
 
 def test_a_sound_too_short_for_the_model_is_skipped(tmp_path):
@@ -225,6 +282,16 @@ def test_zero_shot_scores_are_the_models_own(tmp_path, pictures, kind):
     assert unmerged["tokens"] - merged["tokens"] == 24
 
 
+def test_a_single_class_is_noted(tmp_path, pictures):
+    folder = small.dual(tmp_path / "model")
+    shutil.rmtree(pictures / "test" / "dog")
+    shutil.rmtree(pictures / "test" / "big_tree")
+    job = build_job("zero-shot-image-classification", JobOptions(str(folder), str(pictures)))
+    results = evaluate(job, [])
+    assert results.run["notes"][0].startswith("the only class is 'cat', so that every image is right")
+    assert "the only class is" in output.to_table(results)
+
+
 def test_templates_are_averaged_and_normalised(tmp_path, pictures):
     folder = small.dual(tmp_path / "model")
     model = tf.CLIPModel.from_pretrained(folder)
@@ -255,7 +322,16 @@ def test_class_names_from_files(tmp_path):
         zero_shot.find_classes(labels, file, None)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[]", "no list"), ('["a photo"]', "the template 'a photo'")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "no list"),
+        ('["a photo"]', "the template 'a photo'"),
+        ('["a {}", 3]', r"templates\.json holds 3; it takes texts alone"),
+        ('["a {}",', r"templates\.json cannot be read: Expecting value"),
+        ('{"a": ["b"]}', r"templates\.json holds \['b'\]"),
+    ],
+)
 def test_bad_templates(tmp_path, text, message):
     (tmp_path / "templates.json").write_text(text)
     with pytest.raises(LabelError, match=message):
@@ -280,6 +356,12 @@ def test_the_pipelines_and_the_command_line_name_the_same_tasks():
 
     generation = {"image-to-text", "visual-question-answering"}  # both by the pipeline image-text-to-text
     assert set(TASKS) - generation == set(PIPELINES) - {"image-feature-extraction", "image-text-to-text"}
+
+
+def test_every_task_says_what_it_takes():
+    assert set(OPTIONS) == set(TASKS)
+    names = {field.name for field in fields(JobOptions)}
+    assert set().union(*OPTIONS.values()) <= names
 
 
 def test_results_are_plain_json(tmp_path, clips):

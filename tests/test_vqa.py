@@ -9,13 +9,15 @@ import speaking
 
 from hf_tome import MergeConfig
 from hf_tome.cli import run as run_command
+from hf_tome.evaluation.choices import read_choice, right_letter
 from hf_tome.evaluation.data import DataError
 from hf_tome.evaluation.generation import Said
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.job import JobOptions, OptionError
+from hf_tome.evaluation.samples import Unusable
 from hf_tome.evaluation.task import evaluate
 from hf_tome.evaluation.tasks import build_job
 from hf_tome.evaluation.text_metrics import AnswerAccuracy, normal_answer
-from hf_tome.evaluation.vqa import read_choice, score_answers, vqa_job
+from hf_tome.evaluation.vqa import score_answers, vqa_job
 
 TASK = "visual-question-answering"
 R8 = MergeConfig(r=8)
@@ -72,10 +74,113 @@ def test_accuracy_by_hand():
         ("D", ""),  # there is no fourth option
         ("", ""),
         ("dog", ""),
+        # Letters with marks around them, and given as the answer
+        ("**B**", "B"),
+        ("**B. a big dog**", "B"),
+        ("__B__", "B"),
+        ("[B]", "B"),
+        ("\\boxed{B}", "B"),
+        ("$\\boxed{\\text{B}}$", "B"),
+        ("b) a big dog", "B"),
+        ("B!", "B"),
+        ("'B'", "B"),
+        ("B.a big dog", "B"),
+        ("tree (C)", "C"),
+        ("B - a big dog", "B"),
+        ("B\nIt barks.", "B"),
+        ("I think it's B", "B"),
+        ("It is B. a big dog", "B"),
+        ("I would say B, since it barks.", "B"),
+        ("The correct option is (B) a big dog.", "B"),
+        ("B is correct", "B"),
+        ("The answer is A because it purrs", "A"),
+        # Letters before words
+        ("B a big dog", "B"),
+        ("B big dog", "B"),
+        ("A cat", "A"),
+        ("The answer is A cat.", "A"),
+        ("The answer is A big dog.", ""),  # the letter A, or an article
+        ("The answer is A dog.", ""),
+        ("B cat", ""),
+        ("A.M.", ""),
+        ("The answer is C++", ""),
+        ("A-frame", ""),
+        # Words alone
+        ("The answer is a big dog.", "B"),
+        ("It is a cat", "A"),
+        ("The answer is dog", ""),
+        # Two options, or none
+        ("A. big dog", ""),
+        ("The answer is C: cat", ""),
+        ("tree (B)", ""),
+        ("B.cat", ""),
+        ("A, B", ""),
+        ("A and B", ""),
+        ("B or C", ""),
+        ("(A) or (B)", ""),
+        ("A. cat B. a big dog C. tree", ""),
+        ("The answer is B. No, it is C.", ""),
+        ("It is not A", ""),
+        ("It is not (A)", ""),
+        ("It isn't B.", ""),
+        ("It can't be B.", ""),
+        ("B is wrong", ""),
+        ("(A) is wrong", ""),
+        ("A) is not right", ""),
+        ("B, not A", "B"),
+        ("E. cat", ""),
     ],
 )
 def test_choices_are_read(text, letter):
     assert read_choice(text, ANIMALS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "letter"),
+    [
+        ("The answer is A dog.", ["dog", "cat"], "A"),
+        ("It is vitamin C.", ["iron", "zinc", "vitamin C"], "C"),
+        ("Vitamin A.", ["iron", "zinc", "vitamin A"], "C"),
+        ("It is Vitamin A.", ["iron", "zinc", "vitamin A"], "C"),
+        ("A", ["B", "A"], "A"),  # it was asked for the letter
+        ("the answer is not given", ["7", "not given"], "B"),
+        ("3", ["-3", "5"], ""),
+        ("-3", ["3", "-3"], "B"),
+        ("cat", ["cat", "cat"], ""),
+        ("?", ["!", "..."], ""),
+        ("I think so", list("nopqrstuvw"), ""),
+        ("with milk", ["milk", "with milk"], "B"),
+        ("1/2", ["1/2", "1 2"], ""),
+    ],
+)
+def test_choices_among_others_are_read(text, choices, letter):
+    assert read_choice(text, choices) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "letter"),
+    [
+        (0, ["2", "1", "0"], "A"),  # a number is an index
+        ("0", ["2", "1", "0"], "C"),  # a text is an option, if it is one
+        ("0", ["cat", "dog"], "A"),
+        ("(b)", ["cat", "dog"], "B"),
+        ("B", ["C", "B", "A"], "B"),
+        ("A", ["C", "B", "A"], "C"),
+        (1, [1, 0], None),  # the second option, or the first
+        (1, [3, 1], "B"),
+        (2, [3, 1], None),
+        (-1, ["cat", "dog"], None),
+        ("cat", ["cat", "cat"], None),
+        ("maybe", ["cat", "dog"], None),
+        (True, ["cat", "dog"], None),
+    ],
+)
+def test_right_letters(answer, choices, letter):
+    if letter is not None:
+        assert right_letter(answer, choices) == letter
+    else:
+        with pytest.raises(Unusable, match="answer"):
+            right_letter(answer, choices)
 
 
 def test_scores_of_choices_and_free_answers():
@@ -153,6 +258,10 @@ def test_prompts_of_free_answers_and_of_options(model, questions):
     free, _, choice = list(job_on(model, questions, prompt="photo : {question}").data)
     assert free.content.prompt == "photo : what is it ?"
     assert choice.content.prompt == "photo : what is it ?\nA. cat\nB. a big dog\nC. tree"
+    with pytest.raises(DataError, match=r"test\.jsonl is one file, .* and not 'dev'"):
+        build_job(TASK, JobOptions(str(model), str(questions / "test.jsonl"), split="dev"))
+    with pytest.raises(OptionError, match="--streaming means nothing"):
+        job_on(model, questions, streaming=True)
     with pytest.raises(DataError, match=r"no place for the question: write \{question\}"):
         job_on(model, questions, prompt="what is it ?")
 
@@ -190,6 +299,7 @@ def test_right_answers_are_counted(model, questions):
         ({"options": [str(ANIMALS)], "answer": ["A"]}, {"answers": ["A"], "choices": ANIMALS}),
         ({"A": ["cat"], "B": ["dog"], "C": [None], "answer": ["dog"]}, {"answers": ["B"], "choices": ["cat", "dog"]}),
         ({"choices": [["3", "1"]], "answer": ["1"]}, {"answers": ["B"], "choices": ["3", "1"]}),  # text, then index
+        ({"choices": [["2", "1", "0"]], "answer": [0]}, {"answers": ["A"], "choices": ["2", "1", "0"]}),  # an index
     ],
 )
 def test_data_sets(columns, right, model, tmp_path):

@@ -182,6 +182,11 @@ def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> Sprea
 NO_SPEEDUP = 1.05
 """A speed-up below this gets an explanation."""
 FEW_TOKENS = 128
+FIXED_COSTS = {
+    "cuda": " (it is launch-bound): use a larger batch, torch.compile or CUDA graphs",
+    "cpu": ", or other jobs disturb the clock: use a larger batch, more rounds or the clock `process`",
+}
+"""By device, what is likely where the number of tokens does not matter, and what helps."""
 LITTLE_SAVED = 0.9
 """Where this share of the multiply-adds is left, or more, there is little to gain."""
 
@@ -200,7 +205,7 @@ def why_no_speedup(
         (
             oracle_speedup < NO_SPEEDUP,
             f"even plainly cut tokens are no faster, so the time does not go into tokens at batch size {batch_size} "
-            f"on {device.type} (it is launch-bound): use a larger batch, torch.compile or CUDA graphs",
+            f"on {device.type}{FIXED_COSTS.get(device.type, ': use a larger batch')}",
         ),
         (tower.backend == "eager", "eager attention: use `model.set_attn_implementation('sdpa')`"),
         (

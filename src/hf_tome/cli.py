@@ -13,6 +13,7 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from .commands import bench, card, demo, env, eval, export, show, sweep, tune
+from .starting import INTERRUPTED, catch_interrupts
 from .version import __version__
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -51,8 +52,16 @@ def _options(
     pass
 
 
+RESUMES: dict[str, tuple[str, ...]] = {"eval": ("--out",), "sweep": (), "tune": ()}
+"""The commands that go on with an interrupted run, and the options without which they do not."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 on success, 2 on wrong usage, 130 when interrupted, else 1."""
+    """Run the command line and exit.
+
+    The status is 0 on success; 2 where the arguments cannot be read, or an option does not apply; 130 when
+    interrupted; and 1 on any other error, or when nobody reads the output any more.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run(arguments))
 
@@ -61,20 +70,32 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit status; without `--debug` an error is one line on standard error."""
     debug = "--debug" in arguments
     _quieten(debug)
+    catch_interrupts()
     try:
-        return int(app(arguments or ["--help"], standalone_mode=False) or 0)
+        status = int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except BrokenPipeError:
         # The reader of the pipe has gone (`| head`); Python would complain again while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     except Exception as error:
         if debug:
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
+    if status == INTERRUPTED:  # typer catches a KeyboardInterrupt itself, and returns this
+        print(_interrupted(arguments), file=sys.stderr)
+    return status
+
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    """Return the line for a run that was interrupted; it says whether the same command would go on with it."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    needed = RESUMES.get(next(iter(arguments), ""))
+    if needed is None or not given.issuperset(needed):
+        return "interrupted"
+    return f"interrupted; the same command{', without --restart,' * ('--restart' in given)} goes on where it stopped"
 
 
 def _one_line(error: Exception) -> str:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import common
 from .common import Dtype, Format, example
+from .tables import write_rows
 
 if TYPE_CHECKING:
-    from ..benchmark import Benchmark
+    from ..benchmark import Benchmark, Spread
 
 EXAMPLE = example(
     "hf-tome bench --model facebook/deit-tiny-patch16-224 --config r=8 --config r=16 --batch-size 64",
     "times the model unmerged, merged and as the slice oracle in turns, on random images, and prints median and "
     "quartiles of the paired ratios. The oracle runs the same blocks on plainly cut tokens: the limit of any merging.",
 )
-
-COLUMNS = ("config", "tokens", "GFLOPs", "images/s", "merged/s", "speed-up", "oracle", "share", "MiB", "merged MiB")
 
 
 def bench_command(
@@ -53,14 +48,11 @@ def bench_command(
         for done, merge_config in enumerate(configs):
             update(done, len(configs))
             found.append(benchmark(loaded, inputs, merge_config, rounds=rounds, warmup=warmup, clock=clock))
-    if format is Format.json:
-        values = {"environment": describe_environment(device), "rows": [one.to_dict() for one in found]}
-        sys.stdout.write(json.dumps(values, indent=2) + "\n")
-        return
-    sys.stdout.write(WRITERS[format]([_row(one) for one in found]))
+    describe = DESCRIBED.get(format, _in_words)
+    write_rows([describe(one) for one in found], format, environment=describe_environment(device))
     for one in found:
-        if one.why is not None:
-            print(f"{_row(one)[0]}: {one.why}", file=sys.stderr)
+        if one.why is not None and format is not Format.json:
+            print(f"{_name(one)}: {one.why}", file=sys.stderr)
 
 
 def _load(name: str, device: str, dtype: str) -> Any:
@@ -80,44 +72,52 @@ def _load(name: str, device: str, dtype: str) -> Any:
     return attrgetter(path)(remove(model)) if path else model
 
 
-def _row(found: Benchmark) -> tuple[str, ...]:
+def _name(found: Benchmark) -> str:
     from ..config import MergeConfig
     from ..evaluation.config_text import format_config
 
+    return format_config(MergeConfig.from_dict(found.config))
+
+
+def _in_words(found: Benchmark) -> dict[str, Any]:
+    """Return what a reader compares, each pair and each spread in one cell."""
     rate, memory = found.images_per_second, found.peak_memory_mib
-    return (
-        format_config(MergeConfig.from_dict(found.config)),
-        f"{found.tokens[0]:.0f} to {found.tokens[1]:.0f}",
-        "-" if found.gflops is None else f"{found.gflops_unmerged:.3f} to {found.gflops:.3f}",
-        f"{rate['unmerged']:.1f}",
-        f"{rate['merged']:.1f}",
-        str(found.speedup),
-        str(found.oracle_speedup),
-        str(found.oracle_share),
-        f"{memory['unmerged']:.0f}",
-        f"{memory['merged']:.0f}",
-    )
+    return {
+        "config": _name(found),
+        "tokens": f"{found.tokens[0]:.0f} to {found.tokens[1]:.0f}",
+        "GFLOPs": None if found.gflops is None else f"{found.gflops_unmerged:.3f} to {found.gflops:.3f}",
+        "images/s": f"{rate['unmerged']:.1f}",
+        "merged/s": f"{rate['merged']:.1f}",
+        "speed-up": str(found.speedup),
+        "oracle": str(found.oracle_speedup),
+        "share": str(found.oracle_share),
+        "MiB": f"{memory['unmerged']:.0f}",
+        "merged MiB": f"{memory['merged']:.0f}",
+    }
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (COLUMNS, *rows)]
-    return "\n".join(lines) + "\n"
+def _in_numbers(found: Benchmark) -> dict[str, Any]:
+    """Return the same as plain numbers, one a cell."""
+    rate, memory = found.images_per_second, found.peak_memory_mib
+    return {
+        "config": _name(found),
+        "tokens_in": found.tokens[0],
+        "tokens": found.tokens[1],
+        "gflops_unmerged": found.gflops_unmerged,
+        "gflops": found.gflops,
+        "images_per_second_unmerged": rate["unmerged"],
+        "images_per_second": rate["merged"],
+        **_numbers("speedup", found.speedup),
+        **_numbers("oracle_speedup", found.oracle_speedup),
+        **_numbers("oracle_share", found.oracle_share),
+        "peak_memory_mib_unmerged": memory["unmerged"],
+        "peak_memory_mib": memory["merged"],
+    }
 
 
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    return text.getvalue()
+def _numbers(name: str, spread: Spread) -> dict[str, float]:
+    return {name: spread.median, f"{name}_low": spread.low, f"{name}_high": spread.high}
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-WRITERS: dict[Format, Callable[[Sequence[Sequence[str]]], str]] = {
-    Format.table: _table,
-    Format.csv: _csv,
-    Format.md: _markdown,
-}
+DESCRIBED = {Format.json: lambda found: found.to_dict(), Format.csv: _in_numbers}
+"""What is written of a benchmark, by the format, where it is not words."""

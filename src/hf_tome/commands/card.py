@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from .common import DebugOption, example
+from .common import DebugOption, Format, FormatOption, example
+from .tables import file_row, write_rows
 
 EXAMPLE = example(
     "hf-tome card results/ --config r=8 --base-model facebook/deit-tiny-patch16-224 --dataset ILSVRC/imagenet-1k \\\n"
     "    --out card/ --push me/deit-tiny-r8 --dry-run",
     "writes README.md, merge_config.json, results.json, pareto.png and .eval_results/*.yaml to card/ from "
-    "results/results.json, and prints the files that would be pushed. Without --dry-run it pushes them.",
+    "results/results.json, and lists them, their sizes and where they would be pushed. Without --dry-run it pushes "
+    "them.",
 )
 
 
@@ -29,9 +31,10 @@ def card_command(
     out: Annotated[Path, typer.Option(help="Folder to write the files to.")] = Path("card"),
     push: Annotated[str | None, typer.Option(help="Hub id of the repository to push the files to.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: only list the files.")] = False,
+    format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Write a model card from measured results, with `model-index` and `.eval_results`, and print its files."""
+    """Write a model card from measured results, with `model-index` and `.eval_results`, and list its files."""
     from ..evaluation import results_card
 
     found = results_card.read_results(results)
@@ -46,11 +49,11 @@ def card_command(
         plot=plot if plot.is_file() else None,
         **({"repository": push} if push else {}),
     )
-    for file in files:
-        size = f"  {file.stat().st_size} bytes -> {push}" if push else ""
-        print(f"{file.relative_to(out) if push else file}{size}")
+    names = [str(file.relative_to(out)) for file in files]
     if push and not dry_run:
-        _push(push, out, [str(file.relative_to(out)) for file in files])
+        _push(push, out, names)
+    rows = [file_row(file, name if push else None) for file, name in zip(files, names)]
+    write_rows([{**row, "repository": push} if push else row for row in rows], format)
 
 
 def _push(repository: str, folder: Path, files: list[str]) -> None:

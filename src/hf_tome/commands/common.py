@@ -34,6 +34,8 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+PLOT = "pareto.png"
+
 FormatOption = Annotated[Format, typer.Option("--format", help="How to write the result to standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: cuda where there is one.")]
@@ -59,14 +61,12 @@ BatchSizeOption = Annotated[
     ),
 ]
 ModelOption = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
+CONFIG_HELP = (
+    "A merge config, many times if you like: r=8, r=[0,8,8], r=(16,-1.0), method=mame,threshold=0.8,layers=0-7, or "
+    "the path of a merge_config.json."
+)
 ConfigsOption = Annotated[
-    list[str],
-    typer.Option(
-        "--config",
-        help="A merge config, many times if you like: r=8, r=[0,8,8], r=(16,-1.0), "
-        "method=mame,threshold=0.8,layers=0-7, or the path of a merge_config.json. The unmerged model always "
-        "runs too.",
-    ),
+    list[str], typer.Option("--config", help=f"{CONFIG_HELP} The unmerged model always runs too.")
 ]
 
 
@@ -91,7 +91,7 @@ def pick_device(name: str) -> str:
     """Return the device that `--device` means; for `auto` each process of `torchrun` gets a GPU of its own.
 
     Raises:
-        ValueError: it is none that torch knows, or a GPU that is not there.
+        ValueError: it is none that torch knows, or one that cannot be used here.
     """
     import torch
 
@@ -107,6 +107,11 @@ def pick_device(name: str) -> str:
         raise ValueError(
             f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs. Use --device cpu."
         )
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has its own way to say that it is not there
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"Device {name!r} cannot be used here ({reason}). Use --device cpu.") from error
     return name
 
 
@@ -136,15 +141,37 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def publish(results: Results, form: Format, folder: Path | None) -> None:
+    """Show the results, and write them to the folder if there is one; the plot comes last, as it matters least."""
+    if folder is not None:
+        _write_report(results, folder)
+    show_results(results, form)
+    sys.stdout.flush()
+    if folder is not None:
+        _plot(results, folder)
+
+
 def write_results(results: Results, folder: Path, pictures: Sequence[tuple[str, str]] = ()) -> None:
     """Write `results.json`, `report.md` and `pareto.png`; `pictures` are further files there, with captions."""
-    from ..evaluation.output import write_report
-    from ..evaluation.plots import plot_pareto
+    _write_report(results, folder, pictures)
+    _plot(results, folder)
 
-    pareto = ("pareto.png", "Accuracy against compute and against speed, a point a config.")
-    write_report(results, folder, [pareto, *pictures])
-    plot_pareto(results, folder / pareto[0])
-    say(f"Wrote {', '.join(['report.md', 'results.json', 'pareto.png', *(name for name, _ in pictures)])} to {folder}")
+
+def _write_report(results: Results, folder: Path, pictures: Sequence[tuple[str, str]] = ()) -> None:
+    from ..evaluation.output import write_report
+    from ..evaluation.plots import panels
+
+    drawn = [(PLOT, "Accuracy against compute and against speed, a point a config.")] if panels(results) else []
+    write_report(results, folder, [*drawn, *pictures])
+    say(f"Wrote {', '.join(['report.md', 'results.json', *(name for name, _ in [*drawn, *pictures])])} to {folder}")
+
+
+def _plot(results: Results, folder: Path) -> None:
+    from ..evaluation.plots import panels, plot_pareto
+
+    (folder / PLOT).unlink(missing_ok=True)
+    if panels(results):
+        plot_pareto(results, folder / PLOT)
 
 
 @contextmanager

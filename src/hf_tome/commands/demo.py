@@ -68,10 +68,10 @@ def demo_command(
     for name, demo in chosen.items():
         folder = out / name if len(chosen) > 1 else out
         results[name] = _show(name, demo, folder, limit, pick_batch_size(batch_size, device), device)
-        if format is not Format.json:
+        if format is Format.table:
             show_results(results[name], format)
-    if format is Format.json:
-        _show_json(results)
+    if format is not Format.table:
+        _show_together(results, format)
 
 
 def _choose(task: str) -> dict[str, Demo]:
@@ -125,10 +125,14 @@ def _merged(job: Job, demo: Demo) -> Image.Image:
     return contact_sheet(sheets, 1, titles if any(titles) else None)
 
 
-def _show_json(results: Mapping[str, Results]) -> None:
-    """Write one JSON object: the results, or several by the name of their demo."""
+def _show_together(results: Mapping[str, Results], form: Format) -> None:
+    """Write the results; several as one JSON object by the name of their demo, or as one table with the models."""
+    from ..evaluation.output import join
+
     if len(results) == 1:
-        show_results(next(iter(results.values())), Format.json)
-    else:
+        show_results(next(iter(results.values())), form)
+    elif form is Format.json:
         found = {name: one.to_dict() for name, one in results.items()}
         sys.stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    else:
+        show_results(join({one.run["model"]: one for one in results.values()}), form)

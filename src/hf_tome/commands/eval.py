@@ -43,8 +43,5 @@ def eval_command(
     job, batch_size = arguments.build(out)
     with common.progress(f"{job.model_name}, {len(configs) + 1} configs") as update:
         results = evaluate(job, configs, batch_size=batch_size, on_progress=update, out=out)
-    if not common.is_main_process():
-        return
-    if out is not None:
-        common.write_results(results, out)
-    common.show_results(results, format)
+    if common.is_main_process():
+        common.publish(results, format, out)

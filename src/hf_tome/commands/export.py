@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import DebugOption, example, parse_configs, say
+from .common import DebugOption, Format, FormatOption, example, parse_configs
+from .tables import file_row, write_rows
 
 EXAMPLE = example(
     "hf-tome export --model facebook/deit-tiny-patch16-224 --config r=8 --out deit-r8.onnx",
     "writes the model with 8 tokens merged in each block as ONNX with a batch of any size, runs it in onnxruntime, "
-    "and prints the name of the file written.",
+    "and prints the file, its size and by how much its outputs differ from PyTorch's.",
 )
 
 TOLERANCE = 1e-3
@@ -29,6 +31,7 @@ def export_command(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Run the ONNX file and compare it with PyTorch.")
     ] = True,
+    format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
     """Export a merged model, with a batch of any size. Of a model with a text tower, the image tower is exported."""
@@ -38,33 +41,36 @@ def export_command(
         raise ValueError(f"--out is {str(out)!r}; it takes a file name that ends in {' or '.join(WRITERS)}.")
 
     from ..apply import apply
+    from ..evaluation.config_text import format_config
     from .pictures import load_model
 
     loaded, _ = load_model(model, "cpu")
-    writer(_exported_part(apply(loaded, merge_config)), out, check)
-    print(out)
+    apply(loaded, merge_config)
+    path = _exported_path(loaded)
+    difference = writer(attrgetter(path)(loaded) if path else loaded, out, check)
+    what = {"config": format_config(merge_config), "part": path or "all", "difference": difference}
+    files = [out, *sorted(out.parent.glob(f"{out.name}.data"))]  # of a large model the weights are beside the graph
+    write_rows([{**file_row(file), **what} for file in files], format)
 
 
-def _exported_part(model: Any) -> Any:
+def _exported_path(model: Any) -> str:
+    """Return where the tower of a model with text is, "" for a model that is exported as a whole."""
     from ..apply import towers
 
-    if not hasattr(model.config, "text_config"):
-        return model
-    path = towers(model)[0].path
-    say(f"Exporting the image tower, {path}")
-    return attrgetter(path)(model)
+    return towers(model)[0].path if hasattr(model.config, "text_config") else ""
 
 
-def _write_onnx(model: Any, out: Path, check: bool) -> None:
+def _write_onnx(model: Any, out: Path, check: bool) -> float | None:
+    """Write the file, and return by how much its outputs differ from PyTorch's if that is to be checked."""
     from ..export import difference_in_onnxruntime, export_onnx
 
     export_onnx(model, out)
     if not check:
-        return
+        return None
     difference = difference_in_onnxruntime(model, out)
-    say(f"In onnxruntime the outputs differ by at most {difference:.1e}")
     if not difference <= TOLERANCE:
         raise RuntimeError(f"in onnxruntime the outputs of {out} differ by {difference:.1e} from PyTorch's")
+    return difference
 
 
 def _write_program(model: Any, out: Path, check: bool) -> None:
@@ -76,5 +82,5 @@ def _write_program(model: Any, out: Path, check: bool) -> None:
     torch.export.save(export_program(model), out)
 
 
-WRITERS = {".onnx": _write_onnx, ".pt2": _write_program}
+WRITERS: dict[str, Callable[[Any, Path, bool], float | None]] = {".onnx": _write_onnx, ".pt2": _write_program}
 """How a file is written, by the end of its name."""

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
 from ..audio import read_audio
-from ..config import MergeConfig
 from ..evaluation.source import is_folder
 from ..hub import own_class
 from ..image import read_image
 from ..video import frame_count, read_frames
-from ..visualize import TokenGrid, input_kind, trace_input
+from ..visualize import input_kind
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,11 +73,3 @@ OPENERS: dict[str, tuple[str, Callable[[Path, PreTrainedModel, Any], Any]]] = {
     ),
 }
 """By what a model takes: in words, and how a file is read."""
-
-
-def trace_image(
-    model: PreTrainedModel, processor: Any, image: Image.Image, config: MergeConfig
-) -> tuple[Image.Image, list[torch.Tensor], TokenGrid]:
-    """Return the image as the model saw it, each patch's token (patches,) after each block, and the grid."""
-    traced = trace_input(model, processor, image, config)
-    return traced.frames[0], traced.sources, traced.grid

@@ -65,9 +65,8 @@ def sweep_command(
     with common.progress(f"{job.model_name}, {len(variants) + 1} configs and controls") as update:
         results = evaluate(job, variants, batch_size=batch_size, on_progress=update, out=out)
     if common.is_main_process():
-        results.run["notes"] = notes
-        common.write_results(results, out)
-        common.show_results(results, format)
+        results.run["notes"] = [*results.run.get("notes", ()), *notes]
+        common.publish(results, format, out)
 
 
 def _list(text: str, read: Callable[[str], Any], option: str) -> list:
@@ -80,5 +79,6 @@ def _list(text: str, read: Callable[[str], Any], option: str) -> list:
 def _blocks(text: str) -> list[int] | None:
     if text == "default":
         return None
-    first, dash, last = text.partition("-")
-    return list(range(int(first), int(last) + 1)) if dash else [int(first)]
+    from ..evaluation.config_text import parse_span
+
+    return parse_span(text)

@@ -21,7 +21,7 @@ EXAMPLE = example(
 
 
 class Criterion(str, Enum):
-    """What the best of each method is compared by."""
+    """What configs within the target are compared by."""
 
     speedup = "speedup"
     gflops = "gflops"
@@ -39,7 +39,7 @@ def tune_command(
     ] = False,
     by: Annotated[
         Criterion,
-        typer.Option(help="What each method's best is compared by: speedup, measured in turns, or gflops."),
+        typer.Option(help="What configs within the target are compared by: speedup, measured in turns, or gflops."),
     ] = Criterion.speedup,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
     out: Annotated[Path, typer.Option(help="Folder for merge_config.json and the results.")] = Path("tuned"),
@@ -51,8 +51,9 @@ def tune_command(
     The results show all configs that were tried. The accuracy is that of the data given here: keep other data to
     confirm the choice on, with `hf-tome eval`.
     """
+    from ..config import CONFIG_NAME
     from ..evaluation.task import Progress
-    from ..evaluation.tune import Target, tune
+    from ..evaluation.tune import Target, TuneError, tune
 
     target = Target(max_drop=max_drop, min_agreement=min_agreement, sure=sure)
     job, batch_size = arguments.build(out)
@@ -62,17 +63,17 @@ def tune_command(
             stack.close()  # the bar of the config before
             return stack.enter_context(common.progress(name))
 
-        config, results = tune(
-            job,
-            [name.strip() for name in method.split(",")],
-            target,
-            out=out,
-            by=by.value,
-            batch_size=batch_size,
-            on_progress=on_progress,
-        )
+        methods = [name.strip() for name in method.split(",")]
+        try:
+            config, results = tune(
+                job, methods, target, out=out, by=by.value, batch_size=batch_size, on_progress=on_progress
+            )
+        except TuneError as error:
+            if common.is_main_process():
+                (out / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier run, which these results do not bear out
+                common.write_results(error.results, out)
+            raise ValueError(f"{error} What was tried is in {out}.") from error
     if common.is_main_process():
         config.save_pretrained(out)
-        common.write_results(results, out)
-        common.show_results(results, format)
+        common.publish(results, format, out)
         typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)

@@ -65,4 +65,4 @@ def _prepare(extractor: Any) -> Any:
 
 def label_probabilities(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
     """Return the probability of each label by itself (B, labels)."""
-    return model(**inputs).logits.sigmoid()
+    return model(**inputs).logits.float().sigmoid()  # in half precision many of them would be the same

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 
 from .generation import generation_job, job_arguments, load_generator
 from .generation_data import ImageTexts, data_name, find_column, first_texts, open_rows
+from .intervals import mean_drop
 from .job import Job, JobOptions
 from .metrics import compute
 from .records import Record
 from .samples import Unusable
-from .text_metrics import CaptionScores
+from .text_metrics import CaptionScores, cider_scores
 
 TASK = "image-to-text"
 PROMPT = "Provide a one-sentence caption for the provided image."
@@ -72,6 +73,8 @@ def captioning_job(
 
 
 def score_captions(done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
-    """Return BLEU, ROUGE-L and CIDEr-D."""
-    texts = {"predictions": [one["text"] for one in done], "references": [one["right"] for one in done]}
-    return compute((CaptionScores,), texts)
+    """Return BLEU, ROUGE-L, CIDEr-D, and the points of CIDEr-D lost with their interval."""
+    said, right = [one["text"] for one in done], [one["right"] for one in done]
+    before = [one["text"] for one in unmerged]
+    values = compute((CaptionScores,), {"predictions": said, "references": right})
+    return values | mean_drop(cider_scores(said, right), cider_scores(before, right))

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from .intervals import precision_drop
 from .metrics import TOP_K, Agreement, MeanAveragePrecision, PairedDrop, TopKAccuracy, compute
 from .records import Record
 from .samples import Sample
@@ -40,7 +42,7 @@ class Classes:
         ]
 
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
-        """Return accuracy, agreement and either the drop or the mean average precision."""
+        """Return accuracy, agreement and the drop, of several labels with the mean average precision and its drop."""
         inputs: dict[str, Any] = {
             "predictions": [record["ranked"] for record in done],
             "unmerged": [record["ranked"] for record in unmerged],
@@ -52,7 +54,9 @@ class Classes:
         inputs["targets"] = [
             [int(index in record["label"]) for index in range(len(record["scores"]))] for record in done
         ]
-        return compute((TopKAccuracy, Agreement, MeanAveragePrecision), inputs)
+        values = compute((TopKAccuracy, Agreement, MeanAveragePrecision), inputs)
+        before = np.array([record["scores"] for record in unmerged])
+        return values | precision_drop(np.array(inputs["scores"]), before, np.array(inputs["targets"]))
 
 
 def _reference(record: Record) -> int:

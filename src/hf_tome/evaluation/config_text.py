@@ -38,7 +38,10 @@ def parse_config(text: str) -> MergeConfig:
             raise ValueError(f"Config {text!r}: {part!r} is not key=value; it takes {GRAMMAR}.")
         if key in fields:
             raise ValueError(f"Config {text!r} sets {key!r} twice; leave one out.")
-        fields[key] = _parse_value(value.strip())
+        try:
+            fields[key] = _parse_value(value.strip())
+        except ValueError as error:
+            raise ValueError(f"Config {text!r}: {error}") from error
     try:
         return MergeConfig.from_dict(fields)
     except (ValueError, TypeError) as error:
@@ -72,12 +75,24 @@ def is_unmerged(config: MergeConfig) -> bool:
     return config.layers == () or (config.method != "mame" and not any(numbers))
 
 
+def parse_span(text: str) -> list[int]:
+    """Return the numbers of `0-7`, both ends included, or the one of `4`.
+
+    Raises:
+        ValueError: it is neither, or runs backwards.
+    """
+    first, dash, last = text.partition("-")
+    numbers = list(range(int(first), int(last if dash else first) + 1))
+    if not numbers:
+        raise ValueError(f"{text} runs backwards; write {last}-{first}.")
+    return numbers
+
+
 def _parse_value(value: str) -> Any:
     if value.lower() in _WORDS:
         return _WORDS[value.lower()]
-    span = re.fullmatch(r"(\d+)-(\d+)", value)
-    if span:
-        return list(range(int(span[1]), int(span[2]) + 1))
+    if re.fullmatch(r"\d+-\d+", value):
+        return parse_span(value)
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..image import read_image
+from .job import OptionError
 from .labels import ClassNames
-from .samples import first_line
+from .samples import Unusable, first_line
 from .shards import has_shards, open_shards
 from .source import is_folder
 
@@ -57,6 +58,33 @@ def take(rows: Any, limit: int | None, seed: int) -> Any:
     if limit >= len(rows):
         return rows
     return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
+
+
+def refuse_streaming(streaming: bool, source: str, what: str) -> None:
+    """Refuse to stream what is read piece by piece as it is.
+
+    Raises:
+        OptionError: it is to be streamed.
+    """
+    if streaming:
+        raise OptionError(
+            f"--streaming means nothing to {source}, {what}, which is read as it is needed; it is for data sets of "
+            "the Hub, Parquet files and shards. Leave it out."
+        )
+
+
+def file_split(path: Path, split: str | None) -> str:
+    """Return the split of a single file of samples: its own name, which alone may be asked for.
+
+    Raises:
+        DataError: another one is asked for.
+    """
+    if split not in (None, path.stem, *(["validation"] if path.stem == "val" else [])):
+        raise DataError(
+            f"{path.name} is one file, whose samples are its split {path.stem!r}, and not {split!r}. Leave --split "
+            "out, or give the folder of the files."
+        )
+    return path.stem
 
 
 def image_and_label_columns(rows: Any, source: str) -> tuple[str, str]:
@@ -135,16 +163,23 @@ def label_names(rows: Any, column: str, source: str, described: ClassNames | Non
             "name. Put a classes.csv (columns index,label,name) or a classnames.txt (a name a line, in the order of "
             "the numbers) beside the data, use --labels, or cast the column to ClassLabel with names."
         )
-    found = {name for names in rows[column] for name in names} if several else set(rows.unique(column))
-    return sorted(name for name in found if name is not None)
+    found = {name for names in rows[column] for name in names or ()} if several else set(rows.unique(column))
+    return sorted(name for name in found if name)
 
 
 def open_image(stored: Any) -> Image.Image:
-    """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one."""
+    """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one.
+
+    Raises:
+        Unusable: there is none.
+        OSError, SyntaxError: PIL cannot decode it; a broken one may raise others.
+    """
     from PIL import Image
 
     if isinstance(stored, Image.Image):  # `datasets` has turned what it decodes
         return stored.convert("RGB")
+    if stored is None or (stored["path"] is None and stored["bytes"] is None):
+        raise Unusable("it has no image")
     return read_image(stored["path"] if stored["bytes"] is None else stored["bytes"])
 
 
@@ -160,6 +195,7 @@ def _open_folder(path: Path, streaming: bool) -> dict[str, Any]:
 
     path = path.expanduser()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        refuse_streaming(streaming, str(path), "a data set on disk")
         saved = datasets.load_from_disk(str(path))
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
     if has_shards(path):

@@ -84,8 +84,10 @@ def open_rows(options: JobOptions) -> tuple[Any, str, str, list[str]]:
     if path.suffix in READERS and not path.exists():
         raise DataError(f"There is no file {options.data}.")
     if path.is_file():
-        rows, split = read_table(path), options.split or path.stem
+        data.refuse_streaming(options.streaming, options.data, "a file of samples")
+        rows, split = read_table(path), data.file_split(path, options.split)
     elif is_folder(options.data, "data set") and (tables := _tables(path)):
+        data.refuse_streaming(options.streaming, options.data, "a folder of such files")
         split = data.choose_split(options.data, options.split, list(tables))
         rows = read_table(tables[split])
     else:
@@ -118,8 +120,8 @@ def find_column(columns: Sequence[str], known: Sequence[str], what: str, source:
     return found
 
 
-def as_texts(value: Any, key: str = "") -> list[str]:
-    """Return one text or several as a list.
+def as_values(value: Any, key: str = "") -> list[Any]:
+    """Return one value or several as a list, texts stripped, without those that are empty.
 
     `value` is a string, a number, a list, a list of objects with `key`, or a list written out as a string.
     """
@@ -131,13 +133,19 @@ def as_texts(value: Any, key: str = "") -> list[str]:
         value = value[key] if key in value else list(value.values())
     if not isinstance(value, (list, tuple)):
         value = [value]
-    texts = [one[key] if isinstance(one, Mapping) else one for one in value]
-    return [str(text).strip() for text in texts if text is not None and str(text).strip()]
+    values = [one[key] if isinstance(one, Mapping) else one for one in value]
+    values = [one.strip() if isinstance(one, str) else one for one in values]
+    return [one for one in values if one is not None and str(one).strip()]
+
+
+def first_values(row: Mapping[str, Any], columns: Sequence[str], key: str = "") -> list[Any]:
+    """Return the values of the first of the columns that holds any."""
+    return next((values for name in columns if (values := as_values(row.get(name), key))), [])
 
 
 def first_texts(row: Mapping[str, Any], columns: Sequence[str], key: str = "") -> list[str]:
-    """Return the texts of the first of the columns that holds any."""
-    return next((texts for name in columns if (texts := as_texts(row.get(name), key))), [])
+    """Return the values of the first of the columns that holds any, as texts."""
+    return [str(value).strip() for value in first_values(row, columns, key)]
 
 
 def read_table(path: Path) -> Table:

@@ -22,9 +22,15 @@ CHUNK = 256
 goes through every config."""
 
 
+class OptionError(ValueError):
+    """An option that the task or the data have no use for; wrong usage, as the command line counts it."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class JobOptions:
-    """What to evaluate on what; a task ignores what it has no use for.
+    """What to evaluate on what; `tasks.build_job` refuses what the task has no use for.
 
     Attributes:
         labels: a labels file (see `labels.read_class_names`).

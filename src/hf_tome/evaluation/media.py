@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import data, labels
 from .data import DataError
 from .job import JobOptions
-from .samples import LabelledSamples, stored_path
+from .samples import LabelledSamples, Unusable, stored_path
 from .shards import has_shards
 from .source import is_folder, public_name
 
@@ -26,6 +26,12 @@ SUFFIXES = {
 }
 """By the feature of `datasets`, the files that hold it."""
 
+NO_LABEL = (None, "", -1)
+"""What stands for a label that is not there."""
+
+ENCODING = "utf-8-sig"
+"""Of a list: UTF-8, with the mark that spreadsheets put before it or without."""
+LABEL_COLUMNS = ("label", "labels")
 SEPARATOR = ";"
 """Between the labels of a sample that has several, in the column `labels` of a CSV."""
 
@@ -44,8 +50,10 @@ def open_media(options: JobOptions, kind: str) -> tuple[Any, str, str, str]:
     """
     path = Path(options.data).expanduser()
     if path.suffix == ".csv" and path.is_file():
-        return _read_list(path), options.split or path.stem, "path", _label_column(path)
+        data.refuse_streaming(options.streaming, options.data, "a list of files")
+        return _read_list(path), data.file_split(path, options.split), "path", _label_column(path)
     if is_folder(options.data, "data set") and not _is_data_set(path):
+        data.refuse_streaming(options.streaming, options.data, "a folder of files")
         return _open_folder(path, options.split, kind)
     rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
     return _undecoded(rows, kind, options.data), split, *_columns(rows, kind, options.data)
@@ -71,7 +79,10 @@ def match_rows(
         return to_model[label if isinstance(label, str) else names[label]]
 
     def model_label(label: Any) -> int | tuple[int, ...]:
-        return tuple(sorted(map(index, label))) if isinstance(label, list) else index(label)
+        found = [one for one in (label if isinstance(label, list) else [label]) if one not in NO_LABEL]
+        if not found:
+            raise Unusable("it has no label")
+        return tuple(sorted(map(index, found))) if isinstance(label, list) else index(label)
 
     return LabelledSamples(
         name=public_name(options.data) if Path(options.data).suffix != ".csv" else Path(options.data).stem,
@@ -111,13 +122,13 @@ def stored_source(stored: Any) -> str | bytes:
     if content is not None:
         return content
     if path is None:
-        raise ValueError("it has neither a path nor bytes")
+        raise Unusable("it has neither a path nor bytes")
     return path
 
 
 def _open_folder(path: Path, split: str | None, kind: str) -> tuple[Any, str, str, str]:
     """List `<split>/<class>/<file>`; a folder without split folders is `train`, as in `datasets`."""
-    lists = {file.stem: file for file in sorted(path.glob("*.csv")) if file.name != labels.CLASSES_FILE}
+    lists = {file.stem: file for file in sorted(path.glob("*.csv")) if _is_list(file)}
     folders = {folder.name: folder for folder in sorted(path.iterdir()) if any(_files(folder, kind, "*/*"))}
     if not folders and any(_files(path, kind, "*/*")):
         folders = {"train": path}
@@ -143,24 +154,37 @@ def _files(folder: Path, kind: str, pattern: str) -> list[Path]:
 
 def _read_list(path: Path) -> datasets.Dataset:
     column = _label_column(path)
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding=ENCODING) as file:
         entries = list(csv.DictReader(file))
-    found: list[Any] = [entry[column] for entry in entries]
+    texts = [(entry[column] or "").strip() for entry in entries]  # a short row has no last field
+    found: list[Any] = [text or None for text in texts]
     if column == "labels":
-        found = [[name.strip() for name in names.split(SEPARATOR) if name.strip()] for names in found]
-    return _rows([str(path.parent / entry["path"]) for entry in entries], found, column)
+        found = [[name.strip() for name in text.split(SEPARATOR) if name.strip()] for text in texts]
+    return _rows([str(path.parent / entry["path"]) if entry["path"] else None for entry in entries], found, column)
 
 
 def _label_column(path: Path) -> str:
-    with path.open(newline="", encoding="utf-8") as file:
-        columns = csv.DictReader(file).fieldnames or []
-    found = [name for name in ("label", "labels") if name in columns]
+    columns = _list_columns(path)
+    found = [name for name in LABEL_COLUMNS if name in columns]
     if "path" not in columns or not found:
         raise DataError(f"{path} has the columns {', '.join(columns)}; a list needs 'path' and 'label' (or 'labels').")
     return found[0]
 
 
-def _rows(paths: list[str], found: list[Any], column: str) -> datasets.Dataset:
+def _is_list(path: Path) -> bool:
+    """Tell whether a CSV has the columns of a list of files, rather than notes or the names of the classes."""
+    try:
+        return bool(_label_column(path))
+    except (ValueError, csv.Error):  # what is no UTF-8 is a ValueError too
+        return False
+
+
+def _list_columns(path: Path) -> list[str]:
+    with path.open(newline="", encoding=ENCODING) as file:
+        return list(csv.DictReader(file).fieldnames or [])
+
+
+def _rows(paths: list[str | None], found: list[Any], column: str) -> datasets.Dataset:
     import datasets
 
     return datasets.Dataset.from_dict({"path": paths, column: found})

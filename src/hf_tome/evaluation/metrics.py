@@ -14,9 +14,9 @@ import datasets
 import evaluate
 import numpy as np
 
+from .intervals import RESAMPLES, describe_drop
+
 TOP_K = (1, 5)
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
 
 _CLASS = datasets.Value("int64")
 _RANKED = datasets.Sequence(_CLASS)
@@ -75,10 +75,8 @@ class PairedDrop(evaluate.Metric):
         # Each sample loses, keeps or gains a hit, so a resample is a draw of three counts, whatever their number.
         counts = np.array([(lost == value).sum() for value in (1, 0, -1)])
         drawn = np.random.default_rng(seed).multinomial(len(lost), counts / len(lost), size=resamples)
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(100 * (drawn[:, 0] - drawn[:, 2]) / len(lost), [tail, 1 - tail])
         drop = 100 * int(counts[0] - counts[2]) / len(lost)
-        return {"drop": drop, "drop_low": float(low), "drop_high": float(high)}
+        return describe_drop(drop, 100 * (drawn[:, 0] - drawn[:, 2]) / len(lost))
 
 
 class MeanAveragePrecision(evaluate.Metric):

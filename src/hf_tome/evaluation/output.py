@@ -42,11 +42,14 @@ class Column:
 
     def show(self, row: Mapping[str, Any]) -> str:
         """Return the row's value as text, a dash where it is unknown."""
+        if row[self.key] is None:
+            return "-"
         shown = ["-" if row[key] is None else format(row[key], self.form) for key in self.keys]
         return shown[0] if not self.interval else f"{shown[0]} ({' to '.join(shown[1:])})"
 
 
 COLUMNS = (
+    Column("model", "model"),
     Column("name", "config"),
     Column("top1", "top-1\n%", ".2f"),
     Column("top5", "top-5\n%", ".2f"),
@@ -67,18 +70,26 @@ COLUMNS = (
     Column("new_tokens", "new\ntokens", ".1f"),
 )
 
-QUALITY = ("top1", "accuracy", "cider")
-"""The columns that say how good a model is; of those that the results have, the first is drawn against the cost."""
+QUALITY = {
+    "map": "mean average precision",
+    "top1": "top-1 accuracy",
+    "accuracy": "accuracy",
+    "cider": "CIDEr-D",
+}
+"""The columns that say how good a model is, and their names; the first that results have is drawn against the cost."""
 
 WORDS = {"unit": "images", "tokens": "tokens\nat end", "same": "that get the same class as from"}
 """What headers and notes call things, where a task has no words of its own."""
 
+SEVERAL = "several"
+"""In place of the task of results that were put together."""
 TEXT_WORDS = {"tokens": "image\ntokens", "same": "of which is said, to the letter, the same as by"}
 TASK_WORDS = {
     "video-classification": {"unit": "clips"},
     "audio-classification": {"unit": "recordings"},
     "image-to-text": TEXT_WORDS,
     "visual-question-answering": {**TEXT_WORDS, "unit": "questions"},
+    SEVERAL: {"unit": "samples"},
 }
 
 COLUMN_NOTES = {
@@ -130,7 +141,7 @@ def notes(results: Results) -> str:
     """Return what the columns of the results mean, in a paragraph."""
     row = results.rows[0]
     texts = {**COLUMN_NOTES, **(TEXT_NOTES if "new_tokens" in row else {})}
-    called = {**words(results), "quality": "top-1 accuracy" if "top1" in row else "accuracy"}
+    called = {**words(results), "quality": QUALITY[quality(row).key]}
     return " ".join(text.format(**called) for key, text in texts.items() if key in row)
 
 
@@ -138,6 +149,17 @@ def measured_on(results: Results) -> str | None:
     """Return the day of the measurement (UTC), `None` where the results are of a version that did not note it."""
     date = results.environment.get("date")
     return None if date is None else date[:10]
+
+
+def join(several: Mapping[str, Results]) -> Results:
+    """Return the results of several models as one, whose rows name their model; for CSV and Markdown.
+
+    A row has all columns that any of them has, `None` where its own results have no such column.
+    """
+    first = next(iter(several.values()))
+    keys = dict.fromkeys(key for results in several.values() for row in results.rows for key in row)
+    rows = [{"model": name, **dict.fromkeys(keys), **row} for name, results in several.items() for row in results.rows]
+    return Results(first.environment, {**first.run, "task": SEVERAL, "model": ", ".join(several)}, first.data, rows)
 
 
 def to_json(results: Results) -> str:
@@ -158,7 +180,7 @@ def to_csv(results: Results) -> str:
 def to_markdown(results: Results) -> str:
     """Return the rows as a Markdown table."""
     header = "| " + " | ".join(column.one_line_header(words(results)) for column in columns(results)) + " |"
-    ruler = "|" + "|".join("---" if column.key == "name" else "---:" for column in columns(results)) + "|"
+    ruler = "|" + "|".join("---" if column.key in ("model", "name") else "---:" for column in columns(results)) + "|"
     rows = ["| " + " | ".join(column.show(row) for column in columns(results)) + " |" for row in results.rows]
     return "\n".join([header, ruler, *rows]) + "\n"
 
@@ -181,7 +203,7 @@ def to_table(results: Results) -> str:
     # Piped output has no width of its own, and would be wrapped at 80 columns.
     console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
     with console.capture() as capture:
-        console.print(_summary(results), table, sep="\n", highlight=False)
+        console.print(_summary(results), table, *results.run.get("notes", ()), sep="\n", highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 

@@ -31,31 +31,53 @@ _DISTANCES = range(12, 100, 8)  # points from the marker to the middle of the la
 _PADDING = 2  # pixels kept free around labels
 
 
+def panels(results: Results) -> list[tuple[str, str]]:
+    """Return what can be drawn against: the keys that any row has a value of, and the labels of their axes."""
+    found = []
+    for key, label in PANELS:
+        known = len(_rows_with(results.rows, key))
+        some = "" if known == len(results.rows) else f", known of {known} of {len(results.rows)} configs"
+        if known:
+            found.append((key, label.format(unit=unit(results)) + some))
+    return found
+
+
 def plot_pareto(results: Results, path: Path) -> None:
-    """Draw accuracy, or CIDEr for captions, against GFLOPs and against speed and write it as PNG."""
+    """Draw the quality (see `output.QUALITY`) against GFLOPs and against speed, where known, and write it as PNG.
+
+    Raises:
+        ValueError: neither is known of any config (see `panels`).
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    drawn = panels(results)
+    if not drawn:
+        raise ValueError("There are neither GFLOPs nor speeds of any config to draw against.")
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = [panel for panel in PANELS if all(row[panel[0]] is not None for row in results.rows)]
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (key, label) in zip(axes, panels):
-        _scatter(axis, results.rows, key, label.format(unit=unit(results)))
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for axis, (key, label) in zip(axes, drawn):
+        _scatter(axis, results.rows, key, label)
     data = results.data
     figure.suptitle(
-        f"{results.run['model']} on {data['id']}, {data['num_samples']} {unit(results)} of split {data['split']}"
+        f"{results.run['model']} on {data['id']}, {data['num_samples']} {unit(results)} of split {data['split']}",
+        parse_math=False,  # a name may hold a dollar sign
     )
     _legend(axes[0], results.rows)
     canvas.draw()  # the layout must be settled before labels are placed in pixels
     figure.set_layout_engine("none")
-    for axis, (key, _) in zip(axes, panels):
-        _label_points(axis, results.rows, key)
+    for axis, (key, _) in zip(axes, drawn):
+        _label_points(axis, _rows_with(results.rows, key), key)
     figure.savefig(path, dpi=figure.dpi)
 
 
+def _rows_with(rows: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get(key) is not None]
+
+
 def _scatter(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
-    for row in rows:
+    for row in _rows_with(rows, key):
         axis.scatter(row[key], row[quality(row).key], s=45, color=_colour(row), zorder=3)
     axis.axhline(rows[0][quality(rows[0]).key], color=COLOURS["unmerged"], linewidth=0.8, linestyle=":", zorder=1)
     axis.margins(MARGIN)
@@ -87,6 +109,7 @@ def _label_points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> No
             ha="center",
             va="center",
             color=_colour(row),
+            parse_math=False,
         )
         size = label.get_window_extent()
         box = _free_spot(point, size.width, size.height, taken, axis.get_window_extent())
@@ -102,6 +125,7 @@ def _label_points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> No
             ha="center",
             va="center",
             color=_colour(row),
+            parse_math=False,
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
         )
 

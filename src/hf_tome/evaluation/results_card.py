@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,16 @@ from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 
 from ..config import CONFIG_NAME, MergeConfig
 from .config_text import parse_config
-from .output import measured_on, notes, quality, to_markdown, unit
+from .output import QUALITY, measured_on, notes, quality, to_markdown, unit
 from .results import Results
 
 RESULTS, PLOT = "results.json", "pareto.png"
+NEEDED = {
+    "environment": ("packages", "device_name", "device", "threads", "platform", "python"),
+    "run": ("task", "model"),
+    "data": ("id", "split", "num_samples", "skipped"),
+}
+"""What a card says, by part of the results."""
 METRICS = {
     "top1": ("accuracy", "top-1 accuracy"),
     "top5": ("accuracy", "top-5 accuracy"),
@@ -73,19 +79,38 @@ def read_results(path: Path) -> Results:
     """
     file = path / RESULTS if path.is_dir() else path
     try:
-        return Results(**json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
+        results = Results(**json.loads(file.read_text(encoding="utf-8")))
+        missing = list(_missing(results))
+    except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} does not hold results of `hf-tome eval` or `sweep`: {error}.") from error
+    if missing:
+        raise ValueError(f"{file} does not hold whole results of `hf-tome eval` or `sweep`: {missing[0]} is missing.")
+    return results
+
+
+def _missing(results: Results) -> Iterator[str]:
+    """Yield what a card needs and the results lack."""
+    for part, needed in NEEDED.items():
+        yield from (f"{part}.{key}" for key in needed if key not in getattr(results, part))
+    if not results.rows:
+        yield "a row"
+    for row in results.rows:
+        needed = ("config", "name", "speedup", *results.rows[0])
+        yield from (f"{key} of the row {row.get('name', '?')!r}" for key in needed if key not in row)
+        if not any(key in row for key in QUALITY):
+            yield f"the quality of the row {row.get('name', '?')!r}"
 
 
 def choose_row(results: Results, config: str | None) -> dict[str, Any]:
     """Return the row of a merge config; without one, the only row that merges.
 
     Raises:
-        ValueError: there is no such row, or a choice of several; the message lists them.
+        ValueError: no row merges, there is no such row, or a choice of several; the message lists them.
     """
     rows = [row for row in results.rows[1:] if "control" not in row]
-    names = ", ".join(row["name"] for row in rows) or "none"
+    if not rows:
+        raise ValueError("The results hold the unmerged model alone; evaluate it with a --config that merges first.")
+    names = ", ".join(row["name"] for row in rows)
     if config is None:
         if len(rows) != 1:
             raise ValueError(f"The results hold these merge configs: {names}. Choose the card's with --config.")

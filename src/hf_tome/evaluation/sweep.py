@@ -13,7 +13,7 @@ import torch
 from ..apply import apply, remove
 from ..config import METHOD_FIELDS, MergeConfig
 from ..report import Report, report
-from .config_text import format_config
+from .config_text import format_config, is_unmerged
 from .inputs import prepare
 from .job import Inputs, Job
 from .samples import Sample
@@ -48,12 +48,18 @@ class Grid:
         """Return all configs of the grid.
 
         Raises:
-            ValueError: an unknown method, or a value out of range.
+            ValueError: an unknown method, a value out of range, or a config that merges nothing.
         """
         unknown = [method for method in self.methods if method not in METHOD_FIELDS]
         if unknown:
             raise ValueError(f"Unknown method {unknown[0]!r}; known are {', '.join(METHOD_FIELDS)}.")
-        return [MergeConfig(**fields) for method in self.methods for fields in self._fields(method)]
+        configs = [MergeConfig(**fields) for method in self.methods for fields in self._fields(method)]
+        idle = next((config for config in configs if is_unmerged(config)), None)
+        if idle is not None:
+            raise ValueError(
+                f"{format_config(idle)} of the grid merges nothing; the unmerged model always runs, so leave it out."
+            )
+        return configs
 
     def _fields(self, method: str) -> Iterable[dict[str, Any]]:
         if "threshold" in METHOD_FIELDS[method]:
@@ -89,6 +95,8 @@ def with_controls(
     variants: dict[str, Variant] = {}
     for config in configs:
         cost = _measure(job, config, batches)
+        if cost.tokens[0] == cost.tokens[-1]:
+            notes.append(f"{format_config(config)} merges nothing in the {len(samples)} samples that it was tried on")
         controls = [_random_pruning(config, cost), *_downsampled(cost, sizes)]
         for variant in (Variant(format_config(config), config), *controls):
             variants.setdefault(variant.name, variant)

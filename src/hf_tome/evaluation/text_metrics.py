@@ -20,6 +20,7 @@ from .metrics import info, percent
 CONSENSUS = 10
 """Answers that a question of VQA has, of which three make a right answer."""
 AGREEING = 3
+NEEDS = "Captions are scored by pycocoevalcap: pip install 'hf_tome[captions]'."
 
 _TEXT = datasets.Value("string")
 _TEXTS = datasets.Sequence(_TEXT)
@@ -87,19 +88,16 @@ class CaptionScores(evaluate.Metric):
     def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
         try:
             from pycocoevalcap.bleu.bleu import Bleu
-            from pycocoevalcap.cider.cider import Cider
             from pycocoevalcap.rouge.rouge import Rouge
         except ImportError as error:
-            raise ImportError("Captions are scored by pycocoevalcap: pip install 'hf_tome[captions]'.") from error
+            raise ImportError(NEEDS) from error
 
-        said = {index: [caption_tokens(text)] for index, text in enumerate(predictions)}
-        right = {index: [caption_tokens(text) for text in texts] for index, texts in enumerate(references)}
+        said, right = _tokenized(predictions, references)
         bleu = Bleu(4).compute_score(right, said, verbose=0)[0]
-        rouge, cider = (scorer.compute_score(right, said)[0] for scorer in (Rouge(), Cider()))
         return {
             **{f"bleu{n}": 100 * float(value) for n, value in enumerate(bleu, start=1)},
-            "rouge_l": 100 * float(rouge),
-            "cider": 100 * float(cider),
+            "rouge_l": 100 * float(Rouge().compute_score(right, said)[0]),
+            "cider": float(np.mean(cider_scores(predictions, references))),
         }
 
 
@@ -129,6 +127,28 @@ class SameText(evaluate.Metric):
 
     def _compute(self, predictions: Any, unmerged: Any, **_: Any) -> dict[str, float]:
         return {"agreement": percent(np.array([one == other for one, other in zip(predictions, unmerged)]))}
+
+
+def cider_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return the CIDEr-D of each caption, times 100; words are weighed by the references of all.
+
+    Raises:
+        ImportError: pycocoevalcap is missing.
+    """
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise ImportError(NEEDS) from error
+    said, right = _tokenized(predictions, references)
+    return 100 * np.asarray(Cider().compute_score(right, said)[1])
+
+
+def _tokenized(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    said = {index: [caption_tokens(text)] for index, text in enumerate(predictions)}
+    right = {index: [caption_tokens(text) for text in texts] for index, texts in enumerate(references)}
+    return said, right
 
 
 def hits(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[bool]:

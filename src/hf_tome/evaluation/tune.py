@@ -14,15 +14,16 @@ import torch
 from ..apply import apply, remove
 from ..benchmark import interleave, ratio
 from ..config import METHOD_FIELDS, MergeConfig
+from ..flops import token_counts
 from ..oracle import twin
-from ..report import report
+from ..report import Report, report
 from .config_text import format_config
 from .data import DataError
 from .inputs import first_batch
 from .job import Job
-from .output import QUALITY
+from .output import quality
 from .results import Results
-from .task import Progress, evaluate
+from .task import Progress, evaluate, gflops
 from .variants import UNMERGED
 
 THRESHOLDS = tuple(step / 100 for step in range(98, 38, -2))
@@ -37,7 +38,15 @@ ROUNDS = 10
 
 
 class TuneError(ValueError):
-    """No config meets the target; the message says how near the mildest ones come."""
+    """No config meets the target; the message says how near the mildest ones come.
+
+    Attributes:
+        results: of the configs that were tried.
+    """
+
+    def __init__(self, message: str, results: Results):
+        super().__init__(message)
+        self.results = results
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,18 @@ class Target:
     sure: bool = False
 
     def __post_init__(self) -> None:
+        if not self.max_drop >= 0:
+            raise ValueError(f"The drop that is allowed is {self.max_drop:g} points; it takes a number of at least 0.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 100:
             raise ValueError(f"The least agreement is {self.min_agreement}; it takes a percentage, 0 to 100.")
 
     def drop(self, row: Mapping[str, Any], unmerged: Mapping[str, Any]) -> float:
         """Return the points that a row loses."""
-        if self.sure and "drop_high" in row:
+        if self.sure and "drop_high" not in row:
+            raise ValueError("These results have no interval of the drop, which `sure` needs.")
+        if self.sure:
             return row["drop_high"]
-        metric = next(name for name in ("map", *QUALITY) if name in row)
+        metric = quality(row).key
         return unmerged[metric] - row[metric]
 
     def met(self, row: Mapping[str, Any], unmerged: Mapping[str, Any]) -> bool:
@@ -72,7 +85,9 @@ class Target:
 
 
 def candidates(job: Job, method: str) -> list[MergeConfig]:
-    """Return configs of a method from mild to strong: of r from 1 to twice what leaves no tokens, or of thresholds.
+    """Return configs of a method from mild to strong: of thresholds, or of r from 1 to twice what leaves no tokens.
+
+    A larger r that would leave as many tokens after every block is left out.
 
     Raises:
         ValueError: an unknown method.
@@ -81,8 +96,14 @@ def candidates(job: Job, method: str) -> list[MergeConfig]:
         raise ValueError(f"Unknown method {method!r}; known are {', '.join(METHOD_FIELDS)}.")
     if "threshold" in METHOD_FIELDS[method]:
         return [MergeConfig(method=method, threshold=threshold) for threshold in THRESHOLDS]
-    tokens, blocks = _size(job)
-    return [MergeConfig(method=method, r=r) for r in range(1, max(2, 2 * tokens // blocks) + 1)]
+    tower = _unmerged_report(job).towers[0]
+    counts = tower.tokens or ()
+    tokens, blocks = int(counts[0][0]), len(counts)
+    by_path: dict[tuple, MergeConfig] = {}
+    for r in range(1, max(2, 2 * tokens // blocks) + 1):
+        path = tuple(token_counts(tokens, tower.num_special, [r] * blocks))
+        by_path.setdefault(path, MergeConfig(method=method, r=r))
+    return list(by_path.values())
 
 
 def tune(
@@ -98,8 +119,9 @@ def tune(
     """Return the config that gains most within the target, and the results of all that were tried.
 
     Along each method's candidates the strongest one within the target is found by bisection, which takes for granted
-    that a stronger merge costs more. Those of all methods are then timed in turns with the unmerged model, on one
-    batch, and the best by the criterion wins; the others have no speed, since they ran at different times.
+    that a stronger merge costs more. They, and for the speed-up also the milder ones that were found to be within the
+    target, are then timed in turns with the unmerged model, on one batch, and the best by the criterion wins; the
+    others have no speed, since they ran at different times. A note says so where it is no faster than unmerged.
 
     Args:
         job: the model, its data and how the two meet.
@@ -112,13 +134,16 @@ def tune(
 
     Raises:
         TuneError: no config is within the target.
-        ValueError: an unknown method or criterion, or what `evaluate` raises.
+        ValueError: an unknown method or criterion, GFLOPs that are not known, or what `evaluate` raises.
     """
     if by not in CRITERIA:
         raise ValueError(f"Unknown criterion {by!r}; known are {', '.join(CRITERIA)}.")
     target = target or Target()
+    lines = [candidates(job, method) for method in methods]  # an unknown method is found before any runs
+    if by == "gflops" and gflops(_unmerged_report(job)) is None:
+        raise ValueError(f"The GFLOPs of {job.model_name} are not known; tune by the measured speed-up.")
     tried: list[MergeConfig] = []
-    best: dict[str, MergeConfig] = {}
+    within: dict[str, list[MergeConfig]] = {}
 
     def is_met(config: MergeConfig) -> bool:
         tried.append(config)
@@ -126,32 +151,50 @@ def tune(
         found = evaluate(job, [config], batch_size=batch_size, on_progress=update, out=out, speedups=False)
         unmerged, row = found.rows
         if target.met(row, unmerged):
-            best[config.method] = config  # bisection moves on to stronger ones
+            within.setdefault(config.method, []).append(config)  # bisection moves on to stronger ones
             return True
         return False
 
-    for method in methods:
-        _bisect(candidates(job, method), is_met)
+    for line in lines:
+        _bisect(line, is_met)
     results = evaluate(job, tried, batch_size=batch_size, out=out)  # all are done; this puts them in one table
-    if not best:
-        raise TuneError(_explain(results.rows[1:], results.rows[0], target))
-    _time(job, list(best.values()), results, batch_size)
+    compared = [one for found in within.values() for one in (found if by == "speedup" else found[-1:])]
+    _time(job, compared, results, batch_size)
+    if not compared:
+        message = _explain(results.rows[1:], results.rows[0], target)
+        results.run["notes"] = [message, *results.run.get("notes", ())]
+        raise TuneError(message, results)
     rows = {row["name"]: row for row in results.rows}
-    found = {name: rows[name] for name in map(format_config, best.values())}
-    chosen = max(found, key=lambda name: found[name]["speedup"] if by == "speedup" else -found[name]["gflops"])
-    results.run["notes"] = [f"chosen by {CRITERIA[by]} among the strongest within the target: {chosen}"]
-    return next(config for config in best.values() if format_config(config) == chosen), results
+    chosen = max(compared, key=lambda config: _gain(rows[format_config(config)], by))
+    note = _summarize(rows[format_config(chosen)], by, len(compared))
+    results.run["notes"] = [note, *results.run.get("notes", ())]
+    return chosen, results
+
+
+def _gain(row: Mapping[str, Any], by: str) -> float:
+    return row["speedup"] if by == "speedup" else -row["gflops"]
+
+
+def _summarize(row: Mapping[str, Any], by: str, compared: int) -> str:
+    """Return the note on the chosen config: what it was chosen by, and if so that it is no faster than unmerged."""
+    chosen = f"chosen by {CRITERIA[by]} among the {compared} within the target that were compared: {row['name']}"
+    if row["speedup"] > 1:
+        return chosen
+    slower = f"it runs {row['speedup']:.2f} times as fast as the unmerged model on this machine, so it is no faster"
+    return f"{chosen}; {slower}" + (", and neither is any of the others" if by == "speedup" and compared > 1 else "")
 
 
 @torch.inference_mode()
 def _time(job: Job, configs: Sequence[MergeConfig], results: Results, batch_size: int) -> None:
     """Give the unmerged row and those of some configs the speed measured in turns, and the others none."""
+    seconds: dict[str, list[float]] = {}
     batch = first_batch(job, batch_size)
     if batch is None:  # all files vanished since they were evaluated
         raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
-    models = {UNMERGED: job.model} | {format_config(config): apply(twin(job.model), config) for config in configs}
-    runs = {name: partial(job.run, model, batch.inputs) for name, model in models.items()}
-    seconds = interleave(runs, ROUNDS, device=job.model.device)
+    if configs:
+        models = {UNMERGED: job.model} | {format_config(config): apply(twin(job.model), config) for config in configs}
+        runs = {name: partial(job.run, model, batch.inputs) for name, model in models.items()}
+        seconds = interleave(runs, ROUNDS, device=job.model.device)
     for row in results.rows:
         is_timed = row["name"] in seconds
         row["samples_per_second"] = len(batch.samples) / median(seconds[row["name"]]) if is_timed else None
@@ -170,18 +213,17 @@ def _bisect(configs: Sequence[MergeConfig], is_met: Callable[[MergeConfig], bool
 
 
 @torch.inference_mode()
-def _size(job: Job) -> tuple[int, int]:
-    """Return the tokens and the blocks of the model on one sample."""
+def _unmerged_report(job: Job) -> Report:
+    """Return the report of the model on one sample, merging nothing."""
     batch = first_batch(job, 1)
     if batch is None:
         raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
     apply(job.model, MergeConfig())
     try:
         job.run(job.model, batch.inputs)
-        tokens = report(job.model).towers[0].tokens or ()
+        return report(job.model)
     finally:
         remove(job.model)
-    return int(tokens[0][0]), len(tokens)
 
 
 def _explain(rows: Sequence[Mapping[str, Any]], unmerged: Mapping[str, Any], target: Target) -> str:

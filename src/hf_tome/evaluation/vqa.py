@@ -11,15 +11,15 @@ A data set has the same columns, or others of the names below; options can also 
 `vqa_job` takes a list of such dictionaries whose `image` is a PIL image.
 
 A free answer is right if it is one of the right ones as VQA compares them (`text_metrics.normal_answer`). Of options
-the model is shown letters, and what it says is read: a letter (`B`, `(b)`, `B. dog`, `The answer is B`) or one option
-word for word; anything else is wrong. That needs no likelihoods, which differ between tokenizers, and scores what a
-user would read; `answered` says how often a choice could be read at all. The answer in the data is an option's text,
-its letter or its index from 0, in this order.
+the model is shown letters, and what it says is read (`choices.read_choice`): a letter (`B`, `(b)`, `B. dog`, `The
+answer is B`) or one option word for word; anything else is wrong. That needs no likelihoods, which differ between
+tokenizers, and scores what a user would read; `answered` says how often a choice could be read at all. The answer in
+the data is the option's index from 0 where it is a number, and where it is a text (always in a CSV) the option's text,
+its letter or its index, in this order.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase as LETTERS
 from typing import Any
@@ -27,14 +27,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from .choices import read_choice, right_letter
 from .data import DataError
 from .generation import generation_job, job_arguments, load_generator
-from .generation_data import ImageTexts, as_texts, data_name, find_column, first_texts, open_rows
+from .generation_data import ImageTexts, as_values, data_name, find_column, first_texts, first_values, open_rows
 from .job import Job, JobOptions
 from .metrics import PairedDrop, compute, percent
 from .records import Record
 from .samples import Unusable
-from .text_metrics import AnswerAccuracy, hits, normal_answer
+from .text_metrics import AnswerAccuracy, hits
 
 TASK = "visual-question-answering"
 PLACE = "{question}"
@@ -45,9 +46,6 @@ MAX_NEW_TOKENS = 16
 QUESTION_COLUMNS = ("question", "query")
 ANSWER_COLUMNS = ("answers", "answer", "multiple_choice_answer", "label")
 CHOICE_COLUMNS = ("choices", "options")
-
-_LETTER_FIRST = re.compile(r"^\(?([A-Za-z])(?:\)|[.:,]|$)")
-_LETTER_NAMED = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b")
 
 
 def visual_question_answering(options: JobOptions) -> Job:
@@ -96,16 +94,16 @@ def vqa_job(
     free, choice = _templates(prompt)
 
     def read_row(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        question, answers = first_texts(row, QUESTION_COLUMNS), first_texts(row, ANSWER_COLUMNS, "answer")
+        question, answers = first_texts(row, QUESTION_COLUMNS), first_values(row, ANSWER_COLUMNS, "answer")
         if not question:
             raise Unusable("it has no question")
         if not answers:
             raise Unusable("it has no answer")
         choices = _choices(row)
         if not choices:
-            return free.replace(PLACE, question[0]), {"answers": answers}
-        right = {"answers": [_right_letter(answers[0], choices)], "choices": choices}
-        listed = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices)]
+            return free.replace(PLACE, question[0]), {"answers": [str(answer) for answer in answers]}
+        right = {"answers": [right_letter(answers[0], choices)], "choices": [str(choice) for choice in choices]}
+        listed = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices)]
         return choice.replace(PLACE, "\n".join([question[0], *listed])), right
 
     samples = ImageTexts(data_name, split, rows, image_column, read_row)
@@ -132,16 +130,6 @@ def score_answers(done: Sequence[Record], unmerged: Sequence[Record]) -> dict[st
     return {**values, "answered": percent(np.array(of_choices))} if of_choices else values
 
 
-def read_choice(text: str, choices: Sequence[str]) -> str:
-    """Return the letter of the option that a text chooses, or "" if none can be read."""
-    letters = LETTERS[: len(choices)]
-    found = _LETTER_FIRST.match(text.strip()) or _LETTER_NAMED.search(text)
-    if found and found[1].upper() in letters:
-        return found[1].upper()
-    same = [letter for letter, option in zip(letters, choices) if normal_answer(option) == normal_answer(text)]
-    return same[0] if len(same) == 1 else ""
-
-
 def _answer(record: Record) -> str:
     choices = record["right"].get("choices")
     return record["text"] if choices is None else read_choice(record["text"], choices)
@@ -154,20 +142,8 @@ def _templates(prompt: str | None) -> tuple[str, str]:
     return prompt or PROMPT, prompt or CHOICE_PROMPT
 
 
-def _choices(row: Mapping[str, Any]) -> list[str]:
-    choices = first_texts(row, CHOICE_COLUMNS) or [text for letter in LETTERS for text in as_texts(row.get(letter))]
+def _choices(row: Mapping[str, Any]) -> list[Any]:
+    choices = first_values(row, CHOICE_COLUMNS) or [one for letter in LETTERS for one in as_values(row.get(letter))]
     if len(choices) == 1 or len(choices) > len(LETTERS):
         raise Unusable(f"it has {len(choices)} options to choose from; 2 to {len(LETTERS)} are possible")
     return choices
-
-
-def _right_letter(answer: str, choices: Sequence[str]) -> str:
-    letters = LETTERS[: len(choices)]
-    if answer in choices:
-        return letters[choices.index(answer)]
-    letter = answer.strip("(). ").upper()
-    if len(letter) == 1 and letter in letters:
-        return letter
-    if answer.isdigit() and int(answer) < len(choices):
-        return letters[int(answer)]
-    raise Unusable(f"its answer {answer!r} is none of the {len(choices)} options, by text, letter or index from 0")

@@ -65,7 +65,7 @@ def zero_shot_classification(options: JobOptions) -> Job:
         prepare_images(processor),
         image_scores(class_embeddings(model, options.model, classes.names, templates)),
         Classes(),
-        settings={"classes": len(classes.names), "templates": len(templates)},
+        settings={"classes": len(classes.names), "templates": len(templates), **_notes(classes.names)},
         depends_on={
             "class names": classes.names,
             "templates": templates,
@@ -149,12 +149,31 @@ def image_scores(embeddings: torch.Tensor) -> Callable[[PreTrainedModel, Inputs]
     return scores
 
 
+def _notes(names: Sequence[str]) -> dict[str, list[str]]:
+    if len(names) > 1:
+        return {}
+    return {"notes": [f"the only class is {names[0]!r}, so that every image is right: give --class-names of more"]}
+
+
 def _features(output: object) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output  # type: ignore[attr-defined]
 
 
 def _read_list(file: Path) -> list[str] | dict[str, str]:
-    text = file.read_text(encoding="utf-8")
-    if text.lstrip().startswith(("[", "{")) and file.suffix == ".json":
-        return json.loads(text)
-    return [line for line in text.splitlines() if line.strip()]
+    """Return the lines of a file, or the texts of a JSON list or object.
+
+    Raises:
+        LabelError: it is no UTF-8, or JSON with anything but texts.
+        OSError: there is no such file.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix != ".json" or not text.lstrip().startswith(("[", "{")):
+            return [line for line in text.splitlines() if line.strip()]
+        found = json.loads(text)
+    except ValueError as error:  # of the encoding or of JSON
+        raise LabelError(f"{file} cannot be read: {error}.") from error
+    wrong = [one for one in (found.values() if isinstance(found, dict) else found) if not isinstance(one, str)]
+    if wrong:
+        raise LabelError(f"{file} holds {wrong[0]!r}; it takes texts alone, in a list or in an object.")
+    return found

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from .drawing import count_tokens
-from .image import enlarged, merged_image
+from .drawing import PRUNED, count_tokens
+from .image import enlarged, merged_image, size_heatmap
 from .sheet import GAP, contact_sheet, readable_scale
 from .traced import Traced
 from .video import followed_frames, merged_frames, moving_token, token_at
@@ -24,7 +25,12 @@ _STEPS = 8  # of a clip that a sheet has room for
 
 
 def compare_sheet(
-    traced: Sequence[Traced], names: Sequence[str], *, all_blocks: bool = False, follow: Follow = True
+    traced: Sequence[Traced],
+    names: Sequence[str],
+    *,
+    all_blocks: bool = False,
+    follow: Follow = True,
+    heat: bool = False,
 ) -> Image.Image:
     """Draw one input under several merge configs.
 
@@ -36,12 +42,13 @@ def compare_sheet(
         traced: the same input, once for each config.
         names: what to call the configs.
         follow: of a clip, `moving_token`, or the token at a pixel (x, y) or (x, y, frame), or `False` for none.
+        heat: of an image or a spectrogram, draw how many patches each token holds (see `size_heatmap`).
     """
     if traced[0].grid.steps > 1:
         return _clip_sheet(traced, names, all_blocks, follow)
     view, grid = traced[0].frames[0], traced[0].grid
     scale, blocks = readable_scale(view, grid), _blocks(traced[0], all_blocks)
-    columns = [[merged_image(view, one.sources[block], grid, scale=scale) for block in blocks] for one in traced]
+    columns = [[_drawn(one, block, scale, heat) for block in blocks] for one in traced]
     labels = [[_label(one, name, block, all_blocks) for block in blocks] for one, name in zip(traced, names)]
     wide = view.width > _WIDE * view.height
     if len(traced) == 1 or wide:  # nothing to compare along the rows, so fill them
@@ -53,7 +60,9 @@ def compare_sheet(
     return contact_sheet([picture for row in rows for picture in row], 1 + len(traced), texts)
 
 
-def compare_pictures(traced: Sequence[Traced], names: Sequence[str], *, follow: Follow = True) -> list[Image.Image]:
+def compare_pictures(
+    traced: Sequence[Traced], names: Sequence[str], *, follow: Follow = True, heat: bool = False
+) -> list[Image.Image]:
     """Return the pictures of an animation of one input under several merge configs, side by side.
 
     Of an image or a spectrogram a picture a block; of a clip a picture a frame.
@@ -65,10 +74,20 @@ def compare_pictures(traced: Sequence[Traced], names: Sequence[str], *, follow: 
     shown = enlarged(view, scale)
     pictures = []
     for block in _blocks(traced[0], True):
-        merged = [merged_image(view, one.sources[block], grid, scale=scale) for one in traced]
+        merged = [_drawn(one, block, scale, heat) for one in traced]
         labels = ["input", *(_label(one, name, block, True) for one, name in zip(traced, names))]
         pictures.append(contact_sheet([shown, *merged], 1 if wide else None, labels))
     return pictures
+
+
+def _drawn(traced: Traced, block: int, scale: int, heat: bool) -> Image.Image:
+    view, source, grid = traced.frames[0], traced.sources[block], traced.grid
+    if not heat:
+        return merged_image(view, source, grid, scale=scale)
+    kept = source[source != PRUNED]
+    sizes = torch.zeros_like(source)
+    sizes[source != PRUNED] = kept.bincount()[kept]
+    return size_heatmap(sizes, grid, view, scale=scale)
 
 
 def _clip_sheet(traced: Sequence[Traced], names: Sequence[str], all_blocks: bool, follow: Follow) -> Image.Image:
