@@ -23,7 +23,27 @@ from .video import VideoError, frame_count, is_frame, read_frames, reason, stack
 logger = logging.getLogger(__name__)
 
 
-class UniformVideoPipeline(VideoClassificationPipeline):
+class _NotesErrors(transformers.Pipeline):
+    """What is unreadable in a list has an error for a result, whose inputs stand in for its own in the batch."""
+
+    def run_single(self, inputs: Any, preprocess_params: Any, forward_params: Any, postprocess_params: Any) -> Any:
+        """Classify one input, raising what a list would note in its result."""
+        preprocess_params = {**preprocess_params, "skip_unreadable": False}
+        return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        error = model_inputs.pop("error")
+        return {"logits": self.model(**model_inputs).logits, "error": error}
+
+    def postprocess(self, model_outputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return labels and scores of one input, or its error."""
+        if model_outputs["error"] is not None:
+            return _unread(model_outputs["error"])
+        plain: Any = super().postprocess  # type: ignore[safe-super]
+        return plain(SimpleNamespace(logits=model_outputs["logits"]), **kwargs)
+
+
+class UniformVideoPipeline(_NotesErrors, VideoClassificationPipeline):  # type: ignore[misc]
     """Video classification on frames sampled uniformly over the clip, from files, bytes or frames already decoded.
 
     A clip is a path, a link, the bytes of a file, an array (T, H, W, 3) or a list of T frames; a list or generator of
@@ -43,11 +63,6 @@ class UniformVideoPipeline(VideoClassificationPipeline):
             raise ValueError("Frames are sampled uniformly over the clip, so there is no `frame_sampling_rate`.")
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess if decoder is None else {**preprocess, "decoder": decoder}, forward, postprocess
-
-    def run_single(self, inputs: Any, preprocess_params: Any, forward_params: Any, postprocess_params: Any) -> Any:
-        """Classify one clip, raising what a list would note in the clip's result."""
-        preprocess_params = {**preprocess_params, "skip_unreadable": False}
-        return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
 
     def preprocess(  # type: ignore[override]
         self, video: Any, num_frames: int | None = None, decoder: str | None = None, skip_unreadable: bool = True
@@ -80,31 +95,14 @@ class UniformVideoPipeline(VideoClassificationPipeline):
             inputs = self.image_processor(list(frames), return_tensors="pt")  # type: ignore[misc]
         return inputs.to(self.dtype)
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        error = model_inputs.pop("error")
-        return {"logits": self.model(**model_inputs).logits, "error": error}
 
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: Any, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        """Return labels and scores of one clip, or its error."""
-        if model_outputs["error"] is not None:
-            return _unread(model_outputs["error"])
-        return super().postprocess(SimpleNamespace(logits=model_outputs["logits"]), **kwargs)
-
-
-class ResamplingAudioPipeline(AudioClassificationPipeline):
+class ResamplingAudioPipeline(_NotesErrors, AudioClassificationPipeline):  # type: ignore[misc]
     """Audio classification that reads and resamples with PyAV, so that it needs neither ffmpeg nor torchaudio.
 
     A recording is a path, a link, the bytes of a file, samples, or a dictionary of samples with their rate. One that
     cannot be read, or that the processor refuses, raises an `AudioError` if it is the only one; in a list or generator
     its result is `[{"label": None, "score": 0.0, "error": "..."}]`, and the others are not affected.
     """
-
-    def run_single(self, inputs: Any, preprocess_params: Any, forward_params: Any, postprocess_params: Any) -> Any:
-        """Classify one recording, raising what a list would note in the recording's result."""
-        preprocess_params = {**preprocess_params, "skip_unreadable": False}
-        return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
 
     def preprocess(self, inputs: Any, skip_unreadable: bool = True) -> dict[str, Any]:  # type: ignore[override]
         """Return the model's inputs for one recording; of an unreadable one a second of silence, and the error."""
@@ -130,18 +128,6 @@ class ResamplingAudioPipeline(AudioClassificationPipeline):
             raise  # what is missing is not the recording
         except Exception as error:  # a processor is free to raise anything
             raise AudioError(f"Cannot process a recording: {reason(error)}.") from error
-
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        error = model_inputs.pop("error")
-        return {"logits": self.model(**model_inputs).logits, "error": error}
-
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: Any, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        """Return labels and scores of one recording, or its error."""
-        if model_outputs["error"] is not None:
-            return _unread(model_outputs["error"])
-        return super().postprocess(SimpleNamespace(logits=model_outputs["logits"]), **kwargs)
 
 
 TASKS: dict[str, type[transformers.Pipeline] | None] = {
