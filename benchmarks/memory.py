@@ -17,9 +17,9 @@ from common import Row, run
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
-from hf_tome.evaluation.measure import peak_memory_mib
 from hf_tome.example_inputs import example_inputs
 from hf_tome.flops import planned_tokens
+from hf_tome.measure import peak_memory_mib
 from hf_tome.oracle import make_oracle
 from hf_tome.shapes import encoder_shape
 

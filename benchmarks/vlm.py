@@ -26,8 +26,8 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfi
 
 from hf_tome import MergeConfig, apply
 from hf_tome.benchmark import Spread, interleave, ratio
-from hf_tome.evaluation.config_text import format_config
-from hf_tome.evaluation.measure import MIB, peak_memory_mib
+from hf_tome.config_text import format_config
+from hf_tome.measure import MIB, peak_memory_mib
 from hf_tome.oracle import twin
 
 VISION = {"image_size": 336, "patch_size": 14}

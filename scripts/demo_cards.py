@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from training import SEED
 
+from hf_tome.config_text import parse_config
 from hf_tome.evaluation import digits_scenes
-from hf_tome.evaluation.config_text import parse_config
 from hf_tome.evaluation.digits import load_digits
 from hf_tome.evaluation.digits_demo import DEMOS
 from hf_tome.evaluation.output import unit

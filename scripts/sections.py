@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_tome.evaluation.config_text import short_name
+from hf_tome.config_text import short_name
 from hf_tome.evaluation.output import to_markdown
 from hf_tome.evaluation.results import Results
 

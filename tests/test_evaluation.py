@@ -12,14 +12,14 @@ from PIL import Image
 from hf_tome import MergeConfig
 from hf_tome.commands import common
 from hf_tome.commands.common import Format
+from hf_tome.config_text import format_config, is_unmerged, parse_config, short_name
 from hf_tome.evaluation import data, digits, output, plots
-from hf_tome.evaluation.config_text import format_config, is_unmerged, parse_config, short_name
 from hf_tome.evaluation.imagenet import digits_classification
-from hf_tome.evaluation.measure import peak_memory_mib
-from hf_tome.evaluation.source import SourceError
 from hf_tome.evaluation.task import JobOptions, evaluate
 from hf_tome.evaluation.tasks import build_job
 from hf_tome.evaluation.variants import as_variants
+from hf_tome.measure import peak_memory_mib
+from hf_tome.source import SourceError
 
 CONFIG_TEXTS = (
     "r=8",

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_tome
-from hf_tome.evaluation.config_text import format_config, parse_config
+from hf_tome.config_text import format_config, parse_config
 from hf_tome.hub import find_merge_config
 from hf_tome.image import read_image
 

@@ -17,7 +17,7 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving import model_manager
 
 import hf_tome
-from hf_tome.evaluation.config_text import parse_config
+from hf_tome.config_text import parse_config
 from hf_tome.hub import find_merge_config
 
 

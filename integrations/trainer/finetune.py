@@ -21,7 +21,7 @@ import transformers
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
 
 import hf_tome
-from hf_tome.evaluation.config_text import is_unmerged, parse_config
+from hf_tome.config_text import is_unmerged, parse_config
 from hf_tome.evaluation.digits import MODEL_DIR, load_digits
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import hf_tome
-from hf_tome.evaluation.config_text import parse_config
+from hf_tome.config_text import parse_config
 from hf_tome.image import read_image
 
 Columns = dict[str, list]

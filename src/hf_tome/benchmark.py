@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .adapters.towers import unwrap
 from .apply import apply
 from .config import MergeConfig
-from .evaluation.measure import peak_memory_mib
+from .measure import peak_memory_mib, synchronize
 from .oracle import make_oracle, twin
 from .report import TowerReport, report
 
@@ -59,7 +59,7 @@ class Benchmark:
         gflops, gflops_unmerged: multiply-adds an image, over all towers, where known.
         seconds: the latency of a forward pass of `"unmerged"`, `"merged"` and `"oracle"`.
         images_per_second: the same turned round, from the medians.
-        peak_memory_mib: weights and the most that was allocated besides (see `evaluation.measure`).
+        peak_memory_mib: weights and the most that was allocated besides (see `measure`).
         speedup, oracle_speedup: over unmerged, of the pairs.
         oracle_share: speed-up as a share of the oracle's, of the pairs.
         why: why there is no speed-up to speak of, in one line, or `None`.
@@ -165,10 +165,10 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for step in range(-warmup, rounds):
         for name in list(runs)[:: 1 if step % 2 == 0 else -1]:
-            _synchronize(device)
+            synchronize(device)
             start = now()
             runs[name]()
-            _synchronize(device)
+            synchronize(device)
             if step >= 0:
                 seconds[name].append(now() - start)
     return seconds
@@ -230,8 +230,3 @@ def _path(tower: TowerReport) -> list[float]:
     """Return the tokens into each block and, last, those out of the last one."""
     tokens = tower.tokens or ()
     return [tokens[0][0], *(after for _, after in tokens)]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -16,8 +16,8 @@ from transformers.pipelines.video_classification import VideoClassificationPipel
 from .apply import apply, towers
 from .audio import AudioError, read_audio, resample
 from .config import CONFIG_NAME, MergeConfig
-from .evaluation.source import is_folder
 from .hub import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
+from .source import is_folder
 from .video import VideoError, frame_count, is_frame, read_frames, reason, stack_frames
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hf_tome
-from hf_tome.evaluation.config_text import parse_config
+from hf_tome.config_text import parse_config
 from hf_tome.evaluation.generation_prompts import encode
 from hf_tome.evaluation.task import to_model
 

@@ -63,8 +63,8 @@ def _load(name: str, device: str, dtype: str) -> Any:
 
     from ..apply import apply, remove, towers
     from ..config import MergeConfig
-    from ..evaluation.source import is_folder
     from ..hub import own_class
+    from ..source import is_folder
 
     is_folder(name, "model")  # a path that is none would be taken for a Hub id
     model = own_class(AutoConfig.from_pretrained(name)).from_pretrained(name, dtype=dtype).to(device).eval()
@@ -74,7 +74,7 @@ def _load(name: str, device: str, dtype: str) -> Any:
 
 def _name(found: Benchmark) -> str:
     from ..config import MergeConfig
-    from ..evaluation.config_text import format_config
+    from ..config_text import format_config
 
     return format_config(MergeConfig.from_dict(found.config))
 

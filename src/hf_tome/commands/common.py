@@ -77,7 +77,7 @@ def example(command: str, says: str) -> str:
 
 def parse_configs(texts: Sequence[str]) -> list[MergeConfig]:
     """Return the merge configs that the `--config` options say."""
-    from ..evaluation.config_text import parse_config
+    from ..config_text import parse_config
 
     return [parse_config(text) for text in texts]
 

@@ -111,7 +111,7 @@ def _merged(job: Job, demo: Demo) -> Image.Image:
 
     from transformers import AutoImageProcessor
 
-    from ..evaluation.config_text import short_name
+    from ..config_text import short_name
     from ..evaluation.digits import MODELS
     from ..visualize import compare_sheet, contact_sheet, trace_input
 

@@ -41,7 +41,7 @@ def export_command(
         raise ValueError(f"--out is {str(out)!r}; it takes a file name that ends in {' or '.join(WRITERS)}.")
 
     from ..apply import apply
-    from ..evaluation.config_text import format_config
+    from ..config_text import format_config
     from .pictures import load_model
 
     loaded, _ = load_model(model, "cpu")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
 from ..audio import read_audio
-from ..evaluation.source import is_folder
 from ..hub import own_class
 from ..image import read_image
+from ..source import is_folder
 from ..video import frame_count, read_frames
 from ..visualize import input_kind
 

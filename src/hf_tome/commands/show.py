@@ -69,7 +69,7 @@ def show_command(
     followed = _read_follow(follow or "auto")
     configs = parse_configs(config)
 
-    from ..evaluation.config_text import format_config, short_name
+    from ..config_text import format_config, short_name
     from ..visualize import compare_pictures, compare_sheet, input_kind, save_animation, trace_input
     from .pictures import load_model, open_input
 

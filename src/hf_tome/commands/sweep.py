@@ -79,6 +79,6 @@ def _list(text: str, read: Callable[[str], Any], option: str) -> list:
 def _blocks(text: str) -> list[int] | None:
     if text == "default":
         return None
-    from ..evaluation.config_text import parse_span
+    from ..config_text import parse_span
 
     return parse_span(text)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedModel
 
 from ..audio import read_audio
+from ..source import public_name
 from . import data, media
 from .classes import Classes
 from .identity import processor_settings
@@ -17,7 +18,6 @@ from .imagenet import class_scores
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import Sample
-from .source import public_name
 
 TASK = "audio-classification"
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..image import read_image
+from ..source import is_folder
 from .job import OptionError
 from .labels import ClassNames
 from .samples import Unusable, first_line
 from .shards import has_shards, open_shards
-from .source import is_folder
 
 if TYPE_CHECKING:
     import datasets

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from ..source import public_name
 from .data import DataError
 from .generation_data import ImageTexts, data_name
 from .generation_prompts import Prompts, image_token_id
@@ -20,7 +21,6 @@ from .loading import load_model
 from .metrics import compute
 from .records import Record
 from .samples import Sample
-from .source import public_name
 from .text_metrics import SameText
 
 CHUNK = 64

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..source import is_folder, public_name
 from . import data
 from .data import DataError
 from .job import JobOptions
 from .samples import Samples, Unusable
-from .source import is_folder, public_name
 
 IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
 SEPARATOR = ";"

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from ..source import public_name
 from . import data, digits, media
 from .classes import Classes
 from .identity import processor_settings
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import LabelledSamples, Sample
-from .source import public_name
 
 TASK = "image-classification"
 

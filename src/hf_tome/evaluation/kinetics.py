@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, PreTrainedModel
 
+from ..source import public_name
 from ..video import frame_count, read_views, spatial_crops
 from . import media
 from .classes import Classes
@@ -16,7 +17,6 @@ from .identity import processor_settings
 from .job import Inputs, Job, JobOptions
 from .loading import load_model
 from .samples import Sample
-from .source import public_name
 
 TASK = "video-classification"
 CHUNK = 8

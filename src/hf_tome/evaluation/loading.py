@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..source import is_folder
 from .job import JobOptions
-from .source import is_folder
 
 
 def load_model(auto_class: Any, options: JobOptions, what: str) -> PreTrainedModel:

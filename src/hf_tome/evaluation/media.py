@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..source import is_folder, public_name
 from . import data, labels
 from .data import DataError
 from .job import JobOptions
 from .samples import LabelledSamples, Unusable, stored_path
 from .shards import has_shards
-from .source import is_folder, public_name
 
 if TYPE_CHECKING:
     import datasets

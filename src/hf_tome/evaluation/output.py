@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config_text import short_name
+from ..config_text import short_name
 from .results import Results
 
 PIPED_WIDTH = 160

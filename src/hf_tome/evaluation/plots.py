@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config_text import short_name
+from ..config_text import short_name
 from .output import quality, unit
 from .results import Results
 

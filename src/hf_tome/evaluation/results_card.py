@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 
 from ..config import CONFIG_NAME, MergeConfig
-from .config_text import parse_config
+from ..config_text import parse_config
 from .output import QUALITY, measured_on, notes, quality, to_markdown, unit
 from .results import Results
 

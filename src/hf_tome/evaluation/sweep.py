@@ -12,8 +12,8 @@ import torch
 
 from ..apply import apply, remove
 from ..config import METHOD_FIELDS, MergeConfig
+from ..config_text import format_config, is_unmerged
 from ..report import Report, report
-from .config_text import format_config, is_unmerged
 from .inputs import prepare
 from .job import Inputs, Job
 from .samples import Sample

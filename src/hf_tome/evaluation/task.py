@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 from ..apply import apply, remove
 from ..config import MergeConfig
+from ..measure import Clock, peak_memory_mib
 from ..report import Report, report
 from .data import DataError
 from .environment import describe_environment
 from .identity import Identity, describe_run, identify
 from .inputs import Batch, prepare, shapes, to_model
 from .job import Inputs, Job, JobOptions
-from .measure import Clock, peak_memory_mib
 from .processes import Processes, processes
 from .records import Record, Records
 from .results import Results, describe_data, nothing_readable

@@ -14,10 +14,10 @@ import torch
 from ..apply import apply, remove
 from ..benchmark import interleave, ratio
 from ..config import METHOD_FIELDS, MergeConfig
+from ..config_text import format_config
 from ..flops import token_counts
 from ..oracle import twin
 from ..report import Report, report
-from .config_text import format_config
 from .data import DataError
 from .inputs import first_batch
 from .job import Job

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification, AutoTokenizer, PreTrainedModel
 
+from ..source import public_name
 from . import data, media
 from .classes import Classes
 from .identity import processor_settings
@@ -19,7 +20,6 @@ from .imagenet import prepare_images
 from .job import Inputs, Job, JobOptions
 from .labels import ClassNames, LabelError
 from .loading import load_model
-from .source import public_name
 
 TASK = "zero-shot-image-classification"
 TEMPLATES = ("a photo of a {}.",)

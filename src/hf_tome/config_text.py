@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..config import MergeConfig
+from .config import MergeConfig
 
 GRAMMAR = (
     "key=value,key=value, as in r=8, r=[0,8,8], r=(16,-1.0), method=mame,threshold=0.8,layers=0-7, "

@@ -23,11 +23,11 @@ class Clock:
     seconds: float = 0.0
 
     def __enter__(self) -> None:
-        _synchronize(self.device)
+        synchronize(self.device)
         self._start = time.perf_counter()
 
     def __exit__(self, *exception: object) -> None:
-        _synchronize(self.device)
+        synchronize(self.device)
         self.seconds += time.perf_counter() - self._start
 
 
@@ -40,7 +40,7 @@ def peak_memory_mib(run: Callable[[], object], model: torch.nn.Module, device: t
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     if device.type == "cuda":
-        _synchronize(device)
+        synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
@@ -79,6 +79,7 @@ class _LiveStorages(TorchDispatchMode):
         self.live -= size
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
