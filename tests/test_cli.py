@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_tome import __version__, starting
+from hf_tome import __version__
 from hf_tome.cli import COMMANDS, run
 from hf_tome.commands import tables
 from hf_tome.commands.common import Format
@@ -199,37 +198,6 @@ def test_an_interrupted_run_is_one_line(capsys, digit_folder, tmp_path, monkeypa
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == said
-
-
-def test_an_interrupted_start_is_one_line(tmp_path):
-    """torch is replaced by one that takes a minute to import."""
-    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
-    paths = os.pathsep.join([str(tmp_path), str(Path(starting.__file__).parent.parent)])
-    started = subprocess.Popen(
-        [sys.executable, "-m", "hf_tome", "env"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
-    assert started.stdout.readline() == "importing\n"
-    started.send_signal(signal.SIGINT)
-    assert started.communicate(timeout=30) == ("", "interrupted\n")
-    assert started.returncode == 130
-
-
-@pytest.mark.parametrize(
-    ("arguments", "is_command"),
-    [
-        (["/usr/bin/python3", "/venv/bin/hf-tome", "eval"], True),
-        (["python", "-u", "-m", "hf_tome", "eval"], True),
-        (["hf-tome.exe", "eval"], True),
-        (["python", "-m", "pytest", "hf_tome"], False),
-        (["python", "train.py", "--model", "hf-tome"], False),
-    ],
-)
-def test_the_command_is_told_from_the_library(arguments, is_command):
-    assert starting.is_command(arguments) is is_command
 
 
 def test_version(capsys):

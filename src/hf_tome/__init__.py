@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import starting  # noqa: F401  (first: what follows takes seconds)
 from .apply import apply, remove
 from .config import MergeConfig
 from .errors import UnsupportedModelError

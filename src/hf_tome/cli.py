@@ -13,7 +13,6 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from .commands import bench, card, demo, env, eval, export, show, sweep, tune
-from .starting import INTERRUPTED, catch_interrupts
 from .version import __version__
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -52,6 +51,8 @@ def _options(
     pass
 
 
+INTERRUPTED = 130
+"""The exit status of a command that was interrupted, as in a shell."""
 RESUMES: dict[str, tuple[str, ...]] = {"eval": ("--out",), "sweep": (), "tune": ()}
 """The commands that go on with an interrupted run, and the options without which they do not."""
 
@@ -70,7 +71,6 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit status; without `--debug` an error is one line on standard error."""
     debug = "--debug" in arguments
     _quieten(debug)
-    catch_interrupts()
     try:
         status = int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except BrokenPipeError:
