@@ -15,6 +15,7 @@ pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
 
 from hf_tome.apply import towers
+from hf_tome.evaluation.digits_scenes import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = ROOT / "integrations" / "gradio_space"
@@ -59,6 +60,19 @@ def test_an_image(photo):
     table = found.table()
     assert [len(row) for row in table] == [len(merging.COLUMNS)] * 3
     assert table[0][1:] == ["257 of 257", "0.17", table[0][3], "1.00"]
+
+
+@pytest.mark.parametrize("name", ["digits-clip", "digits-siglip"])
+def test_a_model_of_images_and_texts_chooses_among_the_digits(name, tmp_path):
+    images = load_file(SPACE / "examples.py").write_examples(tmp_path)["image"]
+    for image in (path for path in images if "photograph" in path):
+        found = merging.merge(name, image, "ToMe", 8, SAME, 0.8)
+        digit = NAMES[int(re.search(r"photograph-(\d)", image)[1])]
+        for top in found.top.values():
+            assert len(top) == 5
+            assert next(iter(top)) == digit
+            assert set(top) <= set(NAMES)
+            assert all(0 <= probability <= 1 for probability in top.values())
 
 
 def test_r_zero_changes_no_class(photo):
@@ -133,7 +147,7 @@ def test_examples_can_be_read(tmp_path):
     from hf_tome.video import read_frames
 
     written = load_file(SPACE / "examples.py").write_examples(tmp_path)
-    assert {kind: len(paths) for kind, paths in written.items()} == {"image": 5, "video": 3}
+    assert {kind: len(paths) for kind, paths in written.items()} == {"image": 8, "video": 3}
     for path in written["video"]:
         frames = read_frames(path, 16).astype(int)
         assert frames.shape == (16, 224, 224, 3)

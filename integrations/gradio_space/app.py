@@ -21,9 +21,10 @@ Pick a model, drop a picture, and move the sliders. Patches of one colour and bo
 """
 FOOT = """Tokens count the class token and its like, which are never merged. Times are medians of five runs, one input
 at a time on this machine's processor, where merging pays least: small models are faster unmerged, large models and
-batches gain. GFLOPs say what the arithmetic costs. Digits: *Optical Recognition of Handwritten Digits* (E. Alpaydin,
-C. Kaynak, 1998, CC BY 4.0), moving over photographs by danielbuechele and vultilion (CC BY 2.0), all through
-scikit-learn; the landscape is drawn by code."""
+batches gain. GFLOPs say what the arithmetic costs. Models without classes (a CLIP from the Hub, LLaVA) show no best
+ones; the CLIP and the SigLIP of digits choose among the ten, and know them on photographs alone. Digits: *Optical
+Recognition of Handwritten Digits* (E. Alpaydin, C. Kaynak, 1998, CC BY 4.0), on photographs by danielbuechele and
+vultilion (CC BY 2.0), all through scikit-learn; the landscape is drawn by code."""
 CSS = """
 #merged img {padding-top: 30px}
 .gradio-container {max-width: 1280px !important; margin: auto}

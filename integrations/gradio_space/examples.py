@@ -1,7 +1,7 @@
 """What the examples row offers: held-out digits of scikit-learn, still and moving, and a landscape drawn by code.
 
 The digits are from the test part of *Optical Recognition of Handwritten Digits* (E. Alpaydin, C. Kaynak, 1998, CC BY
-4.0), as `sklearn.datasets.load_digits` ships them. They move over parts of the two photographs of
+4.0), as `sklearn.datasets.load_digits` ships them. Some lie on, or move over, parts of the two photographs of
 `sklearn.datasets.load_sample_images` (danielbuechele and vultilion, CC BY 2.0).
 """
 
@@ -20,6 +20,7 @@ from hf_tome.visualize import save_animation
 DIGITS = (0, 5, 9, 17)  # places among the held-out digits
 MOVING = (1, 3, 4)
 SIDE = 128  # pixels, of a picture
+TIMES = 3  # enlarged, of a picture with a photograph: 56 pixels look lost on a page
 ENLARGED = 8  # times, of a clip: MP4 would blur its 28 pixels
 
 
@@ -33,10 +34,20 @@ def _write_images(folder: Path) -> list[str]:
     pictures = {}
     for digit in load_digits("test").select(DIGITS):
         pictures[f"digit-{digit['label']}"] = digit["image"].resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    pictures |= _on_photographs()
     pictures["landscape"] = landscape()
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
     return [str(folder / f"{name}.png") for name in pictures]
+
+
+def _on_photographs() -> dict[str, Image.Image]:
+    """Draw digits as the small CLIP and SigLIP have learnt to read them, by name."""
+    material, generator = digits_scenes.load_material("test"), torch.Generator().manual_seed(0)
+    drawn, _ = digits_scenes.make_pictures(material, torch.tensor(MOVING), generator)
+    names = [f"photograph-{int(material.labels[digit])}" for digit in MOVING]
+    large = digits_scenes.to_bytes(drawn).repeat(TIMES, axis=1).repeat(TIMES, axis=2)  # (3, H, W, 3)
+    return dict(zip(names, map(Image.fromarray, large)))
 
 
 def _write_clips(folder: Path) -> list[str]:

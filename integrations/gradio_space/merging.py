@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,9 @@ import torch
 import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.commands.pictures import load_model, open_input
+from hf_tome.evaluation.digits import TEMPLATES
+from hf_tome.evaluation.digits_scenes import NAMES
+from hf_tome.evaluation.zero_shot import class_embeddings, image_scores
 from hf_tome.visualize import compare_sheet, input_kind, process_input, trace_input
 
 if TYPE_CHECKING:
@@ -35,13 +39,17 @@ _lock = threading.Lock()  # merging is switched on and off in a model that all v
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and what the page has to know of it: what it takes, and the range of r that makes sense for it."""
+    """A model and what the page has to know of it: what it takes, and the range of r that makes sense for it.
+
+    `scores` gives an embedded CLIP's or SigLIP's probabilities of the digits, in words, for an image.
+    """
 
     model: Any
     processor: Any
     kind: str
     tokens: int
     blocks: int
+    scores: Callable[[Any, Any], torch.Tensor] | None = None
 
     @property
     def largest_r(self) -> int:
@@ -103,7 +111,16 @@ def load(name: str) -> Loaded:
     planned = hf_tome.report(model).towers[0].tokens  # unknown for a family without a row of sizes
     hf_tome.remove(model)
     tokens, blocks = (int(planned[0][0]), len(planned)) if planned else (USUAL_TOKENS, USUAL_BLOCKS)
-    return Loaded(model, processor, input_kind(model), tokens, blocks)
+    return Loaded(model, processor, input_kind(model), tokens, blocks, _digit_scores(name, model))
+
+
+def _digit_scores(name: str, model: Any) -> Callable[[Any, Any], torch.Tensor] | None:
+    """Return the scores of the ten digits for a model that matches images with texts, if it is one of digits."""
+    folder = embedded_models().get(name)
+    if folder is None or not hasattr(model, "get_text_features"):
+        return None
+    with torch.inference_mode():
+        return image_scores(class_embeddings(model, folder, NAMES, TEMPLATES))
 
 
 def configs(method: str, r: float, schedule: str, threshold: float) -> dict[str, MergeConfig]:
@@ -159,33 +176,39 @@ def _measure(loaded: Loaded, content: Any, chosen: dict[str, MergeConfig], pictu
             for name, config in chosen.items():
                 hf_tome.apply(loaded.model, config)
                 start = time.perf_counter()
-                outputs = _run(loaded.model, inputs)
+                outputs = _run(loaded, inputs)
                 seconds[name].append(time.perf_counter() - start)
                 if turn == 0:
-                    _note(found, name, loaded.model, outputs)
+                    _note(found, name, loaded, outputs)
     finally:
         hf_tome.remove(loaded.model)
     found.milliseconds.update({name: 1000 * statistics.median(taken[1:]) for name, taken in seconds.items()})
     return found
 
 
-def _run(model: Any, inputs: Any) -> Any:
-    if hasattr(model, "get_image_features"):  # CLIP and its like want text too when called as a whole
-        return model.get_image_features(**inputs)
-    return model(**inputs)
+def _run(loaded: Loaded, inputs: Any) -> Any:
+    if loaded.scores is not None:
+        return loaded.scores(loaded.model, inputs)
+    if hasattr(loaded.model, "get_image_features"):  # CLIP and its like want text too when called as a whole
+        return loaded.model.get_image_features(**inputs)
+    return loaded.model(**inputs)
 
 
-def _note(found: Outcome, name: str, model: Any, outputs: Any) -> None:
-    tower = hf_tome.report(model).towers[0]
+def _note(found: Outcome, name: str, loaded: Loaded, outputs: Any) -> None:
+    tower = hf_tome.report(loaded.model).towers[0]
     found.tokens[name] = [tower.tokens[0][0], *(after for _, after in tower.tokens)]
     found.gflops[name] = tower.gflops
+    if loaded.scores is not None:
+        found.top[name] = _best(outputs[0], dict(enumerate(NAMES)))
+        return
     logits = getattr(outputs, "logits", None)
     if logits is not None and logits.dim() == 2:
-        scores, classes = logits[0].float().softmax(dim=-1).topk(min(TOP, logits.shape[1]))
-        labels = model.config.id2label
-        found.top[name] = {
-            labels.get(index, str(index)): score for score, index in zip(scores.tolist(), classes.tolist())
-        }
+        found.top[name] = _best(logits[0].float().softmax(dim=-1), loaded.model.config.id2label)
+
+
+def _best(probabilities: torch.Tensor, labels: Mapping[int, str]) -> dict[str, float]:
+    scores, classes = probabilities.topk(min(TOP, len(probabilities)))
+    return {labels.get(index, str(index)): score for score, index in zip(scores.tolist(), classes.tolist())}
 
 
 def _says(config: MergeConfig) -> str:
