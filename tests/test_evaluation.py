@@ -302,6 +302,8 @@ def test_output_formats_hold_the_same_rows(results):
     table = output.to_table(results)
     assert all(f"{row['top1']:.2f}" in table for row in results.rows)
     assert "mame 0.8" in table
+    named = replace(results, rows=[{**row, "name": "[red]" + row["name"]} for row in results.rows])
+    assert "[red]unmerged" in output.to_table(named)
 
 
 def test_report_and_plot_are_written(results, tmp_path):

@@ -190,15 +190,15 @@ def to_table(results: Results) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns(results):
         header = column.header.format(**words(results))
         table.add_column(header, justify="left" if column.key == "name" else "right", overflow="fold")
     for row in results.rows:
-        table.add_row(
-            *(short_name(row["name"]) if column.key == "name" else column.show(row) for column in columns(results))
-        )
+        cells = [short_name(row["name"]) if column.key == "name" else column.show(row) for column in columns(results)]
+        table.add_row(*map(Text, cells))  # as they are: brackets in a name are no markup
     terminal = Console()
     # Piped output has no width of its own, and would be wrapped at 80 columns.
     console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
