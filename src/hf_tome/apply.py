@@ -87,7 +87,7 @@ def towers(model: object) -> list[Tower]:
 def _attach(planned: Plan) -> None:
     tower, mixin = planned.tower, ATTENTIONS[planned.tower.family.library]
     for index, (block, attention) in enumerate(zip(planned.blocks, planned.attentions)):
-        swap(block, MergedBlock, Link(tower, index, forward_module(block)))
+        swap(block, MergedBlock, Link(tower, index))
         swap(attention, mixin, Link(tower, index, forward_module(attention)))
     # Video-LLaVA's towers, one for images and one for videos, ask for the same site.
     sites = [(site, mixin) for site, mixin in planned.sites if not is_swapped(site)]

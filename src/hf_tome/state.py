@@ -222,7 +222,7 @@ class Tower:
 class Link:
     """What a swapped module knows: its tower, and which block it is (-1 for heads).
 
-    `modeling` names the Python module that its own class's forward comes from, for blocks and attentions.
+    `modeling` names the Python module that an attention's own forward comes from.
     """
 
     tower: Tower

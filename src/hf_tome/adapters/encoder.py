@@ -184,14 +184,9 @@ def _add(family: Family, residual: Tensor, computed: Tensor) -> Tensor:
     return residual + computed if family.residual_first else computed + residual
 
 
-def _beside(match: Merge, x: Tensor) -> Merge:
-    """Return a merge of another block on the device of tokens; compiled models are on one."""
-    return match if torch.compiler.is_compiling() else match.to(x.device)
-
-
 def _restore(state: ForwardState, hidden_states: Tensor) -> Tensor:
     for match in reversed(state.match):
         if match is not None:
-            hidden_states = _beside(match, hidden_states).unmerge(hidden_states)
+            hidden_states = match.to(hidden_states.device).unmerge(hidden_states)
     state.restored = True
     return hidden_states

@@ -46,14 +46,18 @@ def prepare(job: Job, samples: Sequence[Sample]) -> tuple[Batch | None, list[Ski
     return (_together(job, left) if left else None), refused
 
 
-def first_batch(job: Job, size: int) -> Batch | None:
-    """Return the first samples that the job can make inputs of, `None` if there are none."""
+def first_batch(job: Job, size: int) -> Batch:
+    """Return the first samples that the job can make inputs of.
+
+    Raises:
+        DataError: there are none.
+    """
     samples = iter(job.data)
     while some := list(islice(samples, size)):
         batch, _ = prepare(job, some)
         if batch is not None:
             return batch
-    return None
+    raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
 
 
 def to_model(inputs: Inputs, model: PreTrainedModel) -> Inputs:

@@ -40,7 +40,7 @@ METRICS = {
 _BODY = """\
 # {name} with token merging, {config}
 
-`{config}` merges tokens inside {base_model} with [hf_tome](https://arxiv.org/abs/2210.09461), without training.
+`{config}` merges tokens inside {base_model} with `hf_tome`, without training.
 
 ```python
 import hf_tome

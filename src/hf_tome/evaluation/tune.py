@@ -18,7 +18,6 @@ from ..config_text import format_config
 from ..flops import token_counts
 from ..oracle import twin
 from ..report import Report, report
-from .data import DataError
 from .inputs import first_batch
 from .job import Job
 from .output import quality
@@ -189,8 +188,6 @@ def _time(job: Job, configs: Sequence[MergeConfig], results: Results, batch_size
     """Give the unmerged row and those of some configs the speed measured in turns, and the others none."""
     seconds: dict[str, list[float]] = {}
     batch = first_batch(job, batch_size)
-    if batch is None:  # all files vanished since they were evaluated
-        raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
     if configs:
         models = {UNMERGED: job.model} | {format_config(config): apply(twin(job.model), config) for config in configs}
         runs = {name: partial(job.run, model, batch.inputs) for name, model in models.items()}
@@ -216,8 +213,6 @@ def _bisect(configs: Sequence[MergeConfig], is_met: Callable[[MergeConfig], bool
 def _unmerged_report(job: Job) -> Report:
     """Return the report of the model on one sample, merging nothing."""
     batch = first_batch(job, 1)
-    if batch is None:
-        raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
     apply(job.model, MergeConfig())
     try:
         job.run(job.model, batch.inputs)

@@ -40,7 +40,9 @@ class Merge(ABC):
         return self
 
     def to(self, device: torch.device) -> Merge:
-        """Return the same merge of tokens on `device`."""
+        """Return the same merge of tokens on `device`; a compiled model is on one."""
+        if torch.compiler.is_compiling():
+            return self
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
