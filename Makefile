@@ -28,7 +28,7 @@ test: install
 test-browser: install
 	$(BIN)/python -m pip install --quiet --editable ".[browser]"
 	command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
-	HF_TOME_TEST_BROWSER=1 $(BIN)/python -m pytest -q tests/test_gradio_browser.py
+	HF_TOME_TEST_BROWSER=1 $(BIN)/python -m pytest -q tests/integrations/test_gradio_browser.py
 
 space:
 	$(PYTHON) scripts/make_space.py build/space
@@ -46,7 +46,7 @@ style: install
 # The generated pages, then every code block, then the site; in CI the tests do the last two.
 docs: install
 	$(BIN)/python scripts/make_docs.py
-	$(BIN)/python -m pytest -q tests/test_docs.py
+	$(BIN)/python -m pytest -q tests/project/test_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:

@@ -22,8 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from hf_tome.benchmark import Benchmark
 from hf_tome.evaluation.environment import describe_environment
+from hf_tome.profiling.benchmark import Benchmark
 
 Row = dict[str, Any]
 Columns = Mapping[str, str]

@@ -16,9 +16,9 @@ from common import Row, run, speeds
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
-from hf_tome.benchmark import benchmark
-from hf_tome.example_inputs import example_inputs
-from hf_tome.oracle import twin
+from hf_tome.profiling.benchmark import benchmark
+from hf_tome.profiling.example_inputs import example_inputs
+from hf_tome.profiling.slice_oracle import twin
 
 CONFIGS = {
     "ToMe r=16": MergeConfig(r=16),

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel, VideoMAEConfig, VideoMAEForVideoClassi
 from transformers import ViTForImageClassification as ViT
 
 from hf_tome import MergeConfig
-from hf_tome.benchmark import benchmark
-from hf_tome.example_inputs import example_inputs
+from hf_tome.profiling.benchmark import benchmark
+from hf_tome.profiling.example_inputs import example_inputs
 
 
 def sizes(width: int, layers: int, heads: int) -> dict[str, int]:

@@ -24,11 +24,12 @@ from common import SHARED_DATA, Row, run
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_tome import MergeConfig, apply, packing, report
-from hf_tome.adapters import encoder
-from hf_tome.apply import towers
-from hf_tome.benchmark import Spread, interleave, ratio
-from hf_tome.oracle import twin
+from hf_tome import MergeConfig, apply, report
+from hf_tome.adapters.encoders import block as encoder
+from hf_tome.adapters.encoders import packing
+from hf_tome.api import towers
+from hf_tome.profiling.benchmark import Spread, interleave, ratio
+from hf_tome.profiling.slice_oracle import twin
 
 BATCH = 16
 THRESHOLD = 0.7

@@ -17,11 +17,11 @@ from common import Row, run
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
-from hf_tome.example_inputs import example_inputs
-from hf_tome.flops import planned_tokens
-from hf_tome.measure import peak_memory_mib
-from hf_tome.oracle import make_oracle
-from hf_tome.shapes import encoder_shape
+from hf_tome.adapters.encoders.dims import encoder_shape
+from hf_tome.inspection.flops import planned_tokens
+from hf_tome.profiling.example_inputs import example_inputs
+from hf_tome.profiling.measure import peak_memory_mib
+from hf_tome.profiling.slice_oracle import make_oracle
 
 MIB = 2**20
 TARGETS = {"inference": 0.75, "training": 0.6}

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
-from hf_tome.benchmark import Spread, interleave, ratio
-from hf_tome.example_inputs import example_inputs
-from hf_tome.flops import planned_tokens
-from hf_tome.oracle import make_oracle, twin
-from hf_tome.shapes import encoder_shape
+from hf_tome.adapters.encoders.dims import encoder_shape
+from hf_tome.inspection.flops import planned_tokens
+from hf_tome.profiling.benchmark import Spread, interleave, ratio
+from hf_tome.profiling.example_inputs import example_inputs
+from hf_tome.profiling.slice_oracle import make_oracle, twin
 
 COLUMNS = {
     "model": "model",

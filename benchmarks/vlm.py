@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hf_tome import MergeConfig, apply
-from hf_tome.benchmark import Spread, interleave, ratio
-from hf_tome.config_text import format_config
-from hf_tome.measure import MIB, peak_memory_mib
-from hf_tome.oracle import twin
+from hf_tome.config import format_config
+from hf_tome.profiling.benchmark import Spread, interleave, ratio
+from hf_tome.profiling.measure import MIB, peak_memory_mib
+from hf_tome.profiling.slice_oracle import twin
 
 VISION = {"image_size": 336, "patch_size": 14}
 PRESETS: dict[str, tuple[dict[str, int], dict[str, int]]] = {

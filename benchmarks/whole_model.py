@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from hf_tome import MergeConfig
-from hf_tome.benchmark import benchmark
-from hf_tome.example_inputs import example_inputs
+from hf_tome.profiling.benchmark import benchmark
+from hf_tome.profiling.example_inputs import example_inputs
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 

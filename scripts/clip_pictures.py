@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from hf_tome.cli.app.pictures import load_model
 
 from hf_tome import MergeConfig
-from hf_tome.commands.pictures import load_model
-from hf_tome.evaluation import digits_scenes
-from hf_tome.evaluation.digits import MODELS
+from hf_tome.demo import digits_scenes
+from hf_tome.evaluation.data.digits import MODELS
 from hf_tome.visualize import compare_pictures, compare_sheet, save_animation, trace_input
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

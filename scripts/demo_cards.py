@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from training import SEED
 
-from hf_tome.config_text import parse_config
-from hf_tome.evaluation import digits_scenes
-from hf_tome.evaluation.digits import load_digits
-from hf_tome.evaluation.digits_demo import DEMOS
-from hf_tome.evaluation.output import unit
-from hf_tome.evaluation.task import evaluate
+from hf_tome.config import parse_config
+from hf_tome.demo import digits_scenes
+from hf_tome.demo.digits_demo import DEMOS
+from hf_tome.evaluation.data.digits import load_digits
+from hf_tome.evaluation.reporting.tables import unit
+from hf_tome.evaluation.runner import evaluate
 
 TEMPLATE = Path(__file__).with_name("demo_model_card.md")
 ALL = 10**6

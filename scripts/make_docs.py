@@ -12,12 +12,12 @@ from pathlib import Path
 from performance_page import performance_page
 from sections import fill
 
-from hf_tome.adapters.connectors import CONNECTORS
-from hf_tome.adapters.families import FAMILIES, WRAPPERS
-from hf_tome.adapters.language import FEWER, NOT_PROJECTED, VISION_LANGUAGE
-from hf_tome.adapters.refused import BY_REASON
-from hf_tome.adapters.spec import RESTORE, Family
-from hf_tome.adapters.timm_vit import TIMM_FAMILIES
+from hf_tome.adapters.encoders.families import FAMILIES, WRAPPERS
+from hf_tome.adapters.encoders.family import RESTORE, Family
+from hf_tome.adapters.encoders.timm import TIMM_FAMILIES
+from hf_tome.adapters.encoders.unsupported import BY_REASON
+from hf_tome.adapters.vision_language.connectors import CONNECTORS
+from hf_tome.adapters.vision_language.models import FEWER, NOT_PROJECTED, VISION_LANGUAGE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

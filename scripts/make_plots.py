@@ -14,7 +14,7 @@ from typing import Any
 from plot_vlm import plot_vlm
 from sections import read_sweep
 
-from hf_tome.evaluation.plots import plot_pareto
+from hf_tome.evaluation.reporting.plots import plot_pareto
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_tome.config_text import short_name
-from hf_tome.evaluation.output import to_markdown
-from hf_tome.evaluation.results import Results
+from hf_tome.config.text import short_name
+from hf_tome.evaluation.reporting.tables import to_markdown
+from hf_tome.evaluation.store.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "benchmarks" / "measured" / "sweep_deit_tiny.json"

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_tome.evaluation.digits import MODEL_DIR, load_digits
+from hf_tome.evaluation.data.digits import MODEL_DIR, load_digits
 
 IMAGE_SIZE = 32
 STAGES = ((16, 60), (32, 8))  # (image size, epochs)

@@ -30,9 +30,9 @@ from training import (
     word_tokenizer,
 )
 
-from hf_tome.evaluation import digits_questions as questions
-from hf_tome.evaluation import digits_scenes as scenes
-from hf_tome.evaluation.digits import MODELS
+from hf_tome.demo import digits_questions as questions
+from hf_tome.demo import digits_scenes as scenes
+from hf_tome.evaluation.data.digits import MODELS
 
 PATCH = 4
 PATCHES = (scenes.SIDE // PATCH) ** 2

@@ -23,8 +23,8 @@ from training import (
     square_processor,
 )
 
-from hf_tome.evaluation import digits_scenes as scenes
-from hf_tome.evaluation.digits import MODELS
+from hf_tome.demo import digits_scenes as scenes
+from hf_tome.evaluation.data.digits import MODELS
 
 PATCH, TUBELET = 4, 2
 SLICES = scenes.CLIP_FRAMES // TUBELET
@@ -42,7 +42,7 @@ CARD = Card(
     merging="Strong merging needs the sizes in the attention too (`proportional_attention=true`), with MaMe all the "
     "more: the default leaves them out for VideoMAE, as both papers do. Dropping tokens at random (`random_prune`) "
     "costs little here, for every slice of time shows the digit again; merging random pairs costs more, see "
-    "`tests/test_demo.py`.",
+    "`tests/cli/test_demo.py`.",
     command="train_video_model.py",
 )
 

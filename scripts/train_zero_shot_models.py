@@ -33,8 +33,8 @@ from training import (
     word_tokenizer,
 )
 
-from hf_tome.evaluation import digits_scenes as scenes
-from hf_tome.evaluation.digits import MODELS, TEMPLATES
+from hf_tome.demo import digits_scenes as scenes
+from hf_tome.evaluation.data.digits import MODELS, TEMPLATES
 
 PATCH = 4
 GRID = scenes.SIDE // PATCH

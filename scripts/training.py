@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_tome.evaluation.digits_scenes import MEAN, STD
+from hf_tome.demo.digits_scenes import MEAN, STD
 
 SEED = 0
 INKED = 0.08

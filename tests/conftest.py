@@ -48,7 +48,7 @@ def conformance() -> Path:
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """A folder with a dozen held-out digits, test/<digit>/<position>.png."""
-    from hf_tome.evaluation.digits import load_digits
+    from hf_tome.evaluation.data.digits import load_digits
 
     folder = tmp_path_factory.mktemp("data") / "digits"
     for position, sample in enumerate(load_digits("test").select(range(12))):

@@ -11,10 +11,10 @@ import transformers as tf
 from PIL import Image
 
 from hf_tome import MergeConfig, UnsupportedModelError, report
-from hf_tome.apply import towers
-from hf_tome.audio import AudioError, read_audio, resample
+from hf_tome.api import towers
+from hf_tome.media.audio import AudioError, read_audio, resample
+from hf_tome.media.video import VideoError, read_frames, read_views, spatial_crops, uniform_indices
 from hf_tome.pipelines import TASKS, pipeline
-from hf_tome.video import VideoError, read_frames, read_views, spatial_crops, uniform_indices
 
 R8 = MergeConfig(r=8)
 

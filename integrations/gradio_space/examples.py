@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from hf_tome.evaluation import digits_scenes
-from hf_tome.evaluation.digits import load_digits
+from hf_tome.demo import digits_scenes
+from hf_tome.evaluation.data.digits import load_digits
 from hf_tome.visualize import save_animation
 
 DIGITS = (0, 5, 9, 17)  # places among the held-out digits

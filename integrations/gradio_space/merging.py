@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from hf_tome.cli.app.pictures import load_model, open_input
 
 import hf_tome
 from hf_tome import MergeConfig
-from hf_tome.commands.pictures import load_model, open_input
-from hf_tome.evaluation.digits import TEMPLATES
-from hf_tome.evaluation.digits_scenes import NAMES
-from hf_tome.evaluation.zero_shot import class_embeddings, image_scores
+from hf_tome.demo.digits_scenes import NAMES
+from hf_tome.evaluation.data.digits import TEMPLATES
+from hf_tome.evaluation.tasks.zero_shot import class_embeddings, image_scores
 from hf_tome.visualize import compare_sheet, input_kind, process_input, trace_input
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_tome
-from hf_tome.config_text import format_config, parse_config
-from hf_tome.hub import find_merge_config
-from hf_tome.image import read_image
+from hf_tome.config import format_config, parse_config
+from hf_tome.hub.save_load import find_merge_config
+from hf_tome.media.image import read_image
 
 
 class BadImage(ValueError):

@@ -17,8 +17,8 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving import model_manager
 
 import hf_tome
-from hf_tome.config_text import parse_config
-from hf_tome.hub import find_merge_config
+from hf_tome.config import parse_config
+from hf_tome.hub.save_load import find_merge_config
 
 
 class MergingModelManager(model_manager.ModelManager):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import hf_tome
-from hf_tome.config_text import parse_config
+from hf_tome.config import parse_config
 
 
 def load_pixels(model: torch.nn.Module, paths: list[str], batch_size: int) -> torch.Tensor:

@@ -21,8 +21,9 @@ import transformers
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
 
 import hf_tome
-from hf_tome.config_text import is_unmerged, parse_config
-from hf_tome.evaluation.digits import MODEL_DIR, load_digits
+from hf_tome.config import parse_config
+from hf_tome.config.text import is_unmerged
+from hf_tome.evaluation.data.digits import MODEL_DIR, load_digits
 
 
 class StepTimer(transformers.TrainerCallback):

@@ -12,7 +12,7 @@ from vlmeval.dataset import DATASET_TYPE
 from vlmeval.vlm.base import BaseModel
 
 import hf_tome
-from hf_tome.config_text import parse_config
+from hf_tome.config import parse_config
 
 MAX_NEW_TOKENS = 512
 

@@ -27,8 +27,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import hf_tome
-from hf_tome.config_text import parse_config
-from hf_tome.image import read_image
+from hf_tome.config import parse_config
+from hf_tome.media.image import read_image
 
 Columns = dict[str, list]
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .apply import apply, remove
+from .api import apply, remove
 from .config import MergeConfig
 from .errors import UnsupportedModelError
-from .hub import from_pretrained, save_pretrained
-from .report import Report, report
-from .trace import Trace, trace
+from .hub.save_load import from_pretrained, save_pretrained
+from .inspection.reports import Report, report
+from .inspection.tracing import Trace, trace
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from transformers.pipelines.audio_classification import AudioClassificationPipeline
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 
-from .apply import apply, towers
-from .audio import AudioError, read_audio, resample
-from .config import CONFIG_NAME, MergeConfig
-from .hub import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
-from .source import is_folder
-from .video import VideoError, frame_count, is_frame, read_frames, reason, stack_frames
+from .api import apply, towers
+from .config import MergeConfig
+from .config.merge_config import CONFIG_NAME
+from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
+from .hub.sources import is_folder
+from .media.audio import AudioError, read_audio, resample
+from .media.video import VideoError, frame_count, is_frame, read_frames, reason, stack_frames
 
 logger = logging.getLogger(__name__)
 

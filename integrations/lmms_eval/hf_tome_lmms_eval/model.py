@@ -15,9 +15,9 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hf_tome
-from hf_tome.config_text import parse_config
-from hf_tome.evaluation.generation_prompts import encode
-from hf_tome.evaluation.task import to_model
+from hf_tome.config import parse_config
+from hf_tome.evaluation.runner import to_model
+from hf_tome.evaluation.tasks.generation_prompts import encode
 
 MAX_NEW_TOKENS = 1024
 GENERATION = ("max_new_tokens", "do_sample", "temperature", "top_p", "num_beams")

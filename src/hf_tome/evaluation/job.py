@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import PreTrainedModel
 
-from .samples import Listed, Sample, Skipped
+from .data.samples import Listed, Sample, Skipped
 
 if TYPE_CHECKING:
-    from .records import Record
+    from .store.run_store import Record
 
 Inputs = dict[str, Any]
 """Keyword arguments of the model, tensors with one row a sample."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..source import is_folder
+from ..hub.sources import is_folder
 from .job import JobOptions
 
 

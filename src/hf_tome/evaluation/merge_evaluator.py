@@ -10,7 +10,7 @@ from evaluate.evaluator import ImageClassificationEvaluator
 
 from .. import pipelines
 from ..config import MergeConfig
-from .metrics import Accuracy
+from .metrics.classification import Accuracy
 
 
 class MergeEvaluator(ImageClassificationEvaluator):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..config import MergeConfig
-from ..config_text import format_config, is_unmerged
+from ..config import MergeConfig, format_config
+from ..config.text import is_unmerged
 from .job import Inputs
 
 UNMERGED = "unmerged"

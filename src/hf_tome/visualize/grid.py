@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..shapes import _pair
+from ..adapters.encoders.dims import _pair
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..adapters.towers import unwrap
-from ..apply import apply, remove, towers
+from ..adapters.encoders.plan import unwrap
+from ..api import apply, remove, towers
 from ..config import MergeConfig
-from ..trace import Trace, trace
+from ..inspection.tracing import Trace, trace
 from .grid import TokenGrid, token_grid
 from .view import model_frames, model_view, spectrogram_view
 

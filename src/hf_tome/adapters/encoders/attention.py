@@ -1,0 +1,188 @@
+"""The one attention forward that the rows drive, and proportional attention for every backend."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnsupportedModelError
+from ...patching.patch import LINK, Swapped
+from .packing import WHOLE, Whole, attend_alone
+
+if TYPE_CHECKING:
+    from .family import Family
+
+MASK_BACKENDS = ("eager", "sdpa")
+"""Attention functions that take an additive mask."""
+CHANNEL_BACKENDS = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+"""Attention functions that take none, or no broadcast one: the bias travels in extra channels of queries and keys."""
+SUPPORTED_BACKENDS = MASK_BACKENDS + CHANNEL_BACKENDS
+
+CHANNEL_ALIGNMENT = 8  # head sizes of flash kernels are multiples of this
+MASKED = -1e4
+"""Logit of a masked token where the bias is a channel: its exponential is exactly 0, and no infinity meets a 0."""
+
+
+@dataclass
+class AttentionCall:
+    """What a block asks of its attention, and what it gets back.
+
+    Attributes:
+        bias (`Tensor`, *optional*): (B, N), added to the logits of each key: log(size), minus infinity for padding.
+        real (`Tensor`, *optional*): (B, N) bool, the tokens that are not padding; `None` where all are real.
+        position (`Tensor`, *optional*): (B, N) int64, the input position of each token, for rotary tables.
+        feature (`str`, *optional*): `"k"`, `"q"`, `"v"` (before any rotary embedding) or `"received"`, to be returned.
+        packing (`Whole`): how the tokens lie in the attention's input and output.
+        result (`Tensor`, *optional*): (B, H, N, d) for a projection, (B, N) for the attention each token received.
+    """
+
+    bias: Tensor | None = None
+    real: Tensor | None = None
+    position: Tensor | None = None
+    num_special: int = 0
+    feature: str | None = None
+    packing: Whole = WHOLE
+    result: Tensor | None = None
+
+
+class MergedAttention(Swapped):
+    """Attention that hands out its projections and weighs each key by its token's size."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        *,
+        merge_call: AttentionCall | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend over `hidden_states` (B, N, C); the mask is what transformers made for the backend."""
+        call = merge_call or AttentionCall()
+        family: Family = getattr(self, LINK).tower.family
+        head_dim = getattr(self, family.head_dim)
+
+        def project(name: str, norm: str | None = None) -> Tensor:
+            # (1, R, H*d) -> (B, N, H*d) where padding is left out; -> (B, H, N, d)
+            states = getattr(self, name)(hidden_states)
+            states = call.packing.unpack(states if norm is None else getattr(self, norm)(states))
+            return states.view(*states.shape[:2], -1, head_dim).transpose(1, 2)
+
+        query, key = project(family.query, family.query_norm), project(family.key, family.key_norm)
+        value = project(family.value)
+        if call.feature in ("q", "k", "v"):
+            call.result = {"q": query, "k": key, "v": value}[call.feature]
+        if family.rotary is not None:
+            query, key = _rotate(self, family.rotary, query, key, kwargs.pop("position_embeddings"), call)
+
+        scaling = getattr(self, family.scaling)
+        backend = check_backend(backend_of(self))
+        if call.feature == "received":
+            pairs = None if family.position_bias is None else attention_mask
+            call.result = attention_received(query, key, scaling, call, pairs)
+        dropout = getattr(self, family.dropout) if self.training else 0.0
+        # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
+        modeling = sys.modules[getattr(self, LINK).modeling]
+        attend = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(backend, modeling.eager_attention_forward)
+        options = {"dropout": dropout, "scaling": scaling, **kwargs}
+        if call.packing.alone:
+            bias = call.bias if getattr(self, LINK).tower.proportional else None  # no padding, no mask
+            out = attend_alone(attend, self, query, key, value, bias, call.packing, **options)
+            return self._project_out(out.flatten(2), family), None
+        if call.bias is not None and backend in CHANNEL_BACKENDS:
+            query, key, value = with_bias_channel(query, key, value, call.bias, scaling)
+        elif call.bias is not None:
+            bias = call.bias[:, None, None, :].to(query.dtype)  # (B, N) -> (B, 1, 1, N)
+            attention_mask = bias if attention_mask is None else attention_mask + bias
+        out, weights = attend(self, query, key, value, attention_mask, is_causal=False, **options)
+        # (B, N, H, d) -> (B, N, H*d); a bias channel and its padding are cut off
+        out = call.packing.pack(out[..., :head_dim].flatten(2).contiguous())
+        return self._project_out(out, family), weights
+
+    def _project_out(self, out: Tensor, family: Family) -> Tensor:
+        return getattr(self, family.out)(out) if family.out else out
+
+
+def backend_of(module: Any) -> str:
+    """Return the name of the attention implementation of a tower or an attention module."""
+    config = getattr(module, "config", None)
+    if config is not None:
+        return config._attn_implementation
+    # timm's modules have no config, and each attention says for itself whether it calls PyTorch's fused kernel.
+    fused = next(part.fused_attn for part in module.modules() if hasattr(part, "fused_attn"))
+    return "sdpa" if fused else "eager"
+
+
+def check_backend(backend: str) -> str:
+    """Return the name of an attention implementation through which sizes can be passed.
+
+    Raises:
+        UnsupportedModelError: it is not one of `SUPPORTED_BACKENDS`.
+    """
+    if backend not in SUPPORTED_BACKENDS:
+        raise UnsupportedModelError(
+            f"The attention implementation {backend!r} is not supported: hf_tome does not know how to weigh keys by "
+            f"size in it. Supported are {', '.join(map(repr, SUPPORTED_BACKENDS))}; use "
+            "`model.set_attn_implementation('sdpa')`."
+        )
+    return backend
+
+
+def log_size(size: Tensor, proportional: bool) -> Tensor:
+    """Return the bias (B, N) of sizes (B, N, 1): log(size) (ToMe, equation 1) or 0, and -inf for padding."""
+    # The logarithm of padding's 0 is minus infinity by itself; sizes carry no gradient that it could spoil.
+    size = size[..., 0]
+    return size.log() if proportional else torch.zeros_like(size).masked_fill(size <= 0, -torch.inf)
+
+
+def with_bias_channel(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Carry a bias per key in extra channels, for kernels that take no mask: q' = [q, 1, 1], k' = [k, high, low].
+
+    The bias is split in two channels, its value in the keys' dtype and what that rounding left over, so that half
+    precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8.
+    """
+    batch_size, num_heads, num_tokens, head_dim = key.shape
+    exact = bias.to(torch.promote_types(bias.dtype, key.dtype))[:, None, :, None]  # (B, N) -> (B, 1, N, 1)
+    # Half precision ends at 65504, which a masked token's logit may exceed once the scaling is taken out.
+    exact = (exact.clamp(min=MASKED) / scaling).clamp(min=torch.finfo(key.dtype).min / 2)
+    high = exact.to(key.dtype)
+    low = (exact - high.to(exact.dtype)).to(key.dtype)
+    padding = -(head_dim + 2) % CHANNEL_ALIGNMENT
+    extra = torch.cat([high, low], dim=-1).expand(batch_size, num_heads, -1, -1)
+    extra = nn.functional.pad(extra, (0, padding))
+    ones = query.new_ones((batch_size, num_heads, num_tokens, 2))
+    query = torch.cat([query, nn.functional.pad(ones, (0, padding))], dim=-1)
+    return query, torch.cat([key, extra], dim=-1), nn.functional.pad(value, (0, 2 + padding))
+
+
+def _rotate(
+    module: nn.Module, name: str, query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor], call: AttentionCall
+) -> tuple[Tensor, Tensor]:
+    rotate = getattr(sys.modules[getattr(module, LINK).modeling], name)
+    if call.position is None:
+        return rotate(query, key, *tables)
+    # A merged token keeps the position of the token it was merged into; (patches, d) -> (B, 1, N - special, d)
+    rows = call.position[:, call.num_special :] - call.num_special
+    return rotate(query, key, *(table[rows][:, None] for table in tables))
+
+
+def attention_received(
+    query: Tensor, key: Tensor, scaling: float, call: AttentionCall, pairs: Tensor | None = None
+) -> Tensor:
+    """Return how much attention each token receives, averaged over heads and over the queries that are real, (B, N).
+
+    `pairs` (B or 1, H, N, N) is a bias for each pair of positions.
+    """
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling
+    for bias in (pairs, None if call.bias is None else call.bias[:, None, None, :]):
+        logits = logits if bias is None else logits + bias
+    if call.real is None:
+        return logits.softmax(dim=-1).mean(dim=(1, 2)).detach()
+    weights = logits.masked_fill(~call.real[:, None, None, :], -torch.inf).softmax(dim=-1)
+    real = call.real[:, None, :, None]  # of each query, (B, 1, N, 1)
+    return (weights.masked_fill(~real, 0).sum(dim=2) / real.sum(dim=2)).mean(dim=1).detach()

@@ -1,0 +1,75 @@
+"""Load a model and what it is to look at, for the commands that draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
+
+from ..hub.save_load import own_class
+from ..hub.sources import is_folder
+from ..media.audio import read_audio
+from ..media.image import read_image
+from ..media.video import frame_count, read_frames
+from ..visualize import input_kind
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
+    """Load a model in the class that it was saved as, and its processor of images or sound.
+
+    Raises:
+        UnsupportedModelError: tokens cannot be merged in this model.
+    """
+    is_folder(name, "model")  # a path that is none would be taken for a Hub id
+    model = own_class(AutoConfig.from_pretrained(name)).from_pretrained(name, dtype="float32").to(device).eval()
+    processors: Any = AutoFeatureExtractor if input_kind(model) == "audio" else AutoImageProcessor
+    return model, processors.from_pretrained(name)
+
+
+def open_input(path: Path, model: PreTrainedModel, processor: Any) -> Any:
+    """Read a file as what the model takes: an image, the frames of a clip, or the samples of a recording.
+
+    Raises:
+        ValueError: it cannot be read as that.
+    """
+    takes, read = OPENERS[input_kind(model)]
+    try:
+        return read(path, model, processor)
+    except ValueError as error:
+        raise ValueError(f"{error} This model takes {takes}.") from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file as RGB.
+
+    Raises:
+        ValueError: it cannot be read as an image.
+    """
+    from PIL import Image
+
+    try:
+        return read_image(path)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Cannot read {path} as an image: {error}.") from error
+
+
+OPENERS: dict[str, tuple[str, Callable[[Path, PreTrainedModel, Any], Any]]] = {
+    "image": (
+        "images; clips need one such as VideoMAE, recordings one such as AST",
+        lambda path, model, processor: open_image(path),
+    ),
+    "video": (
+        "clips; images need one such as ViT, recordings one such as AST",
+        lambda path, model, processor: read_frames(path, frame_count(model.config)),
+    ),
+    "audio": (
+        "recordings; images need one such as ViT, clips one such as VideoMAE",
+        lambda path, model, processor: read_audio(path, processor.sampling_rate),
+    ),
+}
+"""By what a model takes: in words, and how a file is read."""

@@ -1,0 +1,104 @@
+"""Samples to a model's inputs; one that the job cannot take is left out, and its batch goes on without it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from transformers import PreTrainedModel
+
+from .data.samples import Sample, Skipped, first_line
+from .data.splits import DataError
+from .job import Inputs, Job
+
+logger = logging.getLogger(__name__)
+
+NOT_OF_A_SAMPLE = (ImportError, MemoryError, torch.OutOfMemoryError, DataError)
+"""What goes wrong with any sample: leaving one out would not help."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples and the model's inputs made of them, one row a sample, on its device."""
+
+    samples: list[Sample]
+    inputs: Inputs
+
+
+def prepare(job: Job, samples: Sequence[Sample]) -> tuple[Batch | None, list[Skipped]]:
+    """Return a batch, `None` if it would be empty, and the samples that the job cannot make inputs of.
+
+    Raises:
+        DataError: each sample can be prepared alone, but they cannot be together.
+    """
+    try:
+        return _batch(job, samples), []
+    except NOT_OF_A_SAMPLE:
+        raise
+    except Exception:  # a processor is free to raise anything
+        logger.debug("a batch cannot be prepared", exc_info=True)
+    refused = [found for sample in samples if (found := _refusal(job, sample)) is not None]
+    without = {found.position for found in refused}
+    left = [sample for sample in samples if sample.position not in without]
+    return (_together(job, left) if left else None), refused
+
+
+def first_batch(job: Job, size: int) -> Batch:
+    """Return the first samples that the job can make inputs of.
+
+    Raises:
+        DataError: there are none.
+    """
+    samples = iter(job.data)
+    while some := list(islice(samples, size)):
+        batch, _ = prepare(job, some)
+        if batch is not None:
+            return batch
+    raise DataError(f"No sample in split {job.data.split!r} of {job.data.name} could be read.")
+
+
+def to_model(inputs: Inputs, model: PreTrainedModel) -> Inputs:
+    """Move inputs to the model's device, floating-point ones in its dtype."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
+
+
+def shapes(inputs: Inputs) -> tuple[object, ...]:
+    """Return the shapes of what a tower sees of a batch, and in how many rows where these are not all samples."""
+    tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+    rows = {len(value) for value in tensors}
+    seen = tuple(value.shape[1:] for value in tensors if value.is_floating_point())
+    return seen if len(rows) == 1 else (*seen, *(len(value) for value in tensors))
+
+
+def _batch(job: Job, samples: Sequence[Sample]) -> Batch:
+    return Batch(list(samples), to_model(job.prepare(samples), job.model))
+
+
+def _together(job: Job, samples: Sequence[Sample]) -> Batch:
+    try:
+        return _batch(job, samples)
+    except NOT_OF_A_SAMPLE:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"Samples can be prepared alone, but not in one batch ({type(error).__name__}: {first_line(error)}) Use "
+            "--batch-size 1."
+        ) from error
+
+
+def _refusal(job: Job, sample: Sample) -> Skipped | None:
+    try:
+        job.prepare([sample])
+    except NOT_OF_A_SAMPLE:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        logger.warning("Skipped %s: %s", sample.name, reason)
+        return Skipped(sample.name, reason, sample.position)
+    return None

@@ -1,0 +1,1 @@
+"""Reading data sets: splits, media, labels, shards."""

@@ -1,0 +1,242 @@
+"""Images with texts: captions or questions in a JSON, JSONL or CSV file beside the images, or a data set's columns.
+
+A file is a list of samples, each an object (a row of a CSV) that names its image and holds its texts; `captioning`
+and `vqa` say which. It lies beside its images: `image` is a path from the file's folder, or from `images/` in it.
+`--data` is the file, or a folder of such files, one a split (`validation.jsonl`). A JSON file of COCO's captions, an
+object with `images` and `annotations`, is taken as it is. Without such a file the data are a Hub data set, Parquet
+files, shards, or a folder of images with a `metadata.jsonl`, as everywhere (see `data.open_split`).
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...hub.sources import is_folder, public_name
+from ..job import JobOptions
+from . import splits as data
+from .samples import Samples, Unusable
+from .splits import DataError
+
+IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
+SEPARATOR = ";"
+"""Between several texts in one field of a CSV."""
+
+
+class Table(list):
+    """Rows of a file, as plain dictionaries."""
+
+    def select(self, indices: Iterable[int]) -> Table:
+        """Return some rows, as `datasets.Dataset.select` does."""
+        return Table(self[int(index)] for index in indices)
+
+
+@dataclass
+class ImageTexts(Samples):
+    """Images with texts.
+
+    Attributes:
+        read_row: a row's prompt, and what is right to say; an `Unusable` says what it lacks.
+    """
+
+    read_row: Callable[[Mapping[str, Any]], tuple[str, Any]]
+
+    def content_and_label(self, row: Any) -> tuple[Question, Any]:
+        """Return the image with its prompt, and what is right to say."""
+        stored = row[self.column]
+        if stored is None or stored == "":
+            raise Unusable("it has no image")
+        right, prompt = self.label_and_prompt(row)
+        stored = {"bytes": None, "path": stored} if isinstance(stored, (str, Path)) else stored
+        return Question(data.open_image(stored), prompt), right
+
+    def label_and_prompt(self, row: Any) -> tuple[Any, str]:
+        """Return what is right to say, and what the model is asked."""
+        prompt, right = self.read_row(row)
+        return right, prompt
+
+
+@dataclass(frozen=True)
+class Question:
+    """An RGB image, and what the model is asked about it."""
+
+    image: Any
+    prompt: str
+
+
+def open_rows(options: JobOptions) -> tuple[Any, str, str, list[str]]:
+    """Open one split of images with texts.
+
+    Returns:
+        The rows with undecoded images, drawn by `limit`; the split; the column of images; the names of all columns.
+
+    Raises:
+        DataError: there is no such split, no image column, or the file is none of samples.
+        SourceError: it looks like a folder and is none.
+    """
+    path = Path(options.data).expanduser()
+    if path.suffix in READERS and not path.exists():
+        raise DataError(f"There is no file {options.data}.")
+    if path.is_file():
+        data.refuse_streaming(options.streaming, options.data, "a file of samples")
+        rows, split = read_table(path), data.file_split(path, options.split)
+    elif is_folder(options.data, "data set") and (tables := _tables(path)):
+        data.refuse_streaming(options.streaming, options.data, "a folder of such files")
+        split = data.choose_split(options.data, options.split, list(tables))
+        rows = read_table(tables[split])
+    else:
+        rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
+    columns = _columns(rows)
+    image = _image_column(rows, columns, options.data)
+    if not isinstance(rows, Table):
+        rows = data.undecoded(rows, image)
+    return data.take(rows, options.limit, options.seed), split, image, columns
+
+
+def data_name(options: JobOptions) -> str:
+    """Return what the data are called: a file by its stem, a folder by its name, a Hub id as it is."""
+    path = Path(options.data).expanduser()
+    return path.stem if path.is_file() else public_name(options.data)
+
+
+def find_column(columns: Sequence[str], known: Sequence[str], what: str, source: str) -> str:
+    """Return the first known column that there is.
+
+    Raises:
+        DataError: there is none; the message lists the columns.
+    """
+    found = next((name for name in known if name in columns), None)
+    if found is None:
+        raise DataError(
+            f"The data in {source} have no column of {what}; it can be called {', '.join(known)}. The columns are "
+            f"{', '.join(columns) or 'unknown'}."
+        )
+    return found
+
+
+def as_values(value: Any, key: str = "") -> list[Any]:
+    """Return one value or several as a list, texts stripped, without those that are empty.
+
+    `value` is a string, a number, a list, a list of objects with `key`, or a list written out as a string.
+    """
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = _written_list(value)
+    if isinstance(value, Mapping):
+        value = value[key] if key in value else list(value.values())
+    if not isinstance(value, (list, tuple)):
+        value = [value]
+    values = [one[key] if isinstance(one, Mapping) else one for one in value]
+    values = [one.strip() if isinstance(one, str) else one for one in values]
+    return [one for one in values if one is not None and str(one).strip()]
+
+
+def first_values(row: Mapping[str, Any], columns: Sequence[str], key: str = "") -> list[Any]:
+    """Return the values of the first of the columns that holds any."""
+    return next((values for name in columns if (values := as_values(row.get(name), key))), [])
+
+
+def first_texts(row: Mapping[str, Any], columns: Sequence[str], key: str = "") -> list[str]:
+    """Return the values of the first of the columns that holds any, as texts."""
+    return [str(value).strip() for value in first_values(row, columns, key)]
+
+
+def read_table(path: Path) -> Table:
+    """Read a file of samples; images become whole paths.
+
+    Raises:
+        DataError: the file cannot be read as samples; the message says what it needs.
+    """
+    if path.suffix not in READERS:
+        raise DataError(f"{path.name} is no {', '.join(READERS)} file; give one, a folder, or a data set of the Hub.")
+    try:
+        rows = READERS[path.suffix](path)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise DataError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(
+            f"{path.name} does not hold samples. It takes a list of objects, each with an image and its texts, or the "
+            "object with `images` and `annotations` of COCO's captions."
+        )
+    column = find_column(_columns(Table(rows)), IMAGE_COLUMNS, "images", path.name)
+    return Table({**row, column: _place(path.parent, row.get(column))} for row in rows)
+
+
+def _read_json(path: Path) -> list[Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        return found
+    if "images" not in found or not any("caption" in annotation for annotation in found.get("annotations", ())):
+        return []
+    captions = defaultdict(list)
+    for annotation in found["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+    return [{"image": image["file_name"], "captions": captions[image["id"]]} for image in found["images"]]
+
+
+def _read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _read_csv(path: Path) -> list[Any]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: _split(name, value) for name, value in row.items() if name is not None}
+            for row in csv.DictReader(file)
+        ]
+
+
+READERS: dict[str, Callable[[Path], list[Any]]] = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv}
+"""By the suffix of a file of samples."""
+
+
+def _split(name: str, value: str | None) -> Any:
+    """Split a field whose column's name is a plural."""
+    return value.split(SEPARATOR) if value and name in ("captions", "answers", "choices", "options") else value
+
+
+def _tables(folder: Path) -> dict[str, Path]:
+    """Return the files of samples in a folder by their split; `datasets`' own files are none."""
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in READERS]
+    own = {"metadata", "dataset_dict", "dataset_info", "dataset_infos", "state", "classes"}
+    return {("validation" if file.stem == "val" else file.stem): file for file in files if file.stem not in own}
+
+
+def _place(folder: Path, image: Any) -> Any:
+    if not isinstance(image, str) or not image:
+        return None
+    places = (folder / image, folder / "images" / image)
+    return str(next((place for place in places if place.is_file()), places[0]))
+
+
+def _columns(rows: Any) -> list[str]:
+    names = (name for row in rows for name in row) if isinstance(rows, Table) else rows.features or ()
+    return list(dict.fromkeys(names))
+
+
+def _image_column(rows: Any, columns: Sequence[str], source: str) -> str:
+    import datasets
+
+    if isinstance(rows, Table):
+        return find_column(columns, IMAGE_COLUMNS, "images", source)
+    found = [name for name in columns if isinstance(rows.features[name], datasets.Image)]
+    if not found:
+        listed = ", ".join(f"{name}: {type(rows.features[name]).__name__}" for name in columns)
+        raise DataError(f"The data in {source} have no image column; the columns are {listed}.")
+    return found[0]
+
+
+def _written_list(text: str) -> Any:
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

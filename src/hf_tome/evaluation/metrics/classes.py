@@ -1,0 +1,67 @@
+"""Class scores as records, and records as accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.samples import Sample
+from ..store.run_store import Record
+from .bootstrap import precision_drop
+from .classification import TOP_K, Agreement, MeanAveragePrecision, PairedDrop, TopKAccuracy, compute
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The outcome of a classifier, whose output is a tensor of scores (B, classes).
+
+    Attributes:
+        multi_label: whether a sample can have several right classes, which are then scored by mean average precision.
+    """
+
+    multi_label: bool = False
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the scores of the whole batch."""
+        return torch.cat(list(parts)).float().cpu()
+
+    def records(self, samples: Sequence[Sample], output: torch.Tensor) -> list[Record]:
+        """Keep the right class and those ranked first; of several labels all scores."""
+        ranked = output.topk(min(max(TOP_K), output.shape[-1])).indices.tolist()
+        return [
+            {
+                "label": sample.label,
+                "ranked": best,
+                **({"scores": row.tolist()} if self.multi_label else {}),
+            }
+            for sample, best, row in zip(samples, ranked, output)
+        ]
+
+    def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
+        """Return accuracy, agreement and the drop, of several labels with the mean average precision and its drop."""
+        inputs: dict[str, Any] = {
+            "predictions": [record["ranked"] for record in done],
+            "unmerged": [record["ranked"] for record in unmerged],
+            "references": [_reference(record) for record in done],
+        }
+        if not self.multi_label:
+            return compute((TopKAccuracy, Agreement, PairedDrop), inputs)
+        inputs["scores"] = [record["scores"] for record in done]
+        inputs["targets"] = [
+            [int(index in record["label"]) for index in range(len(record["scores"]))] for record in done
+        ]
+        values = compute((TopKAccuracy, Agreement, MeanAveragePrecision), inputs)
+        before = np.array([record["scores"] for record in unmerged])
+        return values | precision_drop(np.array(inputs["scores"]), before, np.array(inputs["targets"]))
+
+
+def _reference(record: Record) -> int:
+    """Return the right class; of several the one that the model ranks best, so that any of them counts."""
+    label = record["label"]
+    if isinstance(label, int):
+        return label
+    return next((index for index in record["ranked"] if index in label), -1)

@@ -1,0 +1,245 @@
+"""A Hub model card made from the results of an evaluation: nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData
+from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
+
+from ...config import MergeConfig, parse_config
+from ...config.merge_config import CONFIG_NAME
+from ..store.results import Results
+from .tables import QUALITY, measured_on, notes, quality, to_markdown, unit
+
+RESULTS, PLOT = "results.json", "pareto.png"
+NEEDED = {
+    "environment": ("packages", "device_name", "device", "threads", "platform", "python"),
+    "run": ("task", "model"),
+    "data": ("id", "split", "num_samples", "skipped"),
+}
+"""What a card says, by part of the results."""
+METRICS = {
+    "top1": ("accuracy", "top-1 accuracy"),
+    "top5": ("accuracy", "top-5 accuracy"),
+    "map": ("map", "mAP"),
+    "accuracy": ("accuracy", "accuracy"),
+    "vqa_accuracy": ("vqa_accuracy", "VQA accuracy"),
+    **{f"bleu{n}": ("bleu", f"BLEU-{n}") for n in range(1, 5)},
+    "rouge_l": ("rouge", "ROUGE-L"),
+    "cider": ("cider", "CIDEr-D"),
+}
+"""By key of a row, the type and the name of the metric on the Hub."""
+
+_BODY = """\
+# {name} with token merging, {config}
+
+`{config}` merges tokens inside {base_model} with `hf_tome`, without training.
+
+```python
+import hf_tome
+
+config = hf_tome.MergeConfig.from_pretrained("{repository}")
+model = hf_tome.from_pretrained("{base_model}", merge_config=config)
+```
+
+Plain `from_pretrained` of transformers loads the model **unmerged**.
+
+## Results
+
+On {samples} {unit} of {data}, split {split}{skipped}. {drop}
+
+{table}
+{notes}
+{plot}
+## Config
+
+```json
+{config_json}
+```
+
+## How it was measured
+
+{how}
+"""
+
+
+def read_results(path: Path) -> Results:
+    """Read `results.json`, or the one in a folder.
+
+    Raises:
+        ValueError: it is not the results of an evaluation.
+        OSError: there is no such file.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    try:
+        results = Results(**json.loads(file.read_text(encoding="utf-8")))
+        missing = list(_missing(results))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{file} does not hold results of `hf-tome eval` or `sweep`: {error}.") from error
+    if missing:
+        raise ValueError(f"{file} does not hold whole results of `hf-tome eval` or `sweep`: {missing[0]} is missing.")
+    return results
+
+
+def _missing(results: Results) -> Iterator[str]:
+    """Yield what a card needs and the results lack."""
+    for part, needed in NEEDED.items():
+        yield from (f"{part}.{key}" for key in needed if key not in getattr(results, part))
+    if not results.rows:
+        yield "a row"
+    for row in results.rows:
+        needed = ("config", "name", "speedup", *results.rows[0])
+        yield from (f"{key} of the row {row.get('name', '?')!r}" for key in needed if key not in row)
+        if not any(key in row for key in QUALITY):
+            yield f"the quality of the row {row.get('name', '?')!r}"
+
+
+def choose_row(results: Results, config: str | None) -> dict[str, Any]:
+    """Return the row of a merge config; without one, the only row that merges.
+
+    Raises:
+        ValueError: no row merges, there is no such row, or a choice of several; the message lists them.
+    """
+    rows = [row for row in results.rows[1:] if "control" not in row]
+    if not rows:
+        raise ValueError("The results hold the unmerged model alone; evaluate it with a --config that merges first.")
+    names = ", ".join(row["name"] for row in rows)
+    if config is None:
+        if len(rows) != 1:
+            raise ValueError(f"The results hold these merge configs: {names}. Choose the card's with --config.")
+        return rows[0]
+    wanted = parse_config(config)
+    found = [row for row in rows if MergeConfig.from_dict(row["config"]) == wanted]
+    if not found:
+        raise ValueError(f"The results have no config {config!r}; they have {names}.")
+    return found[0]
+
+
+def write_results_card(
+    results: Results,
+    row: Mapping[str, Any],
+    folder: Path,
+    *,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    repository: str = "PATH_OR_ID_OF_THIS_REPOSITORY",
+    plot: Path | None = None,
+) -> list[Path]:
+    """Write `README.md`, `merge_config.json`, `results.json`, `.eval_results/*.yaml` and the plot; return their paths.
+
+    Args:
+        results: of `evaluate`.
+        row: the one whose config the card is about.
+        folder: where to write.
+        base_model (`str`, *optional*): Hub id of the model, where the results name a folder.
+        dataset (`str`, *optional*): Hub id of the data, likewise.
+        repository: Hub id that the card goes to.
+        plot (`Path`, *optional*): the plot to show.
+    """
+    base_model, dataset = base_model or results.run["model"], dataset or results.data["id"]
+    folder.mkdir(parents=True, exist_ok=True)
+    card = ModelCard(
+        f"---\n{_metadata(results, row, base_model, dataset).to_yaml()}\n---\n\n"
+        + _body(results, row, base_model, repository, plot)
+    )
+    card.save(folder / "README.md")
+    entries = folder / ".eval_results" / f"{re.sub(r'[^a-z0-9]+', '-', dataset.lower()).strip('-')}.yaml"
+    entries.parent.mkdir(exist_ok=True)
+    entries.write_text(yaml.safe_dump(entries_to_yaml(_entries(results, row, dataset)), sort_keys=False))
+    (folder / RESULTS).write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
+    MergeConfig.from_dict(row["config"]).save_pretrained(folder)
+    if plot is not None and plot.resolve() != (folder / PLOT).resolve():
+        shutil.copyfile(plot, folder / PLOT)
+    names = ["README.md", CONFIG_NAME, RESULTS, *([PLOT] if plot is not None else [])]
+    return [*(folder / name for name in names), entries]
+
+
+def _metadata(results: Results, row: Mapping[str, Any], base_model: str, dataset: str) -> ModelCardData:
+    return ModelCardData(
+        library_name="hf_tome",
+        base_model=base_model,
+        pipeline_tag=results.run["task"],
+        tags=["token-merging", row["config"]["method"]],
+        datasets=[dataset] if "/" in dataset else None,
+        model_name=f"{base_model.split('/')[-1]} {row['name']}",
+        eval_results=[
+            EvalResult(
+                task_type=results.run["task"],
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split=results.data["split"],
+                metric_type=METRICS[key][0],
+                metric_name=METRICS[key][1],
+                metric_value=row[key],
+                metric_args=_set_fields(row["config"]),
+            )
+            for key in METRICS
+            if key in row
+        ],
+    )
+
+
+def _entries(results: Results, row: Mapping[str, Any], dataset: str) -> list[EvalResultEntry]:
+    notes = f"hf_tome {row['name']}, {results.data['num_samples']} {unit(results)} of split {results.data['split']}"
+    return [
+        EvalResultEntry(dataset_id=dataset, task_id=key, value=row[key], date=measured_on(results), notes=notes)
+        for key in METRICS
+        if key in row
+    ]
+
+
+def _body(results: Results, row: Mapping[str, Any], base_model: str, repository: str, plot: Path | None) -> str:
+    skipped = len(results.data["skipped"])
+    return _BODY.format(
+        name=base_model.split("/")[-1],
+        base_model=base_model,
+        repository=repository,
+        config=row["name"],
+        samples=results.data["num_samples"],
+        unit=unit(results),
+        data=results.data["id"],
+        split=results.data["split"],
+        skipped=f"; {skipped} could not be read" if skipped else "",
+        drop=_drop(row),
+        table=to_markdown(results),
+        notes=notes(results),
+        plot=f"\n![Accuracy against compute and speed]({PLOT})\n" if plot is not None else "",
+        config_json=json.dumps(row["config"], indent=2),
+        how="\n".join(_how(results)),
+    )
+
+
+def _drop(row: Mapping[str, Any]) -> str:
+    if "drop" not in row:
+        key = "map" if "map" in row else quality(row).key
+        return f"{METRICS[key][1]} {row[key]:.2f}."
+    interval = f"{row['drop_low']:.2f} to {row['drop_high']:.2f}"
+    costs = f"Merging costs {row['drop']:.2f} points of {METRICS[quality(row).key][1]} (95 % interval {interval})"
+    if row["speedup"] is None:
+        return f"{costs}."
+    return f"{costs} and runs {row['speedup']:.2f} times as fast as the unmerged model in the same run."
+
+
+def _how(results: Results) -> Sequence[str]:
+    environment, run = results.environment, results.run
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    return [
+        f"- {', '.join(f'{name} {value}' for name, value in run.items() if value is not None and name != 'notes')}",
+        f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
+        f"{environment['platform']}, Python {environment['python']}",
+        f"- {packages}",
+        *([f"- measured on {day}"] if (day := measured_on(results)) else []),
+    ]
+
+
+def _set_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that differ from the defaults, and the method."""
+    default = MergeConfig().to_dict()
+    return {name: value for name, value in config.items() if name == "method" or value != default.get(name)}

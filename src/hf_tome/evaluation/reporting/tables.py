@@ -1,0 +1,272 @@
+"""The rows of an evaluation as a table on the terminal, JSON, CSV or Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...config.text import short_name
+from ..store.results import Results
+
+PIPED_WIDTH = 160
+GENERATION_SETTINGS = ("prompt", "choice_prompt", "max_new_tokens")
+SKIPPED_SHOWN = 20
+"""Skipped samples listed in a report; `results.json` lists all."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the key in a row, the header in lines for a narrow terminal, and the format of its values.
+
+    `interval` are the keys of the value's lower and upper bound, where it has them.
+    """
+
+    key: str
+    header: str
+    form: str = ""
+    interval: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys that the column shows."""
+        return (self.key, *self.interval)
+
+    def one_line_header(self, words: Mapping[str, str]) -> str:
+        """Return the header in one line."""
+        return self.header.format(**words).replace("-\n", "-").replace("\n", " ").replace(" /", "/")
+
+    def show(self, row: Mapping[str, Any]) -> str:
+        """Return the row's value as text, a dash where it is unknown."""
+        if row[self.key] is None:
+            return "-"
+        shown = ["-" if row[key] is None else format(row[key], self.form) for key in self.keys]
+        return shown[0] if not self.interval else f"{shown[0]} ({' to '.join(shown[1:])})"
+
+
+COLUMNS = (
+    Column("model", "model"),
+    Column("name", "config"),
+    Column("top1", "top-1\n%", ".2f"),
+    Column("top5", "top-5\n%", ".2f"),
+    Column("map", "mAP\n%", ".2f"),
+    Column("accuracy", "right\n%", ".2f"),
+    Column("vqa_accuracy", "VQA\n%", ".2f"),
+    Column("answered", "chose\n%", ".2f"),
+    *(Column(f"bleu{n}", f"BLEU-\n{n}", ".1f") for n in range(1, 5)),
+    Column("rouge_l", "ROUGE-\nL", ".1f"),
+    Column("cider", "CIDEr", ".1f"),
+    Column("agreement", "agrees\n%", ".2f"),
+    Column("drop", "drop, 95 %\ninterval", ".2f", ("drop_low", "drop_high")),
+    Column("tokens", "{tokens}", ".1f"),
+    Column("gflops", "GFLOPs", ".3f"),
+    Column("samples_per_second", "{unit}\n/s", ".1f"),
+    Column("speedup", "speed-\nup", ".2f"),
+    Column("peak_memory_mib", "peak\nMiB", ".0f"),
+    Column("new_tokens", "new\ntokens", ".1f"),
+)
+
+QUALITY = {
+    "map": "mean average precision",
+    "top1": "top-1 accuracy",
+    "accuracy": "accuracy",
+    "cider": "CIDEr-D",
+}
+"""The columns that say how good a model is, and their names; the first that results have is drawn against the cost."""
+
+WORDS = {"unit": "images", "tokens": "tokens\nat end", "same": "that get the same class as from"}
+"""What headers and notes call things, where a task has no words of its own."""
+
+SEVERAL = "several"
+"""In place of the task of results that were put together."""
+TEXT_WORDS = {"tokens": "image\ntokens", "same": "of which is said, to the letter, the same as by"}
+TASK_WORDS = {
+    "video-classification": {"unit": "clips"},
+    "audio-classification": {"unit": "recordings"},
+    "image-to-text": TEXT_WORDS,
+    "visual-question-answering": {**TEXT_WORDS, "unit": "questions"},
+    SEVERAL: {"unit": "samples"},
+}
+
+COLUMN_NOTES = {
+    "accuracy": "right: share of the answers that are one of the right ones, as VQA compares them, or the right "
+    "option.",
+    "vqa_accuracy": "VQA: its own measure, by which an answer counts in full if three of ten people gave it.",
+    "answered": "chose: share of the multiple-choice {unit} whose answer names an option.",
+    "cider": "BLEU, ROUGE-L and CIDEr-D times 100, as in COCO's evaluation.",
+    "agreement": "agrees: share of the {unit} {same} the unmerged model.",
+    "drop": "drop: points of {quality} lost, with the 95 % interval of a bootstrap over the same {unit}.",
+    "tokens": "tokens at end: after the last block, the mean over the {unit}.",
+    "gflops": "GFLOPs: multiply-adds of the vision or audio tower, padding included, for one image or view.",
+    "samples_per_second": "{unit}/s: the model's forward alone, after a warm-up.",
+    "speedup": "speed-up: over unmerged, in the same run.",
+    "peak_memory_mib": "peak MiB: the weights and what torch allocates at most during the forward of one batch.",
+}
+"""What the columns mean, in the order of a report."""
+
+TEXT_NOTES = {
+    "tokens": "image tokens: those that the language model reads of an image, the mean over the {unit}.",
+    "samples_per_second": "{unit}/s: the whole generation, the vision tower included, after a warm-up.",
+    "new_tokens": "new tokens: generated, the mean over the {unit}; a model that says less is faster for that.",
+}
+"""The same for tasks in which text is generated."""
+
+
+def columns(results: Results) -> list[Column]:
+    """Return the columns that the results have."""
+    return [column for column in COLUMNS if column.key in results.rows[0]]
+
+
+def quality(row: Mapping[str, Any]) -> Column:
+    """Return the column that says how good the model of a row is."""
+    key = next(key for key in QUALITY if key in row)
+    return next(column for column in COLUMNS if column.key == key)
+
+
+def words(results: Results) -> dict[str, str]:
+    """Return what headers and notes call things."""
+    return {**WORDS, **TASK_WORDS.get(results.run["task"], {})}
+
+
+def unit(results: Results) -> str:
+    """Return what the samples are called."""
+    return words(results)["unit"]
+
+
+def notes(results: Results) -> str:
+    """Return what the columns of the results mean, in a paragraph."""
+    row = results.rows[0]
+    texts = {**COLUMN_NOTES, **(TEXT_NOTES if "new_tokens" in row else {})}
+    called = {**words(results), "quality": QUALITY[quality(row).key]}
+    return " ".join(text.format(**called) for key, text in texts.items() if key in row)
+
+
+def measured_on(results: Results) -> str | None:
+    """Return the day of the measurement (UTC), `None` where the results are of a version that did not note it."""
+    date = results.environment.get("date")
+    return None if date is None else date[:10]
+
+
+def join(several: Mapping[str, Results]) -> Results:
+    """Return the results of several models as one, whose rows name their model; for CSV and Markdown.
+
+    A row has all columns that any of them has, `None` where its own results have no such column.
+    """
+    first = next(iter(several.values()))
+    keys = dict.fromkeys(key for results in several.values() for row in results.rows for key in row)
+    rows = [{"model": name, **dict.fromkeys(keys), **row} for name, results in several.items() for row in results.rows]
+    return Results(first.environment, {**first.run, "task": SEVERAL, "model": ", ".join(several)}, first.data, rows)
+
+
+def to_json(results: Results) -> str:
+    """Return everything as one JSON object."""
+    return json.dumps(results.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(results: Results) -> str:
+    """Return the rows as CSV, with full precision; the config as the text that `--config` takes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = [key for column in columns(results) for key in column.keys]
+    writer.writerow(["config" if key == "name" else key for key in keys])
+    writer.writerows([row[key] for key in keys] for row in results.rows)
+    return text.getvalue()
+
+
+def to_markdown(results: Results) -> str:
+    """Return the rows as a Markdown table."""
+    header = "| " + " | ".join(column.one_line_header(words(results)) for column in columns(results)) + " |"
+    ruler = "|" + "|".join("---" if column.key in ("model", "name") else "---:" for column in columns(results)) + "|"
+    rows = ["| " + " | ".join(column.show(row) for column in columns(results)) + " |" for row in results.rows]
+    return "\n".join([header, ruler, *rows]) + "\n"
+
+
+def to_table(results: Results) -> str:
+    """Return the rows as a table for the terminal, in colour where the output is one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns(results):
+        header = column.header.format(**words(results))
+        table.add_column(header, justify="left" if column.key == "name" else "right", overflow="fold")
+    for row in results.rows:
+        cells = [short_name(row["name"]) if column.key == "name" else column.show(row) for column in columns(results)]
+        table.add_row(*map(Text, cells))  # as they are: brackets in a name are no markup
+    terminal = Console()
+    # Piped output has no width of its own, and would be wrapped at 80 columns.
+    console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
+    with console.capture() as capture:
+        console.print(_summary(results), table, *results.run.get("notes", ()), sep="\n", highlight=False, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+FORMATS: dict[str, Callable[[Results], str]] = {
+    "table": to_table,
+    "json": to_json,
+    "csv": to_csv,
+    "md": to_markdown,
+}
+
+
+def write_report(results: Results, folder: Path, pictures: Sequence[tuple[str, str]] = ()) -> None:
+    """Write `results.json` and `report.md` into a folder; `pictures` are (file name, caption), shown in the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "results.json", to_json(results))
+    write_whole(folder / "report.md", _report(results, pictures))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that, whatever happens meanwhile, it is the old one or the new one."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
+    environment, run = results.environment, results.run
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    lines = [
+        "# Token merging: accuracy and speed",
+        "",
+        f"{_summary(results)}.",
+        "",
+        to_markdown(results),
+        notes(results),
+        "",
+        *(f"![{caption}]({name})\n\n{caption}\n" for name, caption in pictures),
+        "## How it was measured",
+        "",
+        f"- task {run['task']}, dtype {run['dtype']}, attention {run['attention']}, batches of {run['batch_size']}",
+        f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
+        f"{environment['platform']}, Python {environment['python']}",
+        f"- {packages}",
+        *([f"- measured on {day}"] if (day := measured_on(results)) else []),
+        *(f"- {name.replace('_', ' ')}: {run[name]!r}" for name in GENERATION_SETTINGS if name in run),
+        *(f"- {note}" for note in run.get("notes", ())),
+        *_skipped_lines(results.data["skipped"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(results: Results) -> str:
+    data = results.data
+    skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
+    what = f"{data['num_samples']} {unit(results)} of {data['id']}, split {data['split']}{skipped}"
+    return f"{results.run['model']} on {what}"
+
+
+def _skipped_lines(skipped: Sequence[Mapping[str, str]]) -> list[str]:
+    if not skipped:
+        return ["- no sample was skipped"]
+    lines = ["", f"## Skipped samples ({len(skipped)})", ""]
+    lines += [f"- {sample['sample']}: {sample['reason']}" for sample in skipped[:SKIPPED_SHOWN]]
+    if len(skipped) > SKIPPED_SHOWN:
+        lines.append(f"- and {len(skipped) - SKIPPED_SHOWN} more, in results.json")
+    return lines

@@ -1,0 +1,1 @@
+"""Search over merge configs: sweeps and tuning."""

@@ -1,0 +1,175 @@
+"""A grid of merge configs, and for each what merging has to beat: two controls that merge nothing at the same cost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise, product
+from typing import Any
+
+import torch
+
+from ...api import apply, remove
+from ...config import MergeConfig, format_config
+from ...config.merge_config import METHOD_FIELDS
+from ...config.text import is_unmerged
+from ...inspection.reports import Report, report
+from ..batches import prepare
+from ..data.samples import Sample
+from ..job import Inputs, Job
+from ..runner import gflops
+from ..variants import Variant
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION = 64
+"""Samples, spread over the split, on which each config's tokens and GFLOPs are measured to choose its controls."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is combined with what; a method takes of it the fields that mean something to it.
+
+    Attributes:
+        methods: merging methods.
+        r: tokens merged a block, for the methods that take it.
+        schedules: inflections that `r` is combined with: 0 constant, -1 falling, +1 rising.
+        thresholds: for MaMe.
+        layers: the blocks that merge; `None` is the method's default.
+    """
+
+    methods: Sequence[str] = ("tome", "mame")
+    r: Sequence[int] = (4, 8, 13, 16)
+    schedules: Sequence[float] = (0.0,)
+    thresholds: Sequence[float] = (0.9, 0.8, 0.7)
+    layers: Sequence[Sequence[int] | None] = (None,)
+
+    def configs(self) -> list[MergeConfig]:
+        """Return all configs of the grid.
+
+        Raises:
+            ValueError: an unknown method, a value out of range, or a config that merges nothing.
+        """
+        unknown = [method for method in self.methods if method not in METHOD_FIELDS]
+        if unknown:
+            raise ValueError(f"Unknown method {unknown[0]!r}; known are {', '.join(METHOD_FIELDS)}.")
+        configs = [MergeConfig(**fields) for method in self.methods for fields in self._fields(method)]
+        idle = next((config for config in configs if is_unmerged(config)), None)
+        if idle is not None:
+            raise ValueError(
+                f"{format_config(idle)} of the grid merges nothing; the unmerged model always runs, so leave it out."
+            )
+        return configs
+
+    def _fields(self, method: str) -> Iterable[dict[str, Any]]:
+        if "threshold" in METHOD_FIELDS[method]:
+            for threshold, layers in product(self.thresholds, self.layers):
+                yield {"method": method, "threshold": threshold, "layers": layers}
+        else:
+            for r, inflection, layers in product(self.r, self.schedules, self.layers):
+                yield {"method": method, "r": (r, inflection) if inflection else r, "layers": layers}
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a config costs: GFLOPs, and the tokens into the first block and out of each; means over the samples."""
+
+    gflops: float | None
+    tokens: list[float]
+
+
+def with_controls(
+    job: Job, configs: Sequence[MergeConfig], *, batch_size: int = 16
+) -> tuple[list[Variant], list[str]]:
+    """Return each config with its controls, and notes on controls that cannot be.
+
+    Random pruning drops as many tokens in each block as the config merges. The unmerged model on downsampled images
+    gets the size whose GFLOPs are nearest to the config's; a size that several configs share stands once.
+    """
+    samples = _spread_samples(job)
+    found = [prepare(job, samples[start : start + batch_size])[0] for start in range(0, len(samples), batch_size)]
+    batches = [batch.inputs for batch in found if batch is not None]
+    if not batches:  # the evaluation says what is wrong with the data
+        return [Variant(format_config(config), config) for config in configs], []
+    sizes, notes = _sizes(job, batches[0])
+    variants: dict[str, Variant] = {}
+    for config in configs:
+        cost = _measure(job, config, batches)
+        if cost.tokens[0] == cost.tokens[-1]:
+            notes.append(f"{format_config(config)} merges nothing in the {len(samples)} samples that it was tried on")
+        controls = [_random_pruning(config, cost), *_downsampled(cost, sizes)]
+        for variant in (Variant(format_config(config), config), *controls):
+            variants.setdefault(variant.name, variant)
+    return list(variants.values()), notes
+
+
+def _spread_samples(job: Job) -> list[Sample]:
+    step = max(1, len(job.data) // CALIBRATION)  # a split is often sorted by class; its beginning says little
+    found = job.data.read(lambda position: position % step == 0)
+    return list(islice((one for one in found if isinstance(one, Sample)), CALIBRATION))
+
+
+def _random_pruning(config: MergeConfig, cost: _Cost) -> Variant:
+    if "r" in METHOD_FIELDS[config.method]:
+        pruned = MergeConfig(method="random_prune", r=config.r, layers=config.layers)
+    else:
+        # How many tokens MaMe merges depends on the images; pruning takes the mean of each block.
+        counts = [round(count) for count in cost.tokens]
+        pruned = MergeConfig(method="random_prune", r=[before - after for before, after in pairwise(counts)])
+    return Variant(format_config(pruned), pruned, control="random_prune")
+
+
+def _downsampled(cost: _Cost, sizes: dict[tuple[int, int], float]) -> list[Variant]:
+    target = cost.gflops
+    if target is None or not sizes:
+        return []
+    size = min(sizes, key=lambda size: abs(sizes[size] - target))
+    return [Variant(f"downsampled {size[0]}x{size[1]}", image_size=size, control="downsampled")]
+
+
+def _sizes(job: Job, inputs: Inputs) -> tuple[dict[tuple[int, int], float], list[str]]:
+    """Return the GFLOPs of the unmerged model at each smaller size of its images, and a note if it takes none."""
+    pixels = inputs.get("pixel_values")
+    patch = getattr(getattr(job.model.config, "vision_config", job.model.config), "patch_size", None)
+    if pixels is None or pixels.ndim != 4 or not isinstance(patch, int):
+        return {}, ["no downsampled control: the inputs are not images cut into square patches"]
+    height, width = pixels.shape[-2:]
+    one = {name: value[:1] for name, value in inputs.items()}
+    sizes = {}
+    for rows in range(1, height // patch):
+        size = (rows * patch, max(1, round(rows * width / height)) * patch)
+        view = Variant("", image_size=size).view(one)
+        try:
+            cost = _measure(job, MergeConfig(), [view])
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            logger.debug("no downsampling", exc_info=True)
+            return {}, [f"no downsampled control: {type(job.model).__name__} takes no other image size ({reason})"]
+        if cost.gflops is not None:
+            sizes[size] = cost.gflops
+    return sizes, []
+
+
+@torch.inference_mode()
+def _measure(job: Job, config: MergeConfig, batches: Sequence[Inputs]) -> _Cost:
+    """Run some batches with a config and return what they cost, each weighted alike."""
+    apply(job.model, config)
+    try:
+        reports = []
+        for inputs in batches:
+            job.run(job.model, inputs)
+            reports.append(report(job.model))
+    finally:
+        remove(job.model)
+    counts = [gflops(found) for found in reports]
+    known = [count for count in counts if count is not None]
+    paths = [[tower.tokens[0][0], *(after for _, after in tower.tokens)] for tower in _first_towers(reports)]
+    return _Cost(
+        gflops=sum(known) / len(known) if known and len(known) == len(counts) else None,
+        tokens=[sum(column) / len(paths) for column in zip(*paths)],
+    )
+
+
+def _first_towers(reports: Sequence[Report]) -> list[Any]:
+    return [found.towers[0] for found in reports if found.towers[0].tokens]

@@ -1,0 +1,233 @@
+"""Find the strongest merge that costs at most so much: along r and along MaMe's threshold, by bisection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from ...api import apply, remove
+from ...config import MergeConfig, format_config
+from ...config.merge_config import METHOD_FIELDS
+from ...inspection.flops import token_counts
+from ...inspection.reports import Report, report
+from ...profiling.benchmark import interleave, ratio
+from ...profiling.slice_oracle import twin
+from ..batches import first_batch
+from ..job import Job
+from ..reporting.tables import quality
+from ..runner import Progress, evaluate, gflops
+from ..store.results import Results
+from ..variants import UNMERGED
+
+THRESHOLDS = tuple(step / 100 for step in range(98, 38, -2))
+"""MaMe's, from one that merges hardly anything to one that merges nearly everything."""
+
+CRITERIA = {
+    "speedup": "the measured speed-up",
+    "gflops": "the GFLOPs",
+}
+ROUNDS = 10
+"""Timed runs of the unmerged model and of each method's best, in turns."""
+
+
+class TuneError(ValueError):
+    """No config meets the target; the message says how near the mildest ones come.
+
+    Attributes:
+        results: of the configs that were tried.
+    """
+
+    def __init__(self, message: str, results: Results):
+        super().__init__(message)
+        self.results = results
+
+
+@dataclass(frozen=True)
+class Target:
+    """What merging may cost.
+
+    Attributes:
+        max_drop: points lost, of accuracy, mean average precision where samples have several labels, or CIDEr.
+        min_agreement: percent of the samples that get the unmerged model's class or words; `None` for any.
+        sure: the upper end of the drop's 95 % interval must be within `max_drop`, not the drop alone.
+    """
+
+    max_drop: float = 1.0
+    min_agreement: float | None = None
+    sure: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.max_drop >= 0:
+            raise ValueError(f"The drop that is allowed is {self.max_drop:g} points; it takes a number of at least 0.")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 100:
+            raise ValueError(f"The least agreement is {self.min_agreement}; it takes a percentage, 0 to 100.")
+
+    def drop(self, row: Mapping[str, Any], unmerged: Mapping[str, Any]) -> float:
+        """Return the points that a row loses."""
+        if self.sure and "drop_high" not in row:
+            raise ValueError("These results have no interval of the drop, which `sure` needs.")
+        if self.sure:
+            return row["drop_high"]
+        metric = quality(row).key
+        return unmerged[metric] - row[metric]
+
+    def met(self, row: Mapping[str, Any], unmerged: Mapping[str, Any]) -> bool:
+        """Tell whether a row costs no more than it may."""
+        agrees = self.min_agreement is None or row["agreement"] >= self.min_agreement
+        return agrees and self.drop(row, unmerged) <= self.max_drop
+
+
+def candidates(job: Job, method: str) -> list[MergeConfig]:
+    """Return configs of a method from mild to strong: of thresholds, or of r from 1 to twice what leaves no tokens.
+
+    A larger r that would leave as many tokens after every block is left out.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in METHOD_FIELDS:
+        raise ValueError(f"Unknown method {method!r}; known are {', '.join(METHOD_FIELDS)}.")
+    if "threshold" in METHOD_FIELDS[method]:
+        return [MergeConfig(method=method, threshold=threshold) for threshold in THRESHOLDS]
+    tower = _unmerged_report(job).towers[0]
+    counts = tower.tokens or ()
+    tokens, blocks = int(counts[0][0]), len(counts)
+    by_path: dict[tuple, MergeConfig] = {}
+    for r in range(1, max(2, 2 * tokens // blocks) + 1):
+        path = tuple(token_counts(tokens, tower.num_special, [r] * blocks))
+        by_path.setdefault(path, MergeConfig(method=method, r=r))
+    return list(by_path.values())
+
+
+def tune(
+    job: Job,
+    methods: Sequence[str] = ("tome", "mame"),
+    target: Target | None = None,
+    *,
+    out: Path,
+    by: str = "speedup",
+    batch_size: int = 16,
+    on_progress: Callable[[str], Progress] | None = None,
+) -> tuple[MergeConfig, Results]:
+    """Return the config that gains most within the target, and the results of all that were tried.
+
+    Along each method's candidates the strongest one within the target is found by bisection, which takes for granted
+    that a stronger merge costs more. They, and for the speed-up also the milder ones that were found to be within the
+    target, are then timed in turns with the unmerged model, on one batch, and the best by the criterion wins; the
+    others have no speed, since they ran at different times. A note says so where it is no faster than unmerged.
+
+    Args:
+        job: the model, its data and how the two meet.
+        methods: merging methods.
+        target: what merging may cost; one point of accuracy by default.
+        out: folder for each sample's results; the same call goes on with a run that was killed.
+        by: the criterion, `"speedup"` or `"gflops"`.
+        batch_size: samples in a batch.
+        on_progress: given a config's name, returns what `evaluate` reports progress to.
+
+    Raises:
+        TuneError: no config is within the target.
+        ValueError: an unknown method or criterion, GFLOPs that are not known, or what `evaluate` raises.
+    """
+    if by not in CRITERIA:
+        raise ValueError(f"Unknown criterion {by!r}; known are {', '.join(CRITERIA)}.")
+    target = target or Target()
+    lines = [candidates(job, method) for method in methods]  # an unknown method is found before any runs
+    if by == "gflops" and gflops(_unmerged_report(job)) is None:
+        raise ValueError(f"The GFLOPs of {job.model_name} are not known; tune by the measured speed-up.")
+    tried: list[MergeConfig] = []
+    within: dict[str, list[MergeConfig]] = {}
+
+    def is_met(config: MergeConfig) -> bool:
+        tried.append(config)
+        update = on_progress(format_config(config)) if on_progress else None
+        found = evaluate(job, [config], batch_size=batch_size, on_progress=update, out=out, speedups=False)
+        unmerged, row = found.rows
+        if target.met(row, unmerged):
+            within.setdefault(config.method, []).append(config)  # bisection moves on to stronger ones
+            return True
+        return False
+
+    for line in lines:
+        _bisect(line, is_met)
+    results = evaluate(job, tried, batch_size=batch_size, out=out)  # all are done; this puts them in one table
+    compared = [one for found in within.values() for one in (found if by == "speedup" else found[-1:])]
+    _time(job, compared, results, batch_size)
+    if not compared:
+        message = _explain(results.rows[1:], results.rows[0], target)
+        results.run["notes"] = [message, *results.run.get("notes", ())]
+        raise TuneError(message, results)
+    rows = {row["name"]: row for row in results.rows}
+    chosen = max(compared, key=lambda config: _gain(rows[format_config(config)], by))
+    note = _summarize(rows[format_config(chosen)], by, len(compared))
+    results.run["notes"] = [note, *results.run.get("notes", ())]
+    return chosen, results
+
+
+def _gain(row: Mapping[str, Any], by: str) -> float:
+    return row["speedup"] if by == "speedup" else -row["gflops"]
+
+
+def _summarize(row: Mapping[str, Any], by: str, compared: int) -> str:
+    """Return the note on the chosen config: what it was chosen by, and if so that it is no faster than unmerged."""
+    chosen = f"chosen by {CRITERIA[by]} among the {compared} within the target that were compared: {row['name']}"
+    if row["speedup"] > 1:
+        return chosen
+    slower = f"it runs {row['speedup']:.2f} times as fast as the unmerged model on this machine, so it is no faster"
+    return f"{chosen}; {slower}" + (", and neither is any of the others" if by == "speedup" and compared > 1 else "")
+
+
+@torch.inference_mode()
+def _time(job: Job, configs: Sequence[MergeConfig], results: Results, batch_size: int) -> None:
+    """Give the unmerged row and those of some configs the speed measured in turns, and the others none."""
+    seconds: dict[str, list[float]] = {}
+    batch = first_batch(job, batch_size)
+    if configs:
+        models = {UNMERGED: job.model} | {format_config(config): apply(twin(job.model), config) for config in configs}
+        runs = {name: partial(job.run, model, batch.inputs) for name, model in models.items()}
+        seconds = interleave(runs, ROUNDS, device=job.model.device)
+    for row in results.rows:
+        is_timed = row["name"] in seconds
+        row["samples_per_second"] = len(batch.samples) / median(seconds[row["name"]]) if is_timed else None
+        row["speedup"] = ratio(seconds, UNMERGED, row["name"]).median if is_timed else None
+
+
+def _bisect(configs: Sequence[MergeConfig], is_met: Callable[[MergeConfig], bool]) -> None:
+    """Try the configs that lead to the last one that is met, where all before it are."""
+    low, high = 0, len(configs)  # those before `low` are met, those from `high` on are not
+    while low < high:
+        middle = (low + high) // 2
+        if is_met(configs[middle]):
+            low = middle + 1
+        else:
+            high = middle
+
+
+@torch.inference_mode()
+def _unmerged_report(job: Job) -> Report:
+    """Return the report of the model on one sample, merging nothing."""
+    batch = first_batch(job, 1)
+    apply(job.model, MergeConfig())
+    try:
+        job.run(job.model, batch.inputs)
+        return report(job.model)
+    finally:
+        remove(job.model)
+
+
+def _explain(rows: Sequence[Mapping[str, Any]], unmerged: Mapping[str, Any], target: Target) -> str:
+    nearest = min(rows, key=lambda row: target.drop(row, unmerged))
+    wanted = f"at most {target.max_drop:g} points"
+    if target.min_agreement is not None:
+        wanted += f" and agrees with the unmerged model on {target.min_agreement:g} % of the samples"
+    return (
+        f"No config loses {wanted}; the nearest, {nearest['name']}, loses {target.drop(nearest, unmerged):.2f} points"
+        f"{' (upper end of the interval)' if target.sure else ''} and agrees on {nearest['agreement']:.1f} %. "
+        "Allow more, evaluate more samples, or take a larger model."
+    )

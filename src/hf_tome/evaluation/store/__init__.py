@@ -1,0 +1,1 @@
+"""Results of a run on disk: records, resuming, fingerprints."""

@@ -1,0 +1,254 @@
+"""What each sample gave with each variant, appended to a file as it comes, so that a killed run can go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..data.samples import Listed, Sample, Skipped
+from ..distributed import Processes
+from ..variants import UNMERGED
+from .fingerprint import Identity
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+FILES = "samples*.jsonl"
+WHAT_TO_DO = "Give another --out, or start afresh with --restart."
+RIGHT = ("label", "right")
+"""Under which of these a record holds what is right for its sample."""
+COMPARED_PACKAGES = ("hf_tome", "torch", "transformers")
+"""Another version of these may give other results; a run that goes on with one says so."""
+
+
+class ResumeError(ValueError):
+    """The folder holds samples of a run that this one cannot go on with."""
+
+
+@dataclass
+class Records:
+    """Results by variant and position in the split, of all processes once they are gathered.
+
+    A file has a line for the run and one for each session, which is one call of `evaluate`, with its environment. Then
+    there is one for each sample and variant, each skipped sample, each variant's peak memory, and each sample on which
+    the unmerged model was only timed. A line that a kill cut short is dropped. Of two records of the same, that of the
+    later session counts.
+    """
+
+    identity: Identity = field(default_factory=Identity)
+    path: Path | None = None
+    session: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    by_variant: dict[str, dict[int, Record]] = field(default_factory=lambda: defaultdict(dict))
+    skipped: dict[int, Record] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+    unmerged_seconds: dict[tuple[str, int], float] = field(default_factory=dict)
+    sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    new: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, identity: Identity, folder: Path | None, me: Processes, environment: dict[str, Any]) -> Records:
+        """Read what earlier runs left in `folder`, and append to this process's own file there.
+
+        Raises:
+            ResumeError: the folder holds samples of another run, or something else.
+        """
+        session = min(me.gather([datetime.now(timezone.utc).isoformat(timespec="microseconds")]))
+        records = cls(identity, None, session, {"date": session[:19] + "Z", **environment})
+        if folder is None:
+            return records
+        folder.mkdir(parents=True, exist_ok=True)
+        records.path = folder / ("samples.jsonl" if me.is_main else f"samples-{me.rank}.jsonl")
+        begun = [path for path in sorted(folder.glob(FILES)) if records._read(path)]
+        me.wait()  # nobody writes before all have read
+        if records.path not in begun:
+            run = {**identity.values, "digests": identity.digests}
+            records._write([{"run": run, "place": identity.place}])
+        return records
+
+    def check(self, listed: Sequence[Listed]) -> None:
+        """Compare the records with what is known of the samples.
+
+        Raises:
+            ResumeError: a record is of another sample, or of another label.
+        """
+        for done in self.by_variant.values():
+            for position, record in done.items():
+                if not 0 <= position < len(listed):
+                    raise ResumeError(
+                        f"{self._where()} a sample {position}, and there are {len(listed)}. {WHAT_TO_DO}"
+                    )
+                self._compare(record, listed[position].name, listed[position].label)
+
+    def check_sample(self, sample: Sample) -> None:
+        """Compare the records of one sample with what was read of it; raises as `check` does."""
+        for done in self.by_variant.values():
+            if sample.position in done:
+                self._compare(done[sample.position], sample.name, sample.label)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keep records, in the file as well."""
+        records = [{**record, "session": self.session} for record in records]
+        if self.session not in self.sessions:
+            self._warn_of_other_versions()
+            records = [{"environment": self.environment, "session": self.session}, *records]
+        for record in records:
+            self._keep(record)
+        self.new += records
+        self._write(records)
+
+    def skip(self, skipped: Skipped) -> None:
+        """Keep that a sample was left out, unless that is known."""
+        known = self.skipped.get(skipped.position)
+        if known is None or (known["name"], known["skipped"]) != (skipped.sample, skipped.reason):
+            self.add([{"sample": skipped.position, "name": skipped.sample, "skipped": skipped.reason}])
+
+    def merge(self, records: Iterable[Record]) -> None:
+        """Keep the records of other processes, which have files of their own."""
+        for record in records:
+            self._keep(record)
+
+    def has(self, variant: str, samples: Iterable[Sample]) -> bool:
+        """Tell whether all samples are done with a variant."""
+        done = self.by_variant[variant]
+        return all(sample.position in done for sample in samples)
+
+    def is_finished(self, variants: Iterable[str], positions: Iterable[int]) -> bool:
+        """Tell whether all positions are done with all variants; one that was skipped never is, and is tried again."""
+        done = [self.by_variant[variant] for variant in variants]
+        return all(position in positions_done for position in positions for positions_done in done)
+
+    def describe_environment(self) -> dict[str, Any]:
+        """Return what was measured with and when last; `earlier_sessions` are those with something else."""
+        *earlier, last = [self.sessions[name] for name in sorted(self.sessions)] or [self.environment]
+        others = {json.dumps({**one, "date": None}): one for one in earlier if {**one, "date": last["date"]} != last}
+        return {**last, "earlier_sessions": list(others.values())} if others else last
+
+    def _keep(self, record: Record) -> None:
+        if "environment" in record:
+            self.sessions[record["session"]] = record["environment"]
+        elif "peak_memory_mib" in record:
+            name = record["variant"]
+            self.peaks[name] = max(record["peak_memory_mib"], self.peaks.get(name, 0))
+        elif "timed_again" in record:
+            self.unmerged_seconds[record["session"], record["sample"]] = record["seconds"]
+        elif "skipped" in record:
+            if _is_later(record, self.skipped.get(record["sample"])):
+                self.skipped[record["sample"]] = record
+        elif "variant" in record:
+            self._keep_result(record)
+
+    def _keep_result(self, record: Record) -> None:
+        done, position = self.by_variant[record["variant"]], record["sample"]
+        if record["variant"] == UNMERGED and "seconds" in record:
+            self.unmerged_seconds[record["session"], position] = record["seconds"]
+        if _is_later(record, done.get(position)):
+            done[position] = record
+        if position in self.skipped and _is_later(record, self.skipped[position]):
+            del self.skipped[position]
+
+    def _read(self, path: Path) -> bool:
+        """Keep what a file holds; returns whether it has a run's first line."""
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [record for line in lines if (record := _parse(line, path)) is not None]
+        if not found:
+            if lines:
+                logger.warning("%s was cut short in its first line; it holds no samples that could be lost.", path)
+            return False
+        self._check_run(path, found[0])
+        for record in found[1:]:
+            try:
+                self._keep(record)
+            except (KeyError, TypeError) as error:
+                raise ResumeError(_no_record(path, json.dumps(record))) from error
+        return True
+
+    def _check_run(self, path: Path, first: Record) -> None:
+        run = first.get("run")
+        if not isinstance(run, dict):
+            message = f"{path} does not say of which run its samples are: its first line is lost."
+            raise ResumeError(f"{message} {WHAT_TO_DO}")
+        if not isinstance(run.get("digests"), dict):
+            raise ResumeError(
+                f"{path} holds samples of an earlier hf_tome, which did not note what data they are of. {WHAT_TO_DO}"
+            )
+        wanted = json.loads(json.dumps({**self.identity.values, "digests": self.identity.digests}))
+        differences = _differences(run, wanted)
+        if differences:
+            raise ResumeError(f"{path} holds samples of another run: {', '.join(differences)}. {WHAT_TO_DO}")
+        if first.get("place") != self.identity.place:
+            logger.warning("%s: going on with data in another folder; the names and labels are the same.", path)
+
+    def _compare(self, record: Record, name: str, label: Any) -> None:
+        right = next((record[key] for key in RIGHT if key in record), None)
+        for what, found, wanted in (("name", record.get("name"), name), ("label", right, label)):
+            if found not in (None, wanted) and found != json.loads(json.dumps(wanted)):
+                raise ResumeError(
+                    f"{self._where()} sample {record['sample']} with the {what} {found!r} instead of {wanted!r}. "
+                    f"{WHAT_TO_DO}"
+                )
+
+    def _where(self) -> str:
+        return f"{self.path.parent if self.path else 'This run'} holds"
+
+    def _warn_of_other_versions(self) -> None:
+        versions = [_versions(environment) for environment in (*self.sessions.values(), self.environment)]
+        if any(found != versions[-1] for found in versions):
+            earlier = "; ".join(dict.fromkeys(found for found in versions if found != versions[-1]))
+            logger.warning(
+                "%s samples measured with %s; going on with %s. results.json names both.",
+                *(self._where(), earlier, versions[-1]),
+            )
+
+    def _write(self, records: Sequence[Record]) -> None:
+        if self.path is None or not records:
+            return
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        try:
+            with self.path.open("a+b") as file:
+                file.seek(max(file.seek(0, 2) - 1, 0))
+                cut_short = file.read(1) not in (b"", b"\n")
+                file.write(("\n" * cut_short + text).encode())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: what was finished before is kept in {self.path.parent}; when there is room, the "
+                "same command goes on from there",
+            ) from error
+
+
+def _is_later(record: Record, known: Record | None) -> bool:
+    return known is None or record["session"] >= known["session"]
+
+
+def _parse(line: str, path: Path) -> Record | None:
+    """Return what a line holds, `None` for the one that was being written when the run was killed."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(record, dict):
+        raise ResumeError(_no_record(path, line))
+    return record
+
+
+def _no_record(path: Path, line: str) -> str:
+    return f"{path} has a line that is none of a run's, {line[:60]!r}. {WHAT_TO_DO}"
+
+
+def _differences(found: Record, wanted: Record) -> list[str]:
+    names = [name for name in {**found, **wanted} if name != "digests" and found.get(name) != wanted.get(name)]
+    shown = [f"{name} {found.get(name)!r} instead of {wanted.get(name)!r}" for name in names]
+    digests = {**found["digests"], **wanted["digests"]}
+    return shown + [f"other {what}" for what in digests if found["digests"].get(what) != wanted["digests"].get(what)]
+
+
+def _versions(environment: dict[str, Any]) -> str:
+    packages = environment.get("packages", {})
+    return ", ".join(f"{name} {packages.get(name)}" for name in COMPARED_PACKAGES)

@@ -1,0 +1,79 @@
+"""The task `image-classification`: a classifier on labelled images, such as ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from ...hub.sources import public_name
+from ..data import digits
+from ..data import media_files as media
+from ..data import splits as data
+from ..data.samples import LabelledSamples, Sample
+from ..job import Inputs, Job, JobOptions
+from ..loading import load_model
+from ..metrics.classes import Classes
+from ..store.fingerprint import processor_settings
+
+TASK = "image-classification"
+
+
+def image_classification(options: JobOptions) -> Job:
+    """Load a classifier and the images to evaluate it on.
+
+    Raises:
+        ValueError: the data set cannot be opened, lacks the split, or has labels that the model does not have.
+        OSError: there is no such model.
+    """
+    rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
+    model, processor = load_classifier(options)
+    images = read_labelled_images(rows, split, model, options)
+    return _job(public_name(options.model), model, processor, images)
+
+
+def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
+    """Load the small ViT that ships with the package and the handwritten digits held out from its training."""
+    options = JobOptions(str(digits.MODEL_DIR), "scikit-learn digits", device=device, dtype=dtype)
+    model, processor = load_classifier(options)
+    images = read_labelled_images(digits.load_digits("test"), "test", model, options)
+    return _job("digits-vit", model, processor, images)
+
+
+def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
+    """Load a classifier, ready to run on the device, and its image processor; raises as `load_model` does."""
+    model = load_model(AutoModelForImageClassification, options, "classify images")
+    return model, AutoImageProcessor.from_pretrained(options.model)
+
+
+def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options: JobOptions) -> LabelledSamples:
+    """Match the labels of an opened split to the model's and draw the samples.
+
+    Raises:
+        ValueError: there is no image or label column, or a label that the model does not have.
+    """
+    columns = data.image_and_label_columns(rows, options.data)
+    names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
+    images = data.undecoded(rows, columns[0])
+    return media.match_rows(images, split, columns, names, to_model, options, data.open_image)
+
+
+def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:
+    depends_on = {"processor": processor_settings(processor)}
+    return Job(TASK, name, model, images, prepare_images(processor), class_scores, Classes(), depends_on=depends_on)
+
+
+def prepare_images(processor: Any) -> Any:
+    """Return the function that makes inputs of samples of images."""
+
+    def prepare(samples: Sequence[Sample]) -> Inputs:
+        return dict(processor(images=[sample.content for sample in samples], return_tensors="pt"))
+
+    return prepare
+
+
+def class_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+    """Return the logits (B, classes) of a classifier."""
+    return model(**inputs).logits

@@ -1,0 +1,1 @@
+"""Saving, loading, model cards and export."""

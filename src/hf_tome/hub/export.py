@@ -1,0 +1,156 @@
+"""Export a merged model: to `torch.export` and to ONNX, with a batch of any size.
+
+A merged model is exported as it is: sizes, matching and merging become part of the graph. The number of tokens must
+follow from the config alone, so MaMe needs `keep_ratio`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.encoders.plan import unwrap
+from ..api import towers
+from ..inspection.reports import depends_on_images
+from ..profiling.example_inputs import example_inputs
+
+OPSET = 18
+EXAMPLE_BATCH = 2
+"""A batch of one would be taken for a constant."""
+
+
+def export_program(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> torch.export.ExportedProgram:
+    """Return the model as an exported program, whose batch may have any size.
+
+    Args:
+        model: a transformers model, merged or not, in evaluation mode.
+        inputs: keyword arguments with a batch of at least two; by default random ones of the config's shape.
+
+    Raises:
+        ValueError: the model is in training mode, or its number of tokens depends on the images.
+    """
+    root = unwrap(model)
+    _check(root)
+    inputs = _example(root, inputs)
+    with torch.no_grad(), _passes_kept(root):
+        return torch.export.export(root, (), kwargs=inputs, dynamic_shapes=_any_batch(inputs), strict=False)
+
+
+def export_onnx(model: nn.Module, path: str | Path, inputs: Mapping[str, Tensor] | None = None) -> Path:
+    """Write the model as ONNX, opset 18, standard operators only, with a batch of any size; returns the path.
+
+    Inputs and outputs have the model's names; outputs that are `None` are left out. Weights of more than 2 GB go to a
+    file beside it. Needs `pip install "hf_tome[export]"`.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+        ValueError: as `export_program`.
+    """
+    path, root = Path(path), unwrap(model)
+    translations = _translations()  # tells at once where packages are missing
+    inputs = _example(root, inputs)
+    program = export_program(root, inputs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            output_names=_output_names(root, inputs),
+            verbose=False,
+            custom_translation_table=translations,
+        )
+        if exported is None:
+            raise RuntimeError("torch.onnx.export returned no program.")
+        exported.save(str(path))
+    return path
+
+
+def difference_in_onnxruntime(model: nn.Module, path: str | Path, inputs: Mapping[str, Tensor] | None = None) -> float:
+    """Run an exported file in onnxruntime, and return by how much its outputs differ from the model's at most.
+
+    The batch has one sample more than the one that was exported with.
+
+    Raises:
+        ImportError: onnxruntime is missing.
+    """
+    import onnxruntime
+
+    root = unwrap(model)
+    inputs = example_inputs(root, EXAMPLE_BATCH + 1, seed=1) if inputs is None else inputs
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    values = session.run(None, {name: tensor.cpu().numpy() for name, tensor in inputs.items()})
+    with torch.no_grad():
+        outputs = _outputs(root(**inputs))
+    names = [output.name for output in session.get_outputs()]
+    pairs = [(torch.from_numpy(value), outputs[name].cpu()) for name, value in zip(names, values)]
+    return max(float((one - other).abs().max()) for one, other in pairs)
+
+
+def _example(root: nn.Module, inputs: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    return example_inputs(root, EXAMPLE_BATCH) if inputs is None else dict(inputs)
+
+
+def _outputs(output: Any) -> dict[str, Tensor]:
+    return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+
+
+def _output_names(root: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
+    with torch.no_grad():
+        return list(_outputs(root(**inputs)))
+
+
+def _check(root: nn.Module) -> None:
+    if root.training:
+        raise ValueError("The model is in training mode; call `model.eval()` before exporting it.")
+    if any(depends_on_images(tower) for tower in towers(root)):
+        raise ValueError(
+            "With MaMe's threshold the number of tokens depends on the images, and a graph has fixed shapes. Set "
+            "`keep_ratio`, which fixes the number, as in MergeConfig(method='mame', keep_ratio=0.5)."
+        )
+
+
+def _any_batch(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
+    return {name: {0: torch.export.Dim("batch", min=1)} for name in inputs}
+
+
+def _translations() -> dict[Any, Any]:
+    """Return how operators that torch's exporter does not know are written in ONNX."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+
+    def stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        # TopK puts the lower index first among equals, so it is stable by the standard.
+        count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+        return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+    return {torch.ops.aten.sort.stable: stable_sort}
+
+
+@contextmanager
+def _passes_kept(root: nn.Module) -> Iterator[None]:
+    """Keep the towers' latest passes: that of an export has tensors without values, which no report can count."""
+    kept = [(tower, tower.last) for tower in towers(root)]
+    try:
+        yield
+    finally:
+        for tower, last in kept:
+            tower.last = last
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks, on packages that no model here needs, from standard error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

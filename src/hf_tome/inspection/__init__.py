@@ -1,0 +1,1 @@
+"""What merging does to a model: reports, traces, GFLOPs."""

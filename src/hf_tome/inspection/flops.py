@@ -1,0 +1,235 @@
+"""Multiply-adds of an encoder with and without merging, counted from its config alone.
+
+Counted as in the papers' tables: products of matrices, convolutions, LayerNorm at 5 per element, and the similarities
+of the matching. Not counted: biases, activations, softmax, sums, rotary tables, the fusion itself, text towers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..adapters.encoders.dims import EncoderShape, encoder_shape
+from ..config import MergeConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+NORM_FLOPS = 5
+"""Multiply-adds of LayerNorm per element in fvcore, with which ToMe's authors counted."""
+
+Tokens = Sequence[tuple[float, float]]
+"""For each block, tokens into it and out of it; means over images may be fractions."""
+
+
+@dataclass(frozen=True)
+class BlockFlops:
+    """Multiply-adds of one block, by part."""
+
+    attention: float
+    mlp: float
+    norms: float
+    similarity: float
+
+    @property
+    def total(self) -> float:
+        """Return the multiply-adds of the block."""
+        return self.attention + self.mlp + self.norms + self.similarity
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Multiply-adds of an encoder: the patch embedding, each block, and the last norm with the head."""
+
+    patch: float
+    blocks: tuple[BlockFlops, ...]
+    head: float
+
+    @property
+    def total(self) -> float:
+        """Return all multiply-adds."""
+        return self.patch + sum(block.total for block in self.blocks) + self.head
+
+    @property
+    def gflops(self) -> float:
+        """Return all multiply-adds in units of 1e9, as the papers print them."""
+        return self.total / 1e9
+
+
+def gflops(model: PreTrainedConfig | EncoderShape, merge_config: MergeConfig | None = None) -> float:
+    """Return the GFLOPs (multiply-adds) of an encoder, with merging where a `MergeConfig` is given.
+
+    Raises:
+        ValueError: the model type is not known here, or the number of tokens depends on the images.
+    """
+    shape = model if isinstance(model, EncoderShape) else encoder_shape(model)
+    if merge_config is None:
+        return count_flops(shape, [(shape.num_tokens, shape.num_tokens)] * shape.num_layers, None).gflops
+    return merged_flops(shape, planned_tokens(shape, merge_config), merge_config).gflops
+
+
+def count_flops(
+    shape: EncoderShape,
+    tokens: Tokens,
+    similarity_dim: int | None,
+    *,
+    pairs: Sequence[float] | None = None,
+    attended: Sequence[float] | None = None,
+    head_tokens: float | None = None,
+) -> FlopCount:
+    """Count the multiply-adds of an encoder that merges between attention and MLP.
+
+    Args:
+        tokens: for each block, tokens into it and out of it.
+        similarity_dim: the width of what the matching compares, or None where nothing is compared.
+        pairs: for each block, how many pairs of tokens are compared; by default ToMe's, where a block loses tokens.
+        attended: for each block, how many pairs of query and key attention computes; by default all.
+        head_tokens: the tokens that the head sees, where they are not those out of the last block.
+
+    Raises:
+        ValueError: `tokens`, `pairs` or `attended` does not have one entry a block.
+    """
+    if pairs is None:
+        pairs = [_two_halves(before) if after < before else 0 for before, after in tokens]
+    if attended is None:
+        attended = [before**2 for before, _ in tokens]
+    for name, values in {"tokens": tokens, "pairs": pairs, "attended": attended}.items():
+        if len(values) != shape.num_layers:
+            raise ValueError(f"`{name}` has {len(values)} entries, but the encoder has {shape.num_layers} blocks.")
+    blocks = [
+        _block_flops(shape, before, after, attends, compared * (similarity_dim or 0))
+        for (before, after), attends, compared in zip(tokens, attended, pairs)
+    ]
+    if head_tokens is None:
+        head_tokens = tokens[-1][1] if tokens else shape.num_tokens
+    head = shape.head_flops + head_tokens * (shape.head_token_flops + NORM_FLOPS * shape.hidden_size)
+    return FlopCount(shape.patch_flops, tuple(blocks), head)
+
+
+def merged_flops(
+    shape: EncoderShape,
+    tokens: Tokens,
+    merge_config: MergeConfig,
+    *,
+    packed: Tokens | None = None,
+    attended: Sequence[float] | None = None,
+) -> FlopCount:
+    """Count the multiply-adds of an encoder with merging, from planned or measured tokens of each block.
+
+    Args:
+        tokens: as in `count_flops`, with the padding that the matching is computed with.
+        packed: the same, as norms, projections and MLPs are run on them, where padding is left out there.
+        attended: as in `count_flops`.
+    """
+    merging = _comparing_blocks(shape, tokens, merge_config)
+    count_pairs = PAIRS[merge_config.method]
+    pairs = [
+        count_pairs(before, after, shape.num_special, merge_config) if block in merging else 0
+        for block, (before, after) in enumerate(tokens)
+    ]
+    return count_flops(
+        shape,
+        tokens if packed is None else packed,
+        similarity_dim(shape, merge_config),
+        pairs=pairs,
+        attended=attended,
+        head_tokens=shape.num_tokens if merge_config.restore else None,
+    )
+
+
+def similarity_dim(shape: EncoderShape, merge_config: MergeConfig) -> int:
+    """Return the width of what the matching compares: one head's for averaged keys, else the full one."""
+    of_heads = merge_config.choice("metric") in ("k", "q", "v")
+    return shape.head_dim if of_heads and merge_config.choice("head_aggregation") == "mean" else shape.hidden_size
+
+
+def planned_tokens(shape: EncoderShape, merge_config: MergeConfig) -> list[tuple[int, int]]:
+    """Return the tokens into and out of each block, where the config alone decides them.
+
+    Raises:
+        ValueError: MaMe with a threshold, where the images decide.
+    """
+    if merge_config.method != "mame":
+        return token_counts(shape.num_tokens, shape.num_special, merge_config.schedule(shape.num_layers))
+    merging = merge_config.merging_layers(shape.num_layers)
+    if merge_config.keep_ratio is None and merging:
+        raise ValueError(
+            f"With MaMe's threshold ({merge_config.threshold:g}) the number of tokens depends on the images. Run the "
+            "model on some and read `hf_tome.report(model)`, or set `keep_ratio`, which fixes the number."
+        )
+    counts, num_tokens = [], shape.num_tokens
+    for layer in range(shape.num_layers):
+        after = num_tokens
+        if layer in merging:
+            after = shape.num_special + kept_patches(num_tokens - shape.num_special, merge_config.keep_ratio or 1.0)
+        counts.append((num_tokens, after))
+        num_tokens = after
+    return counts
+
+
+def token_counts(num_tokens: int, num_special: int, schedule: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the tokens into and out of each block for r of each, cut to half of what may merge (ToMe, 3)."""
+    counts = []
+    for r in schedule:
+        after = num_tokens - min(r, max(num_tokens - num_special, 0) // 2)
+        counts.append((num_tokens, after))
+        num_tokens = after
+    return counts
+
+
+def kept_patches(num_patches: int, keep_ratio: float) -> int:
+    """Return how many tokens MaMe with `keep_ratio` keeps: the share rounded up, and at least every destination."""
+    return max(math.ceil(keep_ratio * num_patches), num_patches // 2)
+
+
+def _comparing_blocks(shape: EncoderShape, tokens: Tokens, merge_config: MergeConfig) -> Collection[int]:
+    if merge_config.method == "mame":
+        return merge_config.merging_layers(shape.num_layers)  # it compares before it knows whether anything merges
+    return {block for block, (before, after) in enumerate(tokens) if after < before}
+
+
+def _block_flops(shape: EncoderShape, before: float, after: float, attended: float, similarity: float) -> BlockFlops:
+    width = shape.hidden_size
+    return BlockFlops(
+        attention=4 * before * width**2 + 2 * attended * width,
+        mlp=(3 if shape.gated_mlp else 2) * after * width * shape.intermediate_size,
+        norms=NORM_FLOPS * (before + after) * width,
+        similarity=similarity,
+    )
+
+
+def _two_halves(tokens: float) -> float:
+    return math.ceil(tokens / 2) * (tokens - math.ceil(tokens / 2))
+
+
+def _tome_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
+    return _two_halves(before)  # special tokens take part in the alternation, and so in the product
+
+
+def _mame_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
+    return _two_halves(before - special)
+
+
+def _kmeans_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
+    return (before - special) * (after - special) * merge_config.kmeans_iterations
+
+
+def _greedy_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
+    return (before - special) ** 2
+
+
+def _no_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
+    return 0
+
+
+PAIRS: dict[str, Callable[[float, float, int, MergeConfig], float]] = {
+    "tome": _tome_pairs,
+    "mame": _mame_pairs,
+    "random_prune": _no_pairs,
+    "attention_prune": _no_pairs,
+    "kmeans": _kmeans_pairs,
+    "greedy": _greedy_pairs,
+}
+"""How many pairs of tokens each method compares, from (tokens in, tokens out, special tokens, config)."""

@@ -1,0 +1,1 @@
+"""Changing the class of a module instance, and back; knows no model."""

@@ -1,0 +1,232 @@
+"""How fast merging makes a model: unmerged, merged and the slice oracle, interleaved in one run.
+
+Runs are interleaved and compared pair by pair, so that a machine that slows down slows all of them, and a ratio's
+spread says how far it can be trusted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.encoders.plan import unwrap
+from ..api import apply
+from ..config import MergeConfig
+from ..inspection.reports import TowerReport, report
+from .measure import peak_memory_mib, synchronize
+from .slice_oracle import make_oracle, twin
+
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
+"""`"process"` counts the processor's time of this process in all its threads: with one thread, other jobs on the
+machine hardly disturb it. It says nothing about a GPU."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median and the quartiles of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        """Return the spread of at least one value."""
+        if len(values) == 1:
+            return Spread(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return Spread(median, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f}-{self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What merging gained, and what the most was that it could have gained.
+
+    Attributes:
+        config: the merge config's plain values.
+        batch_size, rounds: images in a forward pass, and how often each variant ran.
+        tokens: tokens into the first block and out of the last one, of the first tower.
+        gflops, gflops_unmerged: multiply-adds an image, over all towers, where known.
+        seconds: the latency of a forward pass of `"unmerged"`, `"merged"` and `"oracle"`.
+        images_per_second: the same turned round, from the medians.
+        peak_memory_mib: weights and the most that was allocated besides (see `measure`).
+        speedup, oracle_speedup: over unmerged, of the pairs.
+        oracle_share: speed-up as a share of the oracle's, of the pairs.
+        why: why there is no speed-up to speak of, in one line, or `None`.
+    """
+
+    config: dict[str, Any]
+    batch_size: int
+    rounds: int
+    tokens: tuple[float, float]
+    gflops: float | None
+    gflops_unmerged: float | None
+    seconds: dict[str, Spread]
+    images_per_second: dict[str, float]
+    peak_memory_mib: dict[str, float]
+    speedup: Spread
+    oracle_speedup: Spread
+    oracle_share: Spread
+    why: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def benchmark(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    config: MergeConfig,
+    *,
+    rounds: int = 10,
+    warmup: int = 2,
+    clock: str = "wall",
+    memory: bool = True,
+    wrap: Callable[[nn.Module], Any] | None = None,
+) -> Benchmark:
+    """Measure a model unmerged, merged and as the slice oracle; the model itself is not changed.
+
+    Args:
+        model: a transformers model, in the mode and dtype and on the device to be measured.
+        inputs: its keyword arguments, on its device; the batch is the first dimension of the first tensor.
+        config (`MergeConfig`): what to merge.
+        rounds (`int`): timed runs of each variant. On a busy machine take more.
+        warmup (`int`): untimed runs of each before.
+        clock (`str`): `"wall"`, or `"process"` for processor time (see `CLOCKS`).
+        memory (`bool`): whether to measure peak memory, in one more run of each.
+        wrap: e.g. `torch.compile`, called on each variant.
+
+    Raises:
+        UnsupportedModelError: merging does not work on this model.
+        ValueError: the config does not fit the model or merges projected tokens, or an unknown clock.
+    """
+    if config.where == "projected":
+        raise ValueError(
+            "`where` is 'projected', where the language model gets fewer tokens and no block of a tower merges; this "
+            "measures towers. `benchmarks/vlm.py` of the repository measures language models."
+        )
+    if clock not in CLOCKS:
+        raise ValueError(f"`clock` is {clock!r}; it takes one of {', '.join(map(repr, CLOCKS))}.")
+    root = unwrap(model)
+    merged = apply(twin(root), config)
+    merged(**inputs)  # tells what MaMe, whose schedule depends on the images, is going to do
+    tower_reports = report(merged).towers
+    oracle = make_oracle(twin(root), [_path(tower) for tower in tower_reports])
+    variants: dict[str, nn.Module] = {"unmerged": twin(root), "merged": merged, "oracle": oracle}
+    runs = {name: _runner(wrap(variant) if wrap else variant, inputs) for name, variant in variants.items()}
+
+    device = next(root.parameters()).device
+    seconds = interleave(runs, rounds, warmup=warmup, clock=clock, device=device)
+    batch_size = len(next(iter(inputs.values())))
+    speedup, oracle_speedup = ratio(seconds, "unmerged", "merged"), ratio(seconds, "unmerged", "oracle")
+    gflops = [total([getattr(tower, name) for tower in tower_reports]) for name in ("gflops", "gflops_unmerged")]
+    return Benchmark(
+        config=config.to_dict(),
+        batch_size=batch_size,
+        rounds=rounds,
+        tokens=(_path(tower_reports[0])[0], _path(tower_reports[0])[-1]),
+        gflops=gflops[0],
+        gflops_unmerged=gflops[1],
+        seconds={name: Spread.of(values) for name, values in seconds.items()},
+        images_per_second={name: batch_size / statistics.median(values) for name, values in seconds.items()},
+        peak_memory_mib={name: peak_memory_mib(run, root, device) for name, run in runs.items()} if memory else {},
+        speedup=speedup,
+        oracle_speedup=oracle_speedup,
+        oracle_share=ratio(seconds, "oracle", "merged"),
+        why=why_no_speedup(tower_reports[0], speedup.median, oracle_speedup.median, batch_size, device),
+    )
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warmup: int = 2,
+    clock: str = "wall",
+    device: torch.device | str = "cpu",
+) -> dict[str, list[float]]:
+    """Time each of `runs` once a round, and return the seconds of every round by name.
+
+    The order is turned round every other round, so that no variant always follows the same one.
+    """
+    now, device = CLOCKS[clock], torch.device(device)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for step in range(-warmup, rounds):
+        for name in list(runs)[:: 1 if step % 2 == 0 else -1]:
+            synchronize(device)
+            start = now()
+            runs[name]()
+            synchronize(device)
+            if step >= 0:
+                seconds[name].append(now() - start)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> Spread:
+    """Return by how much `fast` is faster than `slow`, from runs of the same round."""
+    return Spread.of([one / other for one, other in zip(seconds[slow], seconds[fast])])
+
+
+NO_SPEEDUP = 1.05
+"""A speed-up below this gets an explanation."""
+FEW_TOKENS = 128
+FIXED_COSTS = {
+    "cuda": " (it is launch-bound): use a larger batch, torch.compile or CUDA graphs",
+    "cpu": ", or other jobs disturb the clock: use a larger batch, more rounds or the clock `process`",
+}
+"""By device, what is likely where the number of tokens does not matter, and what helps."""
+LITTLE_SAVED = 0.9
+"""Where this share of the multiply-adds is left, or more, there is little to gain."""
+
+
+def why_no_speedup(
+    tower: TowerReport, speedup: float, oracle_speedup: float, batch_size: int, device: torch.device
+) -> str | None:
+    """Return one line on why merging gains nothing, by the first reason that holds, or `None` where it gains."""
+    if speedup >= NO_SPEEDUP:
+        return None
+    path, left = _path(tower), (tower.gflops or 0) / (tower.gflops_unmerged or 1)
+    reasons = (
+        (path[-1] == path[0], "nothing merged: " + (tower.notes[0] if tower.notes else "no block was asked to")),
+        (left > LITTLE_SAVED, f"the schedule leaves {left:.0%} of the multiply-adds: merge more tokens, or earlier"),
+        (path[0] < FEW_TOKENS, f"too few tokens: of {path[0]:.0f} little is left to merge; use larger inputs"),
+        (
+            oracle_speedup < NO_SPEEDUP,
+            f"even plainly cut tokens are no faster, so the time does not go into tokens at batch size {batch_size} "
+            f"on {device.type}{FIXED_COSTS.get(device.type, ': use a larger batch')}",
+        ),
+        (tower.backend == "eager", "eager attention: use `model.set_attn_implementation('sdpa')`"),
+        (
+            True,
+            f"matching and merging cost what they save; without them it would be {oracle_speedup:.2f} times as fast",
+        ),
+    )
+    return next(text for holds, text in reasons if holds)
+
+
+def total(counts: Sequence[float | None]) -> float | None:
+    """Return the sum, or `None` where a part is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _runner(model: Any, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
+    return lambda: model(**inputs)
+
+
+def _path(tower: TowerReport) -> list[float]:
+    """Return the tokens into each block and, last, those out of the last one."""
+    tokens = tower.tokens or ()
+    return [tokens[0][0], *(after for _, after in tokens)]

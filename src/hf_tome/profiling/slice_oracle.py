@@ -1,0 +1,80 @@
+"""The slice oracle: the same blocks on tokens cut plainly to the same schedule, the limit of what merging can gain.
+
+Its outputs mean nothing. It does no matching, keeps no sizes and adds nothing to the attention logits, so no way of
+merging to this schedule can be faster, and the distance to it is what merging itself costs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..api import apply, remove, towers
+from ..config import MergeConfig
+from ..merging import Merge
+from ..merging.methods import Method, Request
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class Cut(Merge):
+    """Keep the first M of N tokens; sizes are kept only where they mark padding."""
+
+    def __init__(self, num_input: int, num_output: int, batch_size: int, device: torch.device):
+        self.num_input, self.num_output = num_input, num_output
+        self._kept = torch.arange(num_output, device=device).expand(batch_size, -1)
+
+    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cut tokens (B, N, C) to (B, M, C); without sizes attention and heads stay as they are."""
+        kept_size = None if size is None else size[:, : self.num_output]
+        return x[:, : self.num_output], kept_size  # type: ignore[return-value]
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """Fill up with zeros, (B, M, C) -> (B, N, C)."""
+        return nn.functional.pad(x, (0, 0, 0, self.num_input - self.num_output))
+
+    @property
+    def source(self) -> Tensor:
+        """Where each input token went (see the base class)."""
+        return nn.functional.pad(self._kept, (0, self.num_input - self.num_output), value=-1)
+
+    @property
+    def representative(self) -> Tensor:
+        """The input token that each output token is (see the base class)."""
+        return self._kept
+
+
+def _cut(request: Request) -> Merge:
+    batch_size, num_tokens = request.metric.shape[:2]
+    return Cut(num_tokens, num_tokens - request.r, batch_size, request.metric.device)
+
+
+CUT = Method(_cut, feature="x", proportional=False, prunes=True)
+
+
+def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]]) -> ModelT:
+    """Turn a model, in place, into the oracle of a schedule; returns the same object.
+
+    Args:
+        model: an unmerged transformers model.
+        tokens: for each tower, the tokens into each block and, last, those out of the last one.
+    """
+    # The config only makes every block a merging one; what it does is set below.
+    apply(model, MergeConfig(r=1, proportional_attention=False))
+    for tower, counts in zip(towers(model), tokens):
+        whole = [round(count) for count in counts]
+        tower.method = CUT
+        tower.schedule = tuple(before - after for before, after in pairwise(whole))
+        tower.merging = tuple(cut > 0 for cut in tower.schedule)
+    return model
+
+
+def twin(model: ModelT) -> ModelT:
+    """Return an unmerged copy of a model's modules around the same parameters and buffers: it costs no memory."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return remove(copy.deepcopy(model, shared))

@@ -1,0 +1,201 @@
+"""What the Gradio page does, without gradio: models, controls, results, and errors in words."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import ast, dual, llava, picture, videomae, write_clip, write_sound
+
+pytest.importorskip("PIL")
+pytest.importorskip("matplotlib")
+
+from hf_tome.api import towers
+from hf_tome.demo.digits_scenes import NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACE = ROOT / "integrations" / "gradio_space"
+
+
+def load_file(path: Path):
+    spec = importlib.util.spec_from_file_location(f"space_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+merging = load_file(SPACE / "merging.py")
+SAME = next(iter(merging.SCHEDULES))
+
+
+@pytest.fixture
+def photo(tmp_path):
+    picture(side=64).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(merging, "ROUNDS", 1)
+
+
+def test_an_image(photo):
+    found = merging.merge("digits-vit", photo, merging.BOTH, 16, SAME, 0.8)
+    assert list(found.tokens) == list(found.milliseconds) == list(found.top) == ["unmerged", "ToMe", "MaMe"]
+    assert found.tokens["unmerged"] == [257] * 9
+    assert found.tokens["ToMe"] == [257 - 16 * block for block in range(9)]
+    assert found.tokens["MaMe"][-1] < 257
+    assert found.gflops["ToMe"] < found.gflops["unmerged"]
+    assert all(taken > 0 for taken in found.milliseconds.values())
+    assert found.picture.width > 3 * 192  # the input and two methods
+    for top in found.top.values():
+        assert len(top) == 5
+        assert 0 < sum(top.values()) <= 1
+    assert not towers(merging.load("digits-vit").model)  # unmerged again
+    table = found.table()
+    assert [len(row) for row in table] == [len(merging.COLUMNS)] * 3
+    assert table[0][1:] == ["257 of 257", "0.17", table[0][3], "1.00"]
+
+
+@pytest.mark.parametrize("name", ["digits-clip", "digits-siglip"])
+def test_a_model_of_images_and_texts_chooses_among_the_digits(name, tmp_path):
+    images = load_file(SPACE / "examples.py").write_examples(tmp_path)["image"]
+    for image in (path for path in images if "photograph" in path):
+        found = merging.merge(name, image, "ToMe", 8, SAME, 0.8)
+        digit = NAMES[int(re.search(r"photograph-(\d)", image)[1])]
+        for top in found.top.values():
+            assert len(top) == 5
+            assert next(iter(top)) == digit
+            assert set(top) <= set(NAMES)
+            assert all(0 <= probability <= 1 for probability in top.values())
+
+
+def test_r_zero_changes_no_class(photo):
+    found = merging.merge("digits-vit", photo, "ToMe", 0, SAME, 0.8)
+    assert found.top["ToMe"] == found.top["unmerged"]
+
+
+@pytest.mark.parametrize("build", [videomae, ast, dual, llava])
+def test_clips_sounds_and_models_without_classes(tmp_path, photo, build):
+    folder = str(build(tmp_path / "model"))
+    files = {"video": write_clip(tmp_path / "c.mp4"), "audio": write_sound(tmp_path / "s.wav"), "image": photo}
+    kind = merging.load(folder).kind
+    found = merging.merge(folder, str(files[kind]), "MaMe", 4, SAME, 0.5)
+    assert list(found.tokens) == ["unmerged", "MaMe"]
+    assert not towers(merging.load(folder).model)
+    assert bool(found.top) == (build in (videomae, ast))
+
+
+def test_controls_become_configs():
+    both = merging.configs(merging.BOTH, 8, SAME, 0.7)
+    assert (both["ToMe"].r, both["MaMe"].threshold) == (8, 0.7)
+    falling = next(name for name, inflection in merging.SCHEDULES.items() if inflection < 0)
+    (tome,) = merging.configs("ToMe", 8.0, falling, 0.7).values()
+    assert tome.r == (8, -1.0)
+    assert list(merging.configs("MaMe", 8, SAME, 0.7)) == ["MaMe"]
+
+
+def test_the_range_of_r_follows_the_model(tmp_path):
+    digits, clips = merging.load("digits-vit"), merging.load(str(videomae(tmp_path)))
+    assert (digits.usual_r, digits.largest_r) == (16, 49)  # 257 tokens, 8 blocks
+    assert (clips.kind, clips.tokens, clips.blocks) == ("video", 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits-vit", None), "Drop an image or a clip first"),
+        (("", "{photo}"), "Pick a model, or type a Hub id"),
+        (("./absent", "{photo}"), "./absent is not a folder"),
+        (("digits-vit", "{broken}"), "Cannot read broken.png as an image: cannot identify image file 'broken.png'"),
+        (("digits-vit", "{photo}", "MaMo"), "Unknown method or schedule: 'MaMo'"),
+        (("digits-vit", "{photo}", "ToMe", -1), "it takes an integer of at least 0"),
+        (("{bert}", "{photo}"), "BertModel"),
+    ],
+)
+def test_errors_are_words_without_the_servers_folders(tmp_path, photo, arguments, message):
+    import transformers as tf
+
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    if "{bert}" in arguments:
+        small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+        tf.BertModel(tf.BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    files = {"photo": photo, "broken": tmp_path / "broken.png", "bert": tmp_path / "bert"}
+    defaults = ["digits-vit", photo, "ToMe", 8, SAME, 0.8]
+    given = [value.format(**files) if isinstance(value, str) else value for value in arguments]
+    with pytest.raises((ValueError, OSError)) as caught:
+        merging.merge(*given, *defaults[len(given) :])
+    words = merging.in_words(caught.value)
+    assert message in words
+    assert "\n" not in words
+    assert "{bert}" in arguments or str(tmp_path) not in words
+
+
+def test_an_unexpected_error_names_its_kind():
+    assert merging.in_words(RuntimeError("the sky\nfell")) == "RuntimeError: the sky fell"
+    assert merging.in_words(ValueError("r is -1")) == "r is -1"
+
+
+def test_examples_can_be_read(tmp_path):
+    from PIL import Image
+
+    from hf_tome.media.video import read_frames
+
+    written = load_file(SPACE / "examples.py").write_examples(tmp_path)
+    assert {kind: len(paths) for kind, paths in written.items()} == {"image": 8, "video": 3}
+    for path in written["video"]:
+        frames = read_frames(path, 16).astype(int)
+        assert frames.shape == (16, 224, 224, 3)
+        assert np.abs(frames[0] - frames[-1]).mean() > 5  # the digit has moved
+    for path in written["image"]:
+        with Image.open(path) as opened:
+            assert min(opened.size) >= 128
+            assert opened.convert("L").getextrema()[0] < opened.convert("L").getextrema()[1]
+
+
+def test_the_space_says_what_hugging_face_asks_for():
+    import yaml
+
+    header = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
+    assert (header["sdk"], header["app_file"], header["license"]) == ("gradio", "app.py", "apache-2.0")
+    assert re.fullmatch(r"6\.\d+\.\d+", header["sdk_version"])
+    assert len(header["short_description"]) <= 60  # the Hub refuses longer ones
+
+
+def test_requirements_are_those_of_the_package():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = {
+        *project["dependencies"],
+        *project["optional-dependencies"]["eval"],
+        *project["optional-dependencies"]["video"],
+    }
+    wanted = {line for line in (SPACE / "requirements.txt").read_text().splitlines() if not line.startswith("-")}
+    assert set(project["dependencies"]) <= wanted <= known
+
+
+def test_the_assembled_space_runs_on_its_own_package(tmp_path):
+    """It holds all that `merging.py` imports, without the package that is installed here."""
+    space = load_file(ROOT / "scripts" / "make_space.py").make_space(tmp_path / "space")
+    code = "import merging, hf_tome; print(hf_tome.__file__); print(merging.load('digits-vit').tokens)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=space,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    place, tokens = done.stdout.split()
+    assert Path(place).parent == space / "hf_tome"
+    assert tokens == "257"
+    assert sum(file.stat().st_size for file in space.rglob("*")) < 10_000_000
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="something else"):
+        load_file(ROOT / "scripts" / "make_space.py").make_space(tmp_path / "else")
