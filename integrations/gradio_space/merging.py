@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hf_tome.cli.app.pictures import load_model, open_input
+from hf_tome.cli.pictures import load_model, open_input
 
 import hf_tome
 from hf_tome import MergeConfig
