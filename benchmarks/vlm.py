@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from common import Row, run
 from torch import Tensor
-from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hf_tome import MergeConfig, apply
+from hf_tome.adapters.vision_language.call_args import CACHE, cache_of
 from hf_tome.config import format_config
 from hf_tome.profiling.benchmark import Spread, interleave, ratio
 from hf_tome.profiling.measure import MIB, peak_memory_mib
@@ -112,7 +113,7 @@ class Variant:
         self.inputs = inputs
         self.config = config
         out = self.first_token()
-        self.cache: DynamicCache = out.past_key_values
+        self.cache: Any = cache_of(out)
         self.length = self.cache.get_seq_length()
         self.next = out.logits[:, -1:].argmax(-1)
 
@@ -122,7 +123,7 @@ class Variant:
     def decode(self) -> None:
         token = self.next
         for _ in range(NEW_TOKENS):
-            out = self.model(input_ids=token, past_key_values=self.cache, use_cache=True)
+            out = self.model(input_ids=token, **{CACHE: self.cache}, use_cache=True)
             token = out.logits[:, -1:].argmax(-1)
         self.cache.crop(self.length - self.cache.get_seq_length())  # as it was, for the next round
 

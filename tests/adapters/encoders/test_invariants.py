@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from installed import checkpoint_activations
 from zoo import ZOO, Zoo
 
 from hf_tome import (
@@ -202,7 +203,7 @@ def test_checkpointed_gradients_equal_plain_ones(zoo, config):
     for checkpointing in modes:
         model = merged(zoo, config).train()
         if checkpointing is not None:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+            checkpoint_activations(model, **checkpointing)
         torch.manual_seed(3)  # drop path
         zoo.run(model).square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])

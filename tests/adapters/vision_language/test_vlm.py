@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import transformers as tf
+from installed import CACHE, CACHE_NAMES, checkpoint_activations
 from torch import nn
 from transformers.generation.configuration_utils import CompileConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -445,34 +446,47 @@ def test_a_conversation_goes_on_with_its_cache_and_without(config):
     ids = torch.cat([first.sequences, question], dim=1)
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, NEW + 3, dtype=torch.int64)], dim=1)
     whole = model.generate(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"])
-    by_cache = model.generate(input_ids=ids, attention_mask=mask, past_key_values=copy.deepcopy(first.past_key_values))
+    by_cache = model.generate(input_ids=ids, attention_mask=mask, **{CACHE: copy.deepcopy(first[CACHE])})
     assert torch.equal(by_cache, whole)
     # The last generated token is not in the cache yet, so it counts as new.
-    only_new = model.generate(
-        input_ids=ids[:, -4:], attention_mask=mask, past_key_values=copy.deepcopy(first.past_key_values)
-    )
+    only_new = model.generate(input_ids=ids[:, -4:], attention_mask=mask, **{CACHE: copy.deepcopy(first[CACHE])})
     assert torch.equal(only_new[:, 4:], whole[:, ids.shape[1] :])
-    second = model.generate(
-        input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, return_dict_in_generate=True
-    )
+    second = model.generate(input_ids=ids, attention_mask=mask, **{CACHE: first[CACHE]}, return_dict_in_generate=True)
     ids = torch.cat([second.sequences, question], dim=1)
     mask = torch.cat([mask, torch.ones(2, NEW + 3, dtype=torch.int64)], dim=1)
-    third = model.generate(input_ids=ids, attention_mask=mask, past_key_values=second.past_key_values)
+    third = model.generate(input_ids=ids, attention_mask=mask, **{CACHE: second[CACHE]})
     assert torch.equal(third, model.generate(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"]))
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+@pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")  # transformers 5.24, for its old name
+def test_every_name_that_transformers_has_for_a_cache(name):
+    model = merged(CONFIGS["tome"])
+    inputs = full_prompts(model, [1])
+    first = model.generate(**inputs, return_dict_in_generate=True)
+    ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], dim=1)
+    whole = model.generate(input_ids=ids, pixel_values=inputs["pixel_values"])
+    assert torch.equal(model.generate(input_ids=ids, **{name: copy.deepcopy(first[CACHE])}), whole)
+    new = model(input_ids=ids[:, -4:], **{name: copy.deepcopy(first[CACHE])}).logits[:, -1]
+    torch.testing.assert_close(new, model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[:, -1], **CLOSE)
+    filled = {name: first[CACHE], "pixel_values": inputs["pixel_values"]}
+    for run in (model, model.generate):
+        with pytest.raises(ValueError, match="new image"):
+            run(input_ids=ids, **filled)
 
 
 @every_config
 def test_a_cache_of_the_callers_own(config):
     model = merged(config)
     inputs, cache = full_prompts(model, [1]), tf.DynamicCache()
-    first = model.generate(**inputs, past_key_values=cache)
+    first = model.generate(**inputs, **{CACHE: cache})
     assert torch.equal(first, model.generate(**inputs))
     ids = torch.cat([first, torch.tensor([[5, 6]])], dim=1)
     whole = model.generate(input_ids=ids, pixel_values=inputs["pixel_values"])
     twin = copy.deepcopy(cache)
-    assert torch.equal(model.generate(input_ids=ids, past_key_values=cache), whole)
+    assert torch.equal(model.generate(input_ids=ids, **{CACHE: cache}), whole)
     # What the cache remembers does not go with the config.
-    assert torch.equal(apply(model, MergeConfig(r=0)).generate(input_ids=ids, past_key_values=twin), whole)
+    assert torch.equal(apply(model, MergeConfig(r=0)).generate(input_ids=ids, **{CACHE: twin}), whole)
 
 
 @every_config
@@ -483,7 +497,7 @@ def test_a_cache_that_is_reset_begins_anew(config):
     expected, plain = model.generate(**inputs), model.generate(text)
     cache = tf.StaticCache(model.config.get_text_config(), max_cache_len=200)
     for prompt, answer in ((inputs, expected), ({"input_ids": text}, plain), (inputs, expected)):
-        assert torch.equal(model.generate(**prompt, past_key_values=cache), answer)
+        assert torch.equal(model.generate(**prompt, **{CACHE: cache}), answer)
         cache.reset()
 
 
@@ -492,9 +506,9 @@ def test_a_cache_made_of_the_tensors_of_another(config):
     model = merged(config)
     inputs = full_prompts(model, [1])
     first = model.generate(**inputs, return_dict_in_generate=True)
-    copied = tf.DynamicCache([(layer.keys, layer.values) for layer in first.past_key_values.layers])
+    copied = tf.DynamicCache([(layer.keys, layer.values) for layer in first[CACHE].layers])
     with pytest.raises(ValueError, match=r"placeholders after those.*the object that a call returned"):
-        model.generate(input_ids=first.sequences, past_key_values=copied)
+        model.generate(input_ids=first.sequences, **{CACHE: copied})
 
 
 @every_config
@@ -508,7 +522,7 @@ def test_a_loop_written_by_hand(config):
         for _ in range(NEW):
             tokens.append(out.logits[:, -1:].argmax(-1))
             seen = torch.cat([seen, torch.ones(2, 1, dtype=torch.int64)], dim=1)
-            call = {"input_ids": tokens[-1], "attention_mask": seen, "past_key_values": out.past_key_values}
+            call = {"input_ids": tokens[-1], "attention_mask": seen, CACHE: out[CACHE]}
             if positions == "as if unmerged":
                 call["position_ids"] = seen.sum(1, keepdim=True) - 1
             if positions == "shortened":
@@ -518,7 +532,7 @@ def test_a_loop_written_by_hand(config):
         assert torch.equal(torch.cat(tokens, dim=1), expected), positions
     with pytest.raises(ValueError, match=r"attention_mask.*columns.*merging shortened"):
         model(**{**call, "attention_mask": seen[:, : length - 1]})
-    call["past_key_values"], call["attention_mask"] = out.past_key_values, torch.cat([seen, seen[:, -1:]], dim=1)
+    call[CACHE], call["attention_mask"] = out[CACHE], torch.cat([seen, seen[:, -1:]], dim=1)
     with pytest.raises(ValueError, match=r"position_ids.*begin at.*merging shortened"):
         model(**{**call, "position_ids": torch.tensor([[3], [3]])})
 
@@ -555,7 +569,7 @@ def test_gradients_with_and_without_checkpointing(config, name):
 
     once = gradients()
     assert any("vision_tower" in name and grad.abs().max() > 0 for name, grad in once.items())
-    model.gradient_checkpointing_enable()
+    checkpoint_activations(model)
     for name, grad in gradients().items():
         torch.testing.assert_close(grad, once[name], **CLOSE)
 
@@ -704,16 +718,16 @@ def test_an_old_cache():
     out = model.generate(**inputs, return_dict_in_generate=True)
     ids = torch.cat([out.sequences, inputs["input_ids"]], dim=1)
     for run in (model, model.generate):
-        with pytest.raises(ValueError, match=r"new image.*past_key_values"):
-            run(input_ids=ids, pixel_values=inputs["pixel_values"], past_key_values=out.past_key_values)
+        with pytest.raises(ValueError, match=rf"new image.*{CACHE}"):
+            run(input_ids=ids, pixel_values=inputs["pixel_values"], **{CACHE: out[CACHE]})
     with pytest.raises(ValueError, match=r"do not begin with those prompts"):
-        model.generate(input_ids=ids[:, 5:], past_key_values=out.past_key_values)
+        model.generate(input_ids=ids[:, 5:], **{CACHE: out[CACHE]})
     text = model.generate(input_ids=torch.tensor([[3, 4, 5]]), return_dict_in_generate=True)
-    with pytest.raises(ValueError, match=r"new image.*past_key_values"):
+    with pytest.raises(ValueError, match=rf"new image.*{CACHE}"):
         model.generate(
             input_ids=torch.cat([text.sequences, inputs["input_ids"]], dim=1),
             pixel_values=inputs["pixel_values"],
-            past_key_values=text.past_key_values,
+            **{CACHE: text[CACHE]},
         )
 
 

@@ -6,6 +6,7 @@ from operator import attrgetter
 import pytest
 import torch
 import transformers as tf
+from installed import CACHE
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vlms import (
     BY_NAME,
@@ -246,9 +247,9 @@ def test_a_conversation_goes_on_with_its_cache(vlm, where):
         grown |= {name: torch.cat([inputs[name], types], dim=1) for name in vlm.type_names}
     whole = model.generate(input_ids=ids, **grown, **no_images, **vlm.images([[0], [1]]))
     new = {name: x if name == "attention_mask" else x[:, -4:] for name, x in {"input_ids": ids, **grown}.items()}
-    by_new = model.generate(**new, **no_images, past_key_values=copy.deepcopy(first.past_key_values))
+    by_new = model.generate(**new, **no_images, **{CACHE: copy.deepcopy(first[CACHE])})
     assert torch.equal(by_new[:, 4:], whole[:, ids.shape[1] :])
-    by_cache = model.generate(input_ids=ids, **grown, **no_images, past_key_values=first.past_key_values)
+    by_cache = model.generate(input_ids=ids, **grown, **no_images, **{CACHE: first[CACHE]})
     assert torch.equal(by_cache, whole)
 
 
@@ -264,7 +265,7 @@ def test_a_loop_written_by_hand(vlm, where):
     for _ in range(NEW):
         tokens.append(out.logits[:, -1:].argmax(-1))
         seen = torch.cat([seen, torch.ones(2, 1, dtype=torch.int64)], dim=1)
-        out = model(input_ids=tokens[-1], attention_mask=seen, past_key_values=out.past_key_values)
+        out = model(input_ids=tokens[-1], attention_mask=seen, **{CACHE: out[CACHE]})
     assert torch.equal(torch.cat(tokens, dim=1), expected)
 
 
@@ -274,9 +275,9 @@ def test_generation_goes_on_from_the_cache_of_a_forward_pass(vlm):
     inputs = vlm.inputs(unmerged, [[0, 1], [2]])
     expected = model.generate(**inputs)
     tokens = expected[:, : inputs["input_ids"].shape[1] + 1]
-    cache = model(**inputs, use_cache=True).past_key_values
+    cache = model(**inputs, use_cache=True)[CACHE]
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.int64)], dim=1)
-    found = model.generate(input_ids=tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW - 1)
+    found = model.generate(input_ids=tokens, attention_mask=mask, **{CACHE: cache}, max_new_tokens=NEW - 1)
     assert torch.equal(found, expected)
 
 
@@ -315,8 +316,8 @@ def test_bad_input(vlm, where):
     out = model.generate(**inputs, return_dict_in_generate=True)
     ids = torch.cat([out.sequences, inputs["input_ids"]], dim=1)
     for run in (model, model.generate):
-        with pytest.raises(ValueError, match=r"new image.*past_key_values"):
-            run(input_ids=ids, **vlm.images([[0]]), past_key_values=out.past_key_values)
+        with pytest.raises(ValueError, match=rf"new image.*{CACHE}"):
+            run(input_ids=ids, **vlm.images([[0]]), **{CACHE: out[CACHE]})
 
 
 @pytest.mark.parametrize("where", ["tower", "projected"])

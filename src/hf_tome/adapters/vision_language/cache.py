@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from .call_args import CACHE, cache_argument
 from .prompt import FILL, Shortening, shorten_call
 
 MARK = "_hf_tome_shortening"
 PER_TOKEN = ("input_ids", *(name for name in FILL if name != "attention_mask"))
 """What a call that goes on may hold for its new tokens alone; a mask is that of the whole conversation."""
 NEW_IMAGE = (
-    "There is a new image, but `past_key_values` are already filled: the surplus placeholders of a merged image have "
-    "to leave the prompt before a cache is built on it. Leave `past_key_values` out and pass the whole conversation "
+    f"There is a new image, but the cache (`{CACHE}`) is already filled: the surplus placeholders of a merged image "
+    f"have to leave the prompt before a cache is built on it. Leave `{CACHE}` out and pass the whole conversation "
     "with all of its images."
 )
 
@@ -63,7 +64,7 @@ def continue_generate(
         raise ValueError(NEW_IMAGE)
     history = history.repeated(placeholders.shape[0])
     length, mask = placeholders.shape[1], call.get("attention_mask")
-    past, start = int(call["past_key_values"].get_seq_length()), history.keep.shape[1]
+    past, start = int(cache_argument(call).get_seq_length()), history.keep.shape[1]
     columns = length if mask is None else mask.shape[1]
     whole = columns == length  # else these are the new tokens alone, and the mask is that of the whole conversation
     fits = columns > start and past >= history.length
@@ -71,9 +72,9 @@ def continue_generate(
         fits = torch.equal(placeholders[:, :start], history.placeholders)
     if not fits:
         raise ValueError(
-            f"`past_key_values` hold {past} tokens, of prompts that merging shortened from {start} columns to "
+            f"The cache (`{CACHE}`) holds {past} tokens, of prompts that merging shortened from {start} columns to "
             f"{history.length}; the {columns} columns of this call do not begin with those prompts. Pass the whole "
-            "conversation as `generate` returned it and what follows, or leave `past_key_values` out."
+            f"conversation as `generate` returned it and what follows, or leave `{CACHE}` out."
         )
     if mask is None:
         call["attention_mask"] = torch.ones_like(placeholders, dtype=torch.int64)
@@ -95,10 +96,10 @@ def check_unmarked(cache: Any, placeholders: Tensor) -> None:
     past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
     if past and bool(placeholders[:, past:].any()):
         raise ValueError(
-            f"`past_key_values` hold {past} tokens, and the prompt has image placeholders after those, but there is "
-            "no image. A cache knows how merging shortened its prompts as long as it is the object that a call "
-            "returned; one that is built anew from its tensors does not. Pass that object, or leave "
-            "`past_key_values` out and pass the whole conversation with all of its images."
+            f"The cache (`{CACHE}`) holds {past} tokens, and the prompt has image placeholders after those, but "
+            "there is no image. A cache knows how merging shortened its prompts as long as it is the object that a "
+            "call returned; one that is built anew from its tensors does not. Pass that object, or leave "
+            f"`{CACHE}` out and pass the whole conversation with all of its images."
         )
 
 
@@ -121,7 +122,7 @@ def continue_forward(
     tokens = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
     batch_size, num_new = tokens.shape[:2]
     history = history.repeated(batch_size)
-    past, start = int(call["past_key_values"].get_seq_length()), history.keep.shape[1]
+    past, start = int(cache_argument(call).get_seq_length()), history.keep.shape[1]
     fitting, original = past + num_new, past + num_new + history.lost
     mask = call.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2:

@@ -8,6 +8,11 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+CACHE_NAMES = ("cache", "past_key_values") if hasattr(CausalLMOutputWithPast, "cache") else ("past_key_values",)
+"""What transformers calls a cache in calls and outputs, the current name first: 5.24 renamed it and takes both."""
+CACHE = CACHE_NAMES[0]
 
 
 def arguments(method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -27,9 +32,14 @@ def has_images(call: dict[str, Any]) -> bool:
     return call.get("pixel_values") is not None or encoded.get("image") is not None
 
 
+def cache_argument(call: dict[str, Any]) -> Any:
+    """Return the cache in a call, by whichever name it was passed; `None` if there is none."""
+    return next((call[name] for name in CACHE_NAMES if name in call), None)
+
+
 def cache_of(out: Any) -> Cache | None:
-    """Return the cache in a model's output."""
-    values = out if isinstance(out, tuple) else [getattr(out, "past_key_values", None)]
+    """Return the cache in the output of a model or of `generate`, `None` for tensors and outputs without one."""
+    values = out if isinstance(out, tuple) else [getattr(out, CACHE, None)]
     return next((value for value in values if isinstance(value, Cache)), None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .cache import check_unmarked, continue_generate, remember, remembered, without_history
-from .call_args import arguments, first, has_images, inferred_mask, pad_token_id
+from .call_args import arguments, cache_argument, cache_of, first, has_images, inferred_mask, pad_token_id
 from .prompt import Shortening
 from .visible_prompt import Prompt, show_prompt
 from .vlm import MergedModel
@@ -23,7 +23,7 @@ class MergedGenerator(MergedModel):
         """Generate from shortened prompts; what comes back begins with the prompts as they were passed."""
         plain = super().generate
         call = arguments(plain, args, kwargs)
-        cache = call.get("past_key_values")
+        cache = cache_argument(call)
         history = remembered(cache)
         if call.get("inputs") is not None:
             call["input_ids"] = call.pop("inputs")
@@ -53,7 +53,7 @@ class MergedGenerator(MergedModel):
             show_prompt(call, prompt)
         with without_history(cache):
             out = plain(**call)
-        made = getattr(out, "past_key_values", None)
+        made = cache_of(out)
         remember(cache if made is None else made, shortening)
         return out if prompt is None else prompt.restore(out)
 

@@ -83,7 +83,7 @@ class Shortening:
         rows = self.keep.shape[0]
         if batch_size % rows:
             raise ValueError(
-                f"`past_key_values` hold {rows} prompts that were shortened by merging, but the batch has "
+                f"The cache holds {rows} prompts that were shortened by merging, but the batch has "
                 f"{batch_size} rows. Pass the cache together with the rows that it was made of."
             )
         keep, dropped, placeholders = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...patching.patch import LINK, StandIn
 from ...patching.recorder import Tower
 from .cache import NEW_IMAGE, continue_forward, remember, remembered
-from .call_args import arguments, cache_of, has_images, pad_token_id
+from .call_args import arguments, cache_argument, cache_of, has_images, pad_token_id
 from .connectors import OLD_LAYERS, Connector, connector_of
 from .features import (
     check_image_size,
@@ -46,7 +46,7 @@ class MergedModel(StandIn):
         """Run the model on shortened prompts: logits, hidden states and the cache have as many columns as those."""
         plain = super().forward
         call = arguments(plain, args, kwargs)
-        history, shortening = remembered(call.get("past_key_values")), None
+        history, shortening = remembered(cache_argument(call)), None
         if history is not None:
             self._continue(call, history)
         elif self._merges and has_images(call):
@@ -146,7 +146,7 @@ class MergedModel(StandIn):
 
 
 def _check_can_shorten(call: dict[str, Any]) -> None:
-    cache = call.get("past_key_values")
+    cache = cache_argument(call)
     if cache is not None and int(cache.get_seq_length()):
         raise ValueError(NEW_IMAGE)
     if isinstance(call.get("logits_to_keep"), Tensor):
