@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hf_tome.cli.pictures import load_model, open_input
 
 import hf_tome
 from hf_tome import MergeConfig
+from hf_tome.cli.pictures import load_model, open_input
 from hf_tome.demo.digits_scenes import NAMES
 from hf_tome.evaluation.data.digits import TEMPLATES
 from hf_tome.evaluation.tasks.zero_shot import class_embeddings, image_scores
