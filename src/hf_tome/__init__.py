@@ -1,16 +1,17 @@
 """Token merging (ToMe, MaMe) for Hugging Face vision, video and audio transformers."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .api import apply, remove
-from .config import MergeConfig
-from .errors import UnsupportedModelError
-from .hub.save_load import from_pretrained, save_pretrained
-from .inspection.reports import Report, report
-from .inspection.tracing import Trace, trace
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .api import apply, remove
+    from .config import MergeConfig
+    from .errors import UnsupportedModelError
+    from .hub.save_load import from_pretrained, save_pretrained
+    from .inspection.reports import Report, report
+    from .inspection.tracing import Trace, trace
     from .pipelines import pipeline
 
 __all__ = [
@@ -28,11 +29,35 @@ __all__ = [
     "trace",
 ]
 
+# Imported when first used, so that `hf-tome --help` does not wait for torch and transformers.
+# Every name stands under TYPE_CHECKING above too, for type checkers and editors.
+_DEFINED_IN = {
+    "MergeConfig": "config",
+    "Report": "inspection.reports",
+    "Trace": "inspection.tracing",
+    "UnsupportedModelError": "errors",
+    "apply": "api",
+    "from_pretrained": "hub.save_load",
+    "pipeline": "pipelines",
+    "remove": "api",
+    "report": "inspection.reports",
+    "save_pretrained": "hub.save_load",
+    "trace": "inspection.tracing",
+}
+_SUBMODULES = ("adapters", "api", "config", "errors", "hub", "inspection", "merging", "patching")
+"""Submodules that are there as attributes after `import hf_tome`, without an import of their own."""
+
 
 def __getattr__(name: str) -> Any:
-    # Pipelines bring decoders of images and videos along; whoever applies merging to a model does not wait for them.
-    if name == "pipeline":
-        from .pipelines import pipeline
+    if name in _DEFINED_IN:
+        value = getattr(import_module(f".{_DEFINED_IN[name]}", __name__), name)
+    elif name in _SUBMODULES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # found without this function from now on
+    return value
 
-        return pipeline
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -7,10 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import typer
-from huggingface_hub.utils import disable_progress_bars
-from transformers.utils import logging as transformers_logging
 
 from ..version import __version__
 from . import bench, card, demo, env, eval, export, show, sweep, tune
@@ -34,8 +34,21 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _quietly(command: Callable[..., None]) -> Callable[..., None]:
+    """Silence transformers and the Hub's client before a command runs; help and wrong usage do not import them."""
+
+    @wraps(command)
+    def run_command(**options: Any) -> None:
+        _quieten_libraries(debug=options.get("debug", False))
+        command(**options)
+
+    return run_command
+
+
 for _name, (_function, _example) in COMMANDS.items():
-    app.command(_name, epilog=_example)(_function)
+    app.command(_name, epilog=_example)(_quietly(_function))
 
 
 def _show_version(wanted: bool) -> None:
@@ -112,14 +125,22 @@ def _one_line(error: Exception) -> str:
 def _quieten(debug: bool) -> None:
     """Leave standard error to progress and errors: libraries may log there only on a terminal or with `--debug`."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # not imported yet
+    logging.basicConfig(level=logging.WARNING if debug or sys.stderr.isatty() else logging.ERROR, format="%(message)s")
+    if not debug:
+        warnings.simplefilter("ignore")
+
+
+def _quieten_libraries(debug: bool) -> None:
+    """Switch off progress bars and warnings of transformers, torch and the Hub's client."""
+    import torch  # noqa: F401 (importing it sets the level of its loggers, so it goes first)
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     if not debug:
         transformers_logging.set_verbosity_error()
         logging.getLogger("torch").setLevel(logging.ERROR)
-    logging.basicConfig(level=logging.WARNING if debug or sys.stderr.isatty() else logging.ERROR, format="%(message)s")
-    if not debug:
-        warnings.simplefilter("ignore")
 
 
 if __name__ == "__main__":
