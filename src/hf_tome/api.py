@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import nn
@@ -13,7 +14,7 @@ from .adapters.encoders.block import MergedBlock
 from .adapters.encoders.plan import Plan, plan, unwrap
 from .adapters.encoders.timm import TimmAttention
 from .config import MergeConfig
-from .patching.patch import LINK, is_on_top, is_swapped, swap, unswap
+from .patching.patch import LINK, PARTS, is_on_top, is_swapped, swap, unswap
 from .patching.plans import forward_module
 from .patching.recorder import Link, Tower
 
@@ -69,11 +70,30 @@ def remove(model: ModelT) -> ModelT:
     Raises:
         RuntimeError: only part of what `apply` changed is in this model, or something else has changed it since.
     """
-    swapped = [module for module in unwrap(model).modules() if is_swapped(module)]
+    swapped = _swapped_modules(unwrap(model))
     _check_removable(swapped)
     for module in swapped:
         unswap(module)
     return model
+
+
+@contextmanager
+def merged(model: ModelT, config: MergeConfig) -> Iterator[ModelT]:
+    """Merge tokens within a `with` block; afterwards the model is as it was, with the merge that it had, if any.
+
+    Raises:
+        As `apply`.
+    """
+    root = unwrap(model)
+    # The same objects come back, so that `report` and `trace` still show the last pass of the earlier merge.
+    earlier = [(module, getattr(type(module), PARTS)[0], module.__dict__[LINK]) for module in _swapped_modules(root)]
+    apply(model, config)
+    try:
+        yield model
+    finally:
+        remove(model)
+        for module, mixin, link in earlier:
+            swap(module, mixin, link)
 
 
 def towers(model: object) -> list[Tower]:
@@ -118,4 +138,8 @@ def _check_root(root: nn.Module) -> None:
 
 
 def _links(model: nn.Module) -> list[Link]:
-    return [module.__dict__[LINK] for module in model.modules() if is_swapped(module)]
+    return [module.__dict__[LINK] for module in _swapped_modules(model)]
+
+
+def _swapped_modules(root: nn.Module) -> list[nn.Module]:
+    return [module for module in root.modules() if is_swapped(module)]

@@ -127,8 +127,10 @@ def test_cells_of_overlapping_patches_lie_a_stride_apart():
     from small import AUDIO
     from transformers import ASTConfig
 
+    from hf_tome.adapters.encoders.inputs import SPECTROGRAM
+
     config = ASTConfig(**{**AUDIO, "patch_size": 16, "frequency_stride": 10, "time_stride": 10, "max_length": 104})
-    grid = visualize.grid.token_grid(config, {"input_values": torch.zeros(1, 104, 128)})
+    grid = SPECTROGRAM.grid(config, {"input_values": torch.zeros(1, 104, 128)})
     assert (grid.rows, grid.columns) == (12, 9)
     rows, columns = grid.starts((128, 104))
     assert columns.tolist() == [0, *range(13, 13 + 80, 10)]

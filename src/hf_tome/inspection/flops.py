@@ -1,7 +1,8 @@
 """Multiply-adds of an encoder with and without merging, counted from its config alone.
 
 Counted as in the papers' tables: products of matrices, convolutions, LayerNorm at 5 per element, and the similarities
-of the matching. Not counted: biases, activations, softmax, sums, rotary tables, the fusion itself, text towers.
+of the matching. Not counted: biases, activations, softmax, sums, rotary tables, resizing of position embeddings (a
+product of matrices in SigLIP 2 since transformers 5.24), the fusion itself, text towers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from ..adapters.encoders.attention import backend_of
-from ..adapters.encoders.dims import encoder_shape, timm_shape
+from ..adapters.encoders.dims import family_shape, timm_shape
 from ..adapters.encoders.plan import unwrap
 from ..api import towers
 from ..config import MergeConfig
@@ -211,7 +211,7 @@ def _shape(module: Any, tower: Tower) -> EncoderShape | None:
     if tower.config.where == "projected":
         return None  # the tower runs as ever, and what the language model saves goes by the prompt
     try:
-        shape = timm_shape(module) if tower.family.library == "timm" else encoder_shape(module.config)
+        shape = timm_shape(module) if tower.family.library == "timm" else family_shape(tower.family, module.config)
     except ValueError:
         return None  # a config whose sizes are not known costs the report its GFLOPs, nothing else
     return replace(shape, num_special=tower.num_special)

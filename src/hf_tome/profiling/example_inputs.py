@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ..adapters.encoders.dims import _pair
+from ..adapters.encoders.families import family_of, tower_config
+from ..adapters.encoders.inputs import IMAGE
 from ..adapters.encoders.plan import unwrap
 
 
@@ -27,8 +25,11 @@ def example_inputs(
     root = unwrap(model)
     config, name = root.config, root.main_input_name
     with_text = name == "input_ids"
-    config = getattr(config, "vision_config", None) or config
-    shape = SHAPES.get(config.model_type, _image if hasattr(config, "image_size") else None)
+    config = tower_config(config)
+    family = family_of(config)
+    default = IMAGE if hasattr(config, "image_size") else None  # also of models in which nothing merges
+    inputs = default if family is None else family.inputs
+    shape = None if inputs is None else inputs.shape
     if shape is None or with_text:
         raise ValueError(
             f"The shape of the inputs of a model of type {config.model_type!r} is not known; pass inputs, "
@@ -38,23 +39,3 @@ def example_inputs(
     values = torch.randn(batch_size, *shape(config, image_size), generator=generator)
     parameter = next(root.parameters())
     return {name: values.to(parameter.device, parameter.dtype)}
-
-
-def _image(config: Any, image_size: int | None) -> tuple[int, ...]:
-    return (config.num_channels, *_pair(image_size or config.image_size))
-
-
-def _video(config: Any, image_size: int | None) -> tuple[int, ...]:
-    return (config.num_frames, *_image(config, image_size))
-
-
-def _spectrogram(config: Any, image_size: int | None) -> tuple[int, ...]:
-    return (config.max_length, config.num_mel_bins)
-
-
-SHAPES: dict[str, Callable[[Any, int | None], tuple[int, ...]]] = {
-    "videomae": _video,
-    "vivit": _video,
-    "audio-spectrogram-transformer": _spectrogram,
-}
-"""By model type, the shape of one input; an image where not listed."""

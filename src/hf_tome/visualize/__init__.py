@@ -4,10 +4,10 @@
 imported only where something is drawn.
 """
 
+from ..adapters.encoders.inputs import TokenGrid
 from .animation import save_animation
 from .compare import compare_pictures, compare_sheet
 from .drawing import PRUNED, count_tokens
-from .grid import TokenGrid
 from .image import merged_image, progression, size_heatmap
 from .sheet import contact_sheet, readable_scale
 from .traced import Traced, input_kind, process_input, trace_input

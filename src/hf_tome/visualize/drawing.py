@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .grid import TokenGrid
+from ..adapters.encoders.inputs import TokenGrid
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .grid import TokenGrid
+from ..adapters.encoders.inputs import TokenGrid
 
 if TYPE_CHECKING:
     from PIL import Image

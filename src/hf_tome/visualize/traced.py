@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..adapters.encoders.inputs import TokenGrid
 from ..adapters.encoders.plan import unwrap
-from ..api import apply, remove, towers
+from ..api import merged, towers
 from ..config import MergeConfig
 from ..inspection.tracing import Trace, trace
-from .grid import TokenGrid, token_grid
 from .view import model_frames, model_view, spectrogram_view
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedModel
-
-KINDS = {"videomae": "video", "vivit": "video", "audio-spectrogram-transformer": "audio"}
-"""By model type of the tower, what it takes; an image where not listed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +42,13 @@ def input_kind(model: PreTrainedModel) -> str:
     Raises:
         UnsupportedModelError: tokens cannot be merged in this model.
     """
-    apply(model, MergeConfig())
-    try:
-        return KINDS.get(_first_tower(model)[1].config.model_type, "image")
-    finally:
-        remove(model)
+    with merged(model, MergeConfig()):
+        return towers(model)[0].family.inputs.medium
 
 
 @torch.inference_mode()
 def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: MergeConfig) -> Traced:
-    """Run the first merged tower of a model on one input; the model comes back unmerged.
+    """Run the first tower of a model on one input with merging; a merge that the model has is left as it was.
 
     Args:
         processor: of images, for images and clips, or of sound.
@@ -69,22 +63,19 @@ def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: Me
             f"Pictures show the tokens of a tower's blocks, and with where={config.where!r} none of them merges. "
             "Leave `where` out."
         )
-    apply(model, dataclasses.replace(config, trace=True))
-    try:
+    with merged(model, dataclasses.replace(config, trace=True)):
         tower, module = _first_tower(model)
-        kind = KINDS.get(module.config.model_type, "image")
-        inputs = process_input(kind, processor, content).to(module.device)
-        grid = token_grid(module.config, inputs)
+        medium = tower.family.inputs.medium
+        inputs = process_input(medium, processor, content).to(module.device)
+        grid = tower.family.inputs.grid(module.config, inputs)
         module(**_arguments(module, inputs, grid))
         traced = trace(model)
         last = max(tower.reads) if tower.reads and not tower.restore else tower.num_layers
-    finally:
-        remove(model)
     first = _first_patch(module, grid, traced, padded="spatial_shapes" in inputs)
     sources = [source[0, first : first + grid.patches].cpu() for source in traced.by_block[:last]]
-    if kind == "audio":  # rows of a picture run from the top down, those of the model from the lowest frequency up
+    if medium == "audio":  # rows of a picture run from the top down, those of the model from the lowest frequency up
         sources = [source.view(grid.rows, grid.columns).flip(0).flatten() for source in sources]
-    return Traced(_view(kind, processor, content, inputs, grid), grid, sources)
+    return Traced(_view(medium, processor, content, inputs, grid), grid, sources)
 
 
 def _first_tower(model: Any) -> tuple[Any, Any]:
@@ -92,12 +83,14 @@ def _first_tower(model: Any) -> tuple[Any, Any]:
     return tower, attrgetter(tower.path)(root) if tower.path else root
 
 
-def process_input(kind: str, processor: Any, content: Any) -> Any:
+def process_input(medium: str, processor: Any, content: Any) -> Any:
     """Return a model's inputs for one image, clip or recording, by what `input_kind` says; see `trace_input`."""
-    if kind == "audio":
+    if medium == "audio":
         return processor(content, sampling_rate=processor.sampling_rate, return_tensors="pt")
-    inputs = processor(content if kind == "image" else list(content), return_tensors="pt")
-    if kind == "image" and inputs["pixel_values"].dim() == 5:  # (1, tiles, C, H, W) of models that may cut into tiles
+    inputs = processor(content if medium == "image" else list(content), return_tensors="pt")
+    if (
+        medium == "image" and inputs["pixel_values"].dim() == 5
+    ):  # (1, tiles, C, H, W) of models that may cut into tiles
         inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)
     return inputs
 
@@ -126,9 +119,9 @@ def _first_patch(module: Any, grid: TokenGrid, traced: Trace, padded: bool) -> i
     )
 
 
-def _view(kind: str, processor: Any, content: Any, inputs: Any, grid: TokenGrid) -> list[Image.Image]:
-    if kind == "audio":
+def _view(medium: str, processor: Any, content: Any, inputs: Any, grid: TokenGrid) -> list[Image.Image]:
+    if medium == "audio":
         return [spectrogram_view(inputs["input_values"][0])]
-    frames = [model_view(content, processor)] if kind == "image" else model_frames(content, processor)[: grid.frames]
+    frames = [model_view(content, processor)] if medium == "image" else model_frames(content, processor)[: grid.frames]
     height, width = grid.covers or (frames[0].height, frames[0].width)
     return [frame.crop((0, 0, width, height)) for frame in frames]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..adapters.encoders.inputs import TokenGrid
 from .drawing import PRUNED, draw_tokens, mark_edges, owners, read_pixels, spread, to_image
-from .grid import TokenGrid
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..vision_language.models import VISION_LANGUAGE
+from . import sizes
 from .family import (
     CLASS_TOKEN,
     POOLS,
@@ -16,28 +17,20 @@ from .family import (
     attention_pool,
     class_and_registers,
     class_tokens,
+    first_patch,
+    first_patch_if_pooled,
+    first_patch_unless_mean,
     mean_of,
     one,
     two,
     zero,
 )
+from .inputs import PADDED_IMAGE, SPECTROGRAM, VIDEO
 
 BACKBONE = "a backbone reads the grid of tokens after several blocks, and merged tokens have no grid"
 SEGMENTATION = "its segmentation head reads the grid of tokens after several blocks, and merged tokens have no grid"
 PIXEL_DECODER = "its decoder puts masked patches back by position among the encoder's tokens, which merging reorders"
-
-
 LATENTS = Head("latent_pool", "image_to_text_projection.x_attn", POOLS)
-
-
-def _first_if_pooled(tower: Any) -> int:
-    # I-JEPA has no class token; its optional pooler reads the first patch, which must then stay what it is.
-    return int(tower.pooler is not None)
-
-
-def _first_unless_mean(tower: Any) -> int:
-    # VideoMAE has no class token; without mean pooling its classifier reads the first patch.
-    return int(not tower.config.use_mean_pooling)
 
 
 VIT = Family(
@@ -54,6 +47,7 @@ VIT = Family(
 DINOV2 = Family(
     model_types=("dinov2",),
     tower="Dinov2Model",
+    sizes=sizes.DINOV2,
     num_special=one,
     heads={
         "Dinov2Model": (CLASS_TOKEN, TOKENS),
@@ -70,6 +64,7 @@ DINOV2 = Family(
 CLIP = Family(
     model_types=("clip_vision_model", "clip"),
     tower="CLIPVisionModel",
+    sizes=sizes.PROJECTION,
     num_special=one,
     residual_first=True,
     heads={
@@ -93,6 +88,7 @@ SIGLIP = replace(
     CLIP,
     model_types=("siglip_vision_model", "siglip"),
     tower="SiglipVisionModel",
+    sizes=sizes.ATTENTION_POOL,
     num_special=zero,
     heads={
         "SiglipVisionModel": (attention_pool("head.attention"), TOKENS),
@@ -107,6 +103,7 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("deit",),
         tower="DeiTModel",
+        sizes=sizes.DEIT,
         num_special=two,
         heads={
             "DeiTModel": (CLASS_TOKEN, TOKENS),
@@ -125,6 +122,7 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("vit_mae",),
         tower="ViTMAEModel",
+        sizes=sizes.MASKED,
         heads={"ViTMAEModel": (CLASS_TOKEN, TOKENS), "ViTMAEForPreTraining": PIXEL_DECODER},
         proportional=False,
     ),
@@ -132,6 +130,7 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("pixio",),
         tower="PixioModel",
+        sizes=sizes.DINOV2_TOWER,
         num_special=class_tokens,
         heads={"PixioModel": (CLASS_TOKEN, TOKENS), "PixioBackbone": BACKBONE},
         after_attention=("dropout", "drop_path"),
@@ -141,7 +140,8 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("ijepa",),
         tower="IJepaModel",
-        num_special=_first_if_pooled,
+        protected=first_patch_if_pooled,
+        num_special=zero,
         heads={"IJepaModel": (TOKENS,), "IJepaForImageClassification": (mean_of("ijepa.layernorm"),)},
     ),
     replace(
@@ -175,6 +175,7 @@ FAMILIES: tuple[Family, ...] = (
         DINOV2,
         model_types=("dinov3_vit",),
         tower="DINOv3ViTModel",
+        sizes=replace(sizes.NO_HEAD, gated=lambda config: config.use_gated_mlp),
         num_special=class_and_registers,
         heads={"DINOv3ViTModel": (CLASS_TOKEN, TOKENS), "DINOv3ViTBackbone": BACKBONE},
         layers="model.layer",
@@ -185,7 +186,9 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("videomae",),
         tower="VideoMAEModel",
-        num_special=_first_unless_mean,
+        protected=first_patch_unless_mean,
+        inputs=VIDEO,
+        num_special=zero,
         heads={
             "VideoMAEModel": (TOKENS,),
             "VideoMAEForVideoClassification": (mean_of("videomae.encoder"),),
@@ -207,6 +210,7 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("vivit",),
         tower="VivitModel",
+        inputs=VIDEO,
         heads={"VivitModel": (CLASS_TOKEN, TOKENS), "VivitForVideoClassification": (CLASS_TOKEN,)},
     ),
     CLIP,
@@ -237,6 +241,7 @@ FAMILIES: tuple[Family, ...] = (
         CLIP,
         model_types=("clipseg_vision_model", "clipseg"),
         tower="CLIPSegVisionModel",
+        sizes=sizes.NO_HEAD,
         heads={
             "CLIPSegVisionModel": (CLASS_TOKEN, TOKENS),
             "CLIPSegModel": (CLASS_TOKEN,),
@@ -247,6 +252,7 @@ FAMILIES: tuple[Family, ...] = (
         CLIP,
         model_types=("aimv2_vision_model", "aimv2"),
         tower="Aimv2VisionModel",
+        sizes=replace(sizes.QUERY_POOL, gated=lambda config: True),
         num_special=zero,
         heads={"Aimv2VisionModel": (Head("functional_pool", "head", POOLS), TOKENS), "Aimv2Model": ()},
         norm1="rms_norm1",
@@ -258,6 +264,7 @@ FAMILIES: tuple[Family, ...] = (
         DINOV2,
         model_types=("tipsv2_vision_model", "tipsv2"),
         tower="Tipsv2VisionModel",
+        sizes=sizes.DINOV2_TOWER,
         num_special=class_and_registers,
         heads={
             "Tipsv2VisionModel": (CLASS_TOKEN, TOKENS),
@@ -270,6 +277,7 @@ FAMILIES: tuple[Family, ...] = (
         SIGLIP,
         model_types=("siglip2_vision_model", "siglip2"),
         tower="Siglip2VisionModel",
+        inputs=PADDED_IMAGE,
         heads={
             "Siglip2VisionModel": (Head("drop_mask", "head"), attention_pool("head.attention"), TOKENS),
             "Siglip2Model": (),
@@ -281,6 +289,7 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("internvl_vision",),
         tower="InternVLVisionModel",
+        sizes=sizes.NO_HEAD,
         heads={"InternVLVisionModel": (TOKENS,)},
         layers="encoder.layer",
         after_attention=("attention.projection_layer", "attention.projection_dropout", "lambda_1"),
@@ -294,19 +303,22 @@ FAMILIES: tuple[Family, ...] = (
         SIGLIP,
         model_types=("idefics3_vision",),
         tower="Idefics3VisionTransformer",
+        sizes=sizes.NO_HEAD,
         heads={"Idefics3VisionTransformer": (TOKENS,)},
     ),
     replace(
         SIGLIP,
         model_types=("smolvlm_vision",),
         tower="SmolVLMVisionTransformer",
+        sizes=sizes.NO_HEAD,
         heads={"SmolVLMVisionTransformer": (TOKENS,)},
     ),
     replace(
         SIGLIP,
         model_types=("janus_vision_model",),
         tower="JanusVisionModel",
-        num_special=one,  # no class token, but its pooler reads the first patch
+        protected=first_patch,
+        sizes=sizes.RATIO_TOWER,
         heads={"JanusVisionModel": (CLASS_TOKEN, TOKENS)},
         after_attention=("self_attn.projection_layer", "self_attn.projection_dropout"),
         out=None,
@@ -316,6 +328,7 @@ FAMILIES: tuple[Family, ...] = (
         CLIP,
         model_types=("kosmos_2_vision_model", "kosmos-2"),
         tower="Kosmos2VisionTransformer",
+        sizes=sizes.NO_HEAD,
         heads={
             "Kosmos2VisionTransformer": (CLASS_TOKEN, TOKENS),
             "Kosmos2VisionModel": (CLASS_TOKEN, TOKENS),
@@ -327,6 +340,7 @@ FAMILIES: tuple[Family, ...] = (
         VIT,
         model_types=("audio-spectrogram-transformer",),
         tower="ASTModel",
+        inputs=SPECTROGRAM,
         num_special=two,
         heads={"ASTModel": (CLASS_TOKEN, TOKENS), "ASTForAudioClassification": (CLASS_TOKEN,)},
         proportional=False,
@@ -344,3 +358,15 @@ WRAPPERS: dict[str, tuple[Head, ...]] = {
     **VISION_LANGUAGE,
 }
 """Models of transformers that hold any tower, and take any number of tokens from it or have the grid restored."""
+
+
+def tower_config(config: Any) -> Any:
+    """Return the config of the vision tower of a model that holds one (a CLIP, a LLaVA); else the config as it is."""
+    while getattr(config, "vision_config", None) is not None:
+        config = config.vision_config
+    return config
+
+
+def family_of(config: Any) -> Family | None:
+    """Return the row of a tower's config, or `None` where no row has its model type."""
+    return next((family for family in TOWERS.values() if config.model_type in family.model_types), None)

@@ -6,30 +6,48 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .inputs import IMAGE, InputFormat
+from .sizes import PLAIN, Sizes
 
-def one(tower: Any) -> int:
+
+def one(config: Any) -> int:
     """A class token."""
     return 1
 
 
-def two(tower: Any) -> int:
+def two(config: Any) -> int:
     """A class and a distillation token."""
     return 2
 
 
-def zero(tower: Any) -> int:
+def zero(config: Any) -> int:
     """No special token."""
     return 0
 
 
-def class_tokens(tower: Any) -> int:
+def class_tokens(config: Any) -> int:
     """As many class tokens as the config says."""
-    return tower.config.n_cls_tokens
+    return config.n_cls_tokens
 
 
-def class_and_registers(tower: Any) -> int:
+def class_and_registers(config: Any) -> int:
     """A class token and the registers behind it."""
-    return 1 + tower.config.num_register_tokens
+    return 1 + config.num_register_tokens
+
+
+def first_patch(config: Any, tower: Any) -> int:
+    """The first patch, which a pooler reads in place of a class token."""
+    return 1
+
+
+def first_patch_if_pooled(config: Any, tower: Any) -> int:
+    """The first patch, where the tower was built with a pooler, which reads it."""
+    return int(getattr(tower, "pooler", None) is not None)
+
+
+def first_patch_unless_mean(config: Any, tower: Any) -> int:
+    """The first patch, which the classifier reads where it does not average them."""
+    return int(not config.use_mean_pooling)
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ class Family:
             `after_attention`.
         query_norm, key_norm: norms over all heads at once of what `query` and `key` give, where there are any.
         head_dim, scaling, dropout: the attention's attributes of these meanings.
-        num_special: the leading tokens that are never merged, from the tower.
+        num_special: the special tokens before the patches, from the tower's config; they are never merged.
         heads: what is done with the tokens, by class name of the model that does it; a class that is not listed is
             refused, and so is one that maps to a string, the reason.
         proportional: what `proportional_attention="auto"` means for ToMe here.
@@ -94,6 +112,10 @@ class Family:
             module of this name.
         residual_first: whether the residual is the first operand of its sum, whose memory layout (that of embeddings
             may be transposed) the sum takes on.
+        protected: the leading tokens that are never merged where those are others than the special ones, from the
+            tower's config and the tower, which is `None` where only its config is known.
+        inputs: what the tower takes, and how its patches lie on it: for example inputs and pictures.
+        sizes: where the config keeps the sizes that the multiply-adds depend on.
         library: whose modules these are: `"transformers"`, or `"timm"`, whose attention has a forward of its own.
     """
 
@@ -120,4 +142,11 @@ class Family:
     rotary: str | None = None
     position_bias: str | None = None
     residual_first: bool = False
+    protected: Callable[[Any, Any], int] | None = None
+    inputs: InputFormat = IMAGE
+    sizes: Sizes = PLAIN
     library: str = "transformers"
+
+    def num_protected(self, config: Any, tower: Any = None) -> int:
+        """Return the number of leading tokens that are never merged."""
+        return self.num_special(config) if self.protected is None else self.protected(config, tower)

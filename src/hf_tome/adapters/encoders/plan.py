@@ -96,7 +96,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
         method=METHODS[config.method],
         schedule=config.schedule(len(merging))[: len(blocks)],
         merging=tuple(merging[: len(blocks)]),
-        num_special=max(family.num_special(module), cropped),
+        num_special=max(family.num_protected(getattr(module, "config", None), module), cropped),
         proportional=_weighs_attention(config, family),
         restore=restore,
         reads=reads,

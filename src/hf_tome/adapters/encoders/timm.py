@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ...errors import UnsupportedModelError
 from ...patching.patch import LINK, Swapped
 from .attention import AttentionCall, attention_received, log_size
-from .family import CLASS_TOKEN, TOKENS, Family, Head
+from .family import CLASS_TOKEN, TOKENS, Family, Head, zero
 from .packing import attend_alone
 
 POOL = Head(
@@ -28,7 +28,7 @@ POOL = Head(
 OWN_POOL = replace(POOL, site="")
 
 
-def prefix_tokens(tower: Any) -> int:
+def prefix_tokens(config: Any, tower: Any) -> int:
     """Class, distillation and register tokens."""
     return tower.num_prefix_tokens
 
@@ -41,7 +41,8 @@ TIMM_WRAPPERS: dict[str, tuple[Head, ...]] = {
 TIMM_VIT = Family(
     model_types=("timm_wrapper",),
     tower="VisionTransformer",
-    num_special=prefix_tokens,
+    num_special=zero,  # timm's modules have no config to read them from
+    protected=prefix_tokens,
     heads={"VisionTransformer": (OWN_POOL,), **TIMM_WRAPPERS},
     library="timm",
     layers="blocks",
