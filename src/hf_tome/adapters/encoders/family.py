@@ -104,7 +104,7 @@ class Family:
         head_dim, scaling, dropout: the attention's attributes of these meanings.
         num_special: the special tokens before the patches, from the tower's config; they are never merged.
         heads: what is done with the tokens, by class name of the model that does it; a class that is not listed is
-            refused, and so is one that maps to a string, the reason.
+            unsupported, and so is one that maps to a string, the reason.
         proportional: what `proportional_attention="auto"` means for ToMe here.
         rotary: name of the function in the family's module that turns queries and keys, called with
             `position_embeddings`.

@@ -23,7 +23,7 @@ from .families import TOWERS, WRAPPERS
 from .family import Family, Head
 from .outputs import sites_of
 from .timm import TIMM_TOWERS, check_timm, is_timm
-from .unsupported import REFUSED
+from .unsupported import why_unsupported
 
 
 def unwrap(model: Any) -> Any:
@@ -141,7 +141,7 @@ def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Modu
     """Yield the heads of the tower and of every model around it, each with the model that owns it.
 
     Raises:
-        UnsupportedModelError: a model around the tower that is refused, or not known.
+        UnsupportedModelError: a model around the tower that is unsupported, or not known.
     """
     names = path.split(".") if path else []
     owners = [root]
@@ -153,7 +153,8 @@ def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Modu
         name = type(owner).__name__
         heads = family.heads.get(name, WRAPPERS.get(name))
         if heads is None:
-            reason = REFUSED.get(getattr(getattr(owner, "config", None), "model_type", ""), "its head is not known")
+            model_type = getattr(getattr(owner, "config", None), "model_type", None)
+            reason = why_unsupported(model_type) or "its head is not known"
             rows = {**family.heads, **{known: row for known, row in WRAPPERS.items() if known not in VISION_LANGUAGE}}
             known = ", ".join(known for known, row in rows.items() if not isinstance(row, str))
             raise UnsupportedModelError(
@@ -175,10 +176,11 @@ def _why_not(root: nn.Module) -> str:
     how = HOW_TO_GO_ON
     if any(type(module).__name__ in CONNECTORS for module in root.modules()):
         how = f"Its projected image tokens can be merged: `MergeConfig(..., where='projected')`. {how}"
-    reason = REFUSED.get(model_type or "")
-    if reason:
+    reason = why_unsupported(model_type)
+    if reason is not None:
         return f"{found} is not supported, because {reason}. {how}"
-    tower_type = getattr(getattr(root.config, "vision_config", None), "model_type", "") if model_type else ""
-    if tower_type in REFUSED:
-        return f"{found} is not supported around a tower of type {tower_type!r}: {REFUSED[tower_type]}. {how}"
+    tower_type = getattr(getattr(root.config, "vision_config", None), "model_type", None) if model_type else None
+    reason = why_unsupported(tower_type)
+    if reason is not None:
+        return f"{found} is not supported around a tower of type {tower_type!r}: {reason}. {how}"
     return f"{found} holds none of the supported {', '.join(sorted(TOWERS))}. {how}"

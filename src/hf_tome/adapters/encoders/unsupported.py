@@ -1,9 +1,15 @@
-"""The model types in which tokens are not merged, and why. Read against the models' code in transformers 5.23.
+"""The model types in which tokens are not merged, and why. Read against the models' code in transformers.
 
 A reason completes "it is not supported, because ...". `docs/models.md` is generated from this table and the families'.
 """
 
 from __future__ import annotations
+
+import transformers
+from packaging.version import Version
+
+CHECKED = "5.24.0"
+"""The version of transformers whose every vision and audio model type has a row or a reason."""
 
 CONVOLUTIONS = "it is made of convolutions over the full grid of pixels, and has no tokens to merge"
 STAGES = "its stages shrink the grid of tokens from one to the next, which takes every token in its place"
@@ -79,7 +85,8 @@ BY_REASON: dict[str, str] = {
     UPSAMPLED: "sew sew-d",
     PACKED: """
         cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 glm46v glm4v glm4v_moe
-        glm5_next glm_image glm_ocr glmga hunyuan_vl hyperclovax_vision_v2 inkling2 kimi_k25 lfm3_vl lighton_ocr
+        glm5_next glm_image glm_ocr glmga hunyuan_vl hy_v4_vl hyperclovax_vision_v2 inkling2 inkling2_loop kimi_k25
+        lfm3_vl lighton_ocr
         minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 muse_glimmer muse_spark
         nemotron_h_omni paddleocr_vl pixtral qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
         qwen3_omni_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp video_llama_3
@@ -90,13 +97,13 @@ BY_REASON: dict[str, str] = {
     LAID_OUT: "granite4_vision",
     TILES: "mllama",
     COUNTED: "aria git idefics2",
-    CODES: "chameleon emu3",
+    CODES: "apertus1p5 chameleon emu3",
     NO_TOWER: "fuyu gemma4_unified inkling_mm_model",
     PROTEINS: "evolla",
     TEXT: "mistral4",
     SPEECH: """
         fun_asr_nano glmasr granite_speech granite_speech_plus kyutai_speech_to_text moss_transcribe_diarize
-        nemo_speechlm qwen2_audio qwen3_asr vibevoice_asr voxtral voxtral_realtime
+        nemo_speechlm omniasr qwen2_audio qwen3_asr vibevoice_asr voxtral voxtral_realtime
     """,
     NO_ROW: """
         blip blip-2 data2vec-vision flava idefics instructblip instructblipvideo kosmos-2.5 mlcd
@@ -104,5 +111,17 @@ BY_REASON: dict[str, str] = {
     """,
 }
 
-REFUSED: dict[str, str] = {model_type: reason for reason, types in BY_REASON.items() for model_type in types.split()}
-"""Why a model is refused, by `config.model_type`."""
+UNSUPPORTED: dict[str, str] = {name: reason for reason, types in BY_REASON.items() for name in types.split()}
+"""Why tokens are not merged in a model, by `config.model_type`."""
+
+
+def why_unsupported(model_type: str | None) -> str | None:
+    """Return the reason for a model type without a row; a generic one if transformers is newer than our tables."""
+    reason = UNSUPPORTED.get(model_type or "")
+    is_newer = Version(transformers.__version__) > Version(CHECKED)
+    if reason is None and is_newer and model_type in transformers.CONFIG_MAPPING:
+        return (
+            f"hf_tome knows the vision and audio models up to transformers {CHECKED}, of which it is none, "
+            f"and transformers {transformers.__version__} is newer"
+        )
+    return reason
