@@ -20,8 +20,8 @@ from hf_tome.cli.app import run as run_command
 from hf_tome.evaluation.data.image_text import Question, first_texts
 from hf_tome.evaluation.data.samples import Sample
 from hf_tome.evaluation.data.splits import DataError
-from hf_tome.evaluation.job import JobOptions
 from hf_tome.evaluation.metrics.text_metrics import CaptionScores, SameText, caption_tokens
+from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import FORMATS, notes
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.tasks.captioning import captioning_job
@@ -163,11 +163,11 @@ def test_what_is_said_is_what_generate_says(model, coco):
     samples = list(job.data)[:2]
     inputs = job.prepare(samples)
     assert inputs["input_ids"].shape[1] == speaking.PATCHES + 8  # USER : what is it ? ASSISTANT :
-    said = job.outcome.records(samples, job.run(job.model, inputs))
+    said = job.scorer.records(samples, job.run(job.model, inputs))
     for sample, record in zip(samples, said):
         alone = job.prepare([sample])
         ids = job.model.generate(**alone, max_new_tokens=5)[0, alone["input_ids"].shape[1] :]
-        assert record["text"] == job.outcome.processor.decode(ids, skip_special_tokens=True).strip()
+        assert record["text"] == job.scorer.processor.decode(ids, skip_special_tokens=True).strip()
     assert {record["tokens"] for record in said} == {speaking.PATCHES}
 
 

@@ -19,7 +19,7 @@ from hf_tome import MergeConfig
 from hf_tome.evaluation.data import digits
 from hf_tome.evaluation.data.image_text import ImageTexts
 from hf_tome.evaluation.data.splits import DataError
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import FORMATS
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.search.sweep import with_controls

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting import model_card as results_card
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.search.sweep import Grid, with_controls

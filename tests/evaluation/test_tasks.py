@@ -17,7 +17,7 @@ from hf_tome import MergeConfig
 from hf_tome.evaluation.data.labels import ClassNames, LabelError
 from hf_tome.evaluation.data.samples import Skipped
 from hf_tome.evaluation.data.splits import DataError
-from hf_tome.evaluation.job import JobOptions, OptionError
+from hf_tome.evaluation.options import JobOptions, OptionError
 from hf_tome.evaluation.reporting import tables as output
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.tasks import audio, zero_shot

@@ -8,7 +8,7 @@ import small
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.search import tune as tuning
 from hf_tome.evaluation.search.tune import THRESHOLDS, Target, TuneError, _bisect, candidates, tune

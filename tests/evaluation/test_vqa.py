@@ -9,13 +9,13 @@ import speaking
 
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run as run_command
-from hf_tome.evaluation.data.samples import Unusable
+from hf_tome.evaluation.data.samples import SkipSample
 from hf_tome.evaluation.data.splits import DataError
-from hf_tome.evaluation.job import JobOptions, OptionError
 from hf_tome.evaluation.metrics.choices import read_choice, right_letter
 from hf_tome.evaluation.metrics.text_metrics import AnswerAccuracy, normal_answer
+from hf_tome.evaluation.options import JobOptions, OptionError
 from hf_tome.evaluation.runner import evaluate
-from hf_tome.evaluation.tasks.generation import Said
+from hf_tome.evaluation.tasks.generation import GeneratedText
 from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.evaluation.tasks.vqa import score_answers, vqa_job
 
@@ -179,7 +179,7 @@ def test_right_letters(answer, choices, letter):
     if letter is not None:
         assert right_letter(answer, choices) == letter
     else:
-        with pytest.raises(Unusable, match="answer"):
+        with pytest.raises(SkipSample, match="answer"):
             right_letter(answer, choices)
 
 
@@ -281,10 +281,10 @@ def test_rows_of_a_batch_do_not_see_each_other(model, questions):
 def test_right_answers_are_counted(model, questions):
     job = job_on(model, questions)
     texts = iter(["A dog.", "cat", "B"])
-    ids = [[job.outcome.processor.tokenizer.convert_tokens_to_ids(word) for word in text.split()] for text in texts]
+    ids = [[job.scorer.processor.tokenizer.convert_tokens_to_ids(word) for word in text.split()] for text in texts]
     expected = [speaking.WORDS.index("cat"), speaking.WORDS.index("B")]
     assert [ids[1][0], ids[2][0]] == expected
-    job.run = lambda model, inputs: [Said(found, 64) for found in ids]
+    job.run = lambda model, inputs: [GeneratedText(found, 64) for found in ids]
     row = evaluate(job, []).rows[0]
     assert row["accuracy"] == pytest.approx(200 / 3)  # "A dog." is two unknown words to this tokenizer
     assert row["answered"] == 100.0

@@ -132,7 +132,7 @@ def test_the_same_answers_as_hf_tome_itself(plugin, model, tasks):
     from PIL import Image
 
     from hf_tome import MergeConfig
-    from hf_tome.evaluation.job import JobOptions
+    from hf_tome.evaluation.options import JobOptions
     from hf_tome.evaluation.runner import evaluate
     from hf_tome.evaluation.tasks.registry import build_job
 

@@ -12,7 +12,7 @@ from test_resume import results_in, without_time
 
 from hf_tome import MergeConfig
 from hf_tome.evaluation.data import digits
-from hf_tome.evaluation.job import JobOptions
+from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.tasks.registry import build_job
 

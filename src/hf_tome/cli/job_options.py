@@ -88,7 +88,7 @@ class JobArguments:
 
     def build(self, out: Path | None) -> tuple[Job, int]:
         """Return the job and the batch size; with `--restart` the samples in `out` are thrown away."""
-        from ..evaluation.job import JobOptions
+        from ..evaluation.options import JobOptions
         from ..evaluation.tasks.registry import build_job
 
         device = common.pick_device(self.device)

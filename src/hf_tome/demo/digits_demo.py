@@ -13,7 +13,7 @@ import torch
 from ..evaluation.data import digits
 from . import digits_questions, digits_scenes
 from .digits_scenes import NAMES
-from ..evaluation.job import Job, JobOptions
+from ..evaluation.job import Job
 from ..evaluation.tasks.registry import build_job
 
 BATCH = 32

@@ -16,8 +16,8 @@ from .job import Inputs, Job
 
 logger = logging.getLogger(__name__)
 
-NOT_OF_A_SAMPLE = (ImportError, MemoryError, torch.OutOfMemoryError, DataError)
-"""What goes wrong with any sample: leaving one out would not help."""
+GLOBAL_ERRORS = (ImportError, MemoryError, torch.OutOfMemoryError, DataError)
+"""Errors not caused by a single sample; re-raised."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def prepare(job: Job, samples: Sequence[Sample]) -> tuple[Batch | None, list[Ski
     """
     try:
         return _batch(job, samples), []
-    except NOT_OF_A_SAMPLE:
+    except GLOBAL_ERRORS:
         raise
     except Exception:  # a processor is free to raise anything
         logger.debug("a batch cannot be prepared", exc_info=True)
@@ -83,7 +83,7 @@ def _batch(job: Job, samples: Sequence[Sample]) -> Batch:
 def _together(job: Job, samples: Sequence[Sample]) -> Batch:
     try:
         return _batch(job, samples)
-    except NOT_OF_A_SAMPLE:
+    except GLOBAL_ERRORS:
         raise
     except Exception as error:
         raise DataError(
@@ -95,7 +95,7 @@ def _together(job: Job, samples: Sequence[Sample]) -> Batch:
 def _refusal(job: Job, sample: Sample) -> Skipped | None:
     try:
         job.prepare([sample])
-    except NOT_OF_A_SAMPLE:
+    except GLOBAL_ERRORS:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Processes:
-    """How many processes there are, and which of them this is."""
+class DistributedContext:
+    """The number of processes and the rank of this one."""
 
     rank: int = 0
     size: int = 1
@@ -37,11 +37,11 @@ class Processes:
         return gather_object(items)
 
 
-def processes(device: str = "cpu") -> Processes:
+def distributed_context(device: str = "cpu") -> DistributedContext:
     """Join the processes that `torchrun` or `accelerate launch` started; without them this is the only one."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Processes()
+        return DistributedContext()
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu")
-    return Processes(state.process_index, state.num_processes)
+    return DistributedContext(state.process_index, state.num_processes)

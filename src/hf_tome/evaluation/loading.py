@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..hub.sources import is_folder
-from .job import JobOptions
+from .options import JobOptions
 
 
 def load_model(auto_class: Any, options: JobOptions, what: str) -> PreTrainedModel:

@@ -19,13 +19,16 @@ from ..profiling.measure import Clock, peak_memory_mib
 from .batches import Batch, prepare, shapes, to_model
 from .data.samples import Sample, Skipped
 from .data.splits import DataError
-from .distributed import Processes, processes
+from .describe import describe_run, identify
+from .distributed import DistributedContext, distributed_context
 from .environment import describe_environment
-from .job import Inputs, Job, JobOptions
-from .store.fingerprint import Identity, describe_run, identify
+from .job import Inputs, Job
+from .options import JobOptions
+from .store.fingerprint import Identity
+from .store.record import Record
 from .store.results import Results, describe_data, nothing_readable
 from .store.rows import make_rows, shared_positions
-from .store.run_store import Record, Records
+from .store.run_store import Records
 from .variants import Variant, as_variants
 
 __all__ = ["Job", "JobOptions", "Results", "evaluate", "to_model"]
@@ -72,30 +75,30 @@ def evaluate(
         raise ValueError(f"The batch size is {batch_size}; it takes an integer of at least 1.")
     variants = as_variants(configs)
     _check(job.model, variants)
-    me = processes(job.model.device.type)
-    records = _open_records(job, batch_size, out, me)
+    dist = distributed_context(job.model.device.type)
+    records = _open_records(job, batch_size, out, dist)
     done = sum(len(records.by_variant[variant.name]) for variant in variants)
-    loop = _Loop(job, variants, records, batch_size, me, on_progress, speedups, done)
+    loop = _Loop(job, variants, records, batch_size, dist, on_progress, speedups, done)
     for batches in loop.chunks():
         loop.run(batches)
-    records.merge(me.gather(records.new))
+    records.merge(dist.gather(records.new))
     positions = shared_positions(records, variants)
     if not positions:
-        raise DataError(nothing_readable(job, records))
+        raise DataError(nothing_readable(job.data.name, job.data.split, records))
     return Results(
         environment=records.describe_environment(),
-        run={**describe_run(job, batch_size), "processes": me.size},
-        data=describe_data(job, records, positions),
-        rows=make_rows(records, variants, job.outcome, positions),
+        run={**describe_run(job, batch_size), "processes": dist.size},
+        data=describe_data(job.data.name, job.data.split, records, positions),
+        rows=make_rows(records, variants, job.scorer, positions),
     )
 
 
-def _open_records(job: Job, batch_size: int, out: Path | None, me: Processes) -> Records:
+def _open_records(job: Job, batch_size: int, out: Path | None, dist: DistributedContext) -> Records:
     environment = describe_environment(job.model.device)
     if out is None:
-        return Records.open(Identity(), None, me, environment)
+        return Records.open(Identity(), None, dist, environment)
     listed = job.data.listed()
-    records = Records.open(identify(job, batch_size, listed), out, me, environment)
+    records = Records.open(identify(job, batch_size, listed), out, dist, environment)
     if listed is not None:
         records.check(listed)
     return records
@@ -109,7 +112,7 @@ class _Loop:
     variants: list[Variant]
     records: Records
     batch_size: int
-    me: Processes
+    dist: DistributedContext
     on_progress: Progress | None
     speedups: bool
     done: int = 0
@@ -148,7 +151,7 @@ class _Loop:
 
     def _is_mine(self, position: int) -> bool:
         batch = position // self.batch_size
-        if batch % self.me.size != self.me.rank:
+        if batch % self.dist.size != self.dist.rank:
             return False
         end = (batch + 1) * self.batch_size
         positions = range(batch * self.batch_size, min(end, len(self.job.data) or end))
@@ -168,7 +171,7 @@ class _Loop:
         again = self._only_to_time(todo[unmerged.name], [todo[variant.name] for variant in self.variants[1:]])
         for variant in self.variants:
             self._run_variant(variant, todo[variant.name], again if variant is unmerged else [])
-            self.done += sum(len(batch.samples) for batch in todo[variant.name]) * self.me.size
+            self.done += sum(len(batch.samples) for batch in todo[variant.name]) * self.dist.size
             if self.on_progress is not None:
                 total = len(self.job.data) * len(self.variants)
                 self.on_progress(min(self.done, total or self.done), total)
@@ -228,7 +231,7 @@ class _Loop:
         cost = {"tokens": tokens, "gflops": gflops, "seconds": seconds / len(batch.samples)}
         return [
             {"variant": variant.name, "sample": sample.position, "name": sample.name, **cost, **found}
-            for sample, found in zip(batch.samples, self.job.outcome.records(batch.samples, output))
+            for sample, found in zip(batch.samples, self.job.scorer.records(batch.samples, output))
         ]
 
     def _unmerged_counts(self, inputs: Inputs) -> tuple[float, float | None]:
@@ -257,7 +260,7 @@ class _Loop:
                 parts, clock.seconds = _split(inputs, count, self.fits or count), 0.0
                 with clock:
                     outputs = [self.job.run(self.job.model, part) for part in parts]
-                return self.job.outcome.join(outputs)
+                return self.job.scorer.join(outputs)
             except torch.OutOfMemoryError:
                 size = min(self.fits or count, count)
                 if size == 1 or len(rows) > 1:  # images cut into tiles cannot be told apart by rows

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from ..config import MergeConfig, format_config
 from ..config.text import is_unmerged
-from .job import Inputs
 
 UNMERGED = "unmerged"
 
@@ -35,7 +35,7 @@ class Variant:
         """Whether the config merges anything."""
         return not is_unmerged(self.config)
 
-    def view(self, inputs: Inputs) -> Inputs:
+    def view(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs as this variant's model takes them, images (B, C, H, W) downsampled with antialiasing."""
         if self.image_size is None:
             return inputs

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ...hub.sources import is_folder, public_name
-from ..job import JobOptions
+from ..options import JobOptions
 from . import splits as data
-from .samples import Samples, Unusable
+from .samples import Samples, SkipSample
 from .splits import DataError
 
 IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
@@ -42,7 +42,7 @@ class ImageTexts(Samples):
     """Images with texts.
 
     Attributes:
-        read_row: a row's prompt, and what is right to say; an `Unusable` says what it lacks.
+        read_row: a row's prompt, and what is right to say; an `SkipSample` says what it lacks.
     """
 
     read_row: Callable[[Mapping[str, Any]], tuple[str, Any]]
@@ -51,7 +51,7 @@ class ImageTexts(Samples):
         """Return the image with its prompt, and what is right to say."""
         stored = row[self.column]
         if stored is None or stored == "":
-            raise Unusable("it has no image")
+            raise SkipSample("it has no image")
         right, prompt = self.label_and_prompt(row)
         stored = {"bytes": None, "path": stored} if isinstance(stored, (str, Path)) else stored
         return Question(data.open_image(stored), prompt), right

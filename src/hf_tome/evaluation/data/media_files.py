@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...hub.sources import is_folder, public_name
-from ..job import JobOptions
+from ..options import JobOptions
 from . import labels
 from . import splits as data
-from .samples import LabelledSamples, Unusable, stored_path
+from .samples import LabelledSamples, SkipSample, stored_path
 from .shards import has_shards
 from .splits import DataError
 
@@ -82,7 +82,7 @@ def match_rows(
     def model_label(label: Any) -> int | tuple[int, ...]:
         found = [one for one in (label if isinstance(label, list) else [label]) if one not in NO_LABEL]
         if not found:
-            raise Unusable("it has no label")
+            raise SkipSample("it has no label")
         return tuple(sorted(map(index, found))) if isinstance(label, list) else index(label)
 
     return LabelledSamples(
@@ -123,7 +123,7 @@ def stored_source(stored: Any) -> str | bytes:
     if content is not None:
         return content
     if path is None:
-        raise Unusable("it has neither a path nor bytes")
+        raise SkipSample("it has neither a path nor bytes")
     return path
 
 

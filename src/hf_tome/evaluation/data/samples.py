@@ -36,7 +36,7 @@ class Skipped:
     position: int = 0
 
 
-class Listed(NamedTuple):
+class SampleInfo(NamedTuple):
     """What is known of a sample before its content is read; without a label it will be skipped."""
 
     name: str
@@ -44,7 +44,7 @@ class Listed(NamedTuple):
     prompt: str | None = None
 
 
-class Unusable(ValueError):
+class SkipSample(ValueError):
     """What a sample lacks, in words that can stand alone as the reason to skip it."""
 
 
@@ -70,13 +70,13 @@ class Samples(ABC):
     def __iter__(self) -> Iterator[Sample]:
         return (found for found in self.read() if isinstance(found, Sample))
 
-    def listed(self) -> list[Listed] | None:
+    def listed(self) -> list[SampleInfo] | None:
         """Return what is known of every sample without reading its content; `None` for a stream."""
         if not hasattr(self.rows, "__len__"):
             return None
         stored, rows = _stored_paths(self.rows, self.column), _without_contents(self.rows)
         names = (sample_name(path, position) for position, path in enumerate(stored))
-        return [Listed(name, *self._label_and_prompt(row)) for name, row in zip(names, rows, strict=True)]
+        return [SampleInfo(name, *self._label_and_prompt(row)) for name, row in zip(names, rows, strict=True)]
 
     def read(self, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[Sample | Skipped]:
         """Yield the samples at the wanted positions, in order, and those that cannot be read with the reason."""
@@ -111,7 +111,7 @@ class Samples(ABC):
             return Sample(name, *self.content_and_label(row), position)
         except ImportError:
             raise  # what is missing is not the sample
-        except Unusable as error:
+        except SkipSample as error:
             return Skipped(name, str(error), position)
         except Exception as error:  # PIL and PyAV raise a dozen kinds, SyntaxError among them
             return Skipped(name, f"{type(error).__name__}: {_without_path(error, row[self.column])}", position)
@@ -140,7 +140,7 @@ class LabelledSamples(Samples):
         """Return the model's index of the label; there is no prompt."""
         label = row[self.label_column]
         if label is None or label == -1 or label == []:
-            raise Unusable("it has no label")
+            raise SkipSample("it has no label")
         return self.model_label(label), None
 
 

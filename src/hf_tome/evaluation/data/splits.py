@@ -10,9 +10,9 @@ import numpy as np
 
 from ...hub.sources import is_folder
 from ...media.image import read_image
-from ..job import OptionError
+from ..options import OptionError
 from .labels import ClassNames
-from .samples import Unusable, first_line
+from .samples import SkipSample, first_line
 from .shards import has_shards, open_shards
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def open_image(stored: Any) -> Image.Image:
     """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one.
 
     Raises:
-        Unusable: there is none.
+        SkipSample: there is none.
         OSError, SyntaxError: PIL cannot decode it; a broken one may raise others.
     """
     from PIL import Image
@@ -179,7 +179,7 @@ def open_image(stored: Any) -> Image.Image:
     if isinstance(stored, Image.Image):  # `datasets` has turned what it decodes
         return stored.convert("RGB")
     if stored is None or (stored["path"] is None and stored["bytes"] is None):
-        raise Unusable("it has no image")
+        raise SkipSample("it has no image")
     return read_image(stored["path"] if stored["bytes"] is None else stored["bytes"])
 
 

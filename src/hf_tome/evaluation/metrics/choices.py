@@ -14,7 +14,7 @@ from numbers import Integral
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from ..data.samples import Unusable
+from ..data.samples import SkipSample
 from .text_metrics import normal_answer
 
 _QUOTE = "['\N{RIGHT SINGLE QUOTATION MARK}]"
@@ -47,18 +47,18 @@ def right_letter(answer: Any, choices: Sequence[Any]) -> str:
     """Return the letter of the right option: a number in the data is an index from 0, a text is an option or a letter.
 
     Raises:
-        Unusable: it is none of the options, or could be two of them.
+        SkipSample: it is none of the options, or could be two of them.
     """
     letters, texts = LETTERS[: len(choices)], [str(choice) for choice in choices]
     if isinstance(answer, Integral) and not isinstance(answer, bool):
-        # Options that are numbers themselves may be meant by value; that is known only where both ways are one option.
+        # Options that are numbers themselves may be meant by value; that is known only where both mean one option.
         if answer in choices and choices.index(answer) != answer:
-            raise Unusable(f"its answer {answer} may be an index from 0 or one of the options, which are numbers too")
+            raise SkipSample(f"its answer {answer} may be an index from 0 or one of the options, which are numbers")
         if 0 <= int(answer) < len(choices):
             return letters[int(answer)]
     text = str(answer)
     if texts.count(text) > 1:
-        raise Unusable(f"its answer {text!r} is more than one of the options")
+        raise SkipSample(f"its answer {text!r} is more than one of the options")
     if text in texts and not isinstance(answer, Integral):
         return letters[texts.index(text)]
     letter = text.strip("(). ").upper()
@@ -66,7 +66,7 @@ def right_letter(answer: Any, choices: Sequence[Any]) -> str:
         return letter
     if text.isdigit() and int(text) < len(choices):
         return letters[int(text)]
-    raise Unusable(f"its answer {text!r} is none of the {len(choices)} options, by text, letter or index from 0")
+    raise SkipSample(f"its answer {text!r} is none of the {len(choices)} options, by text, letter or index from 0")
 
 
 def read_choice(text: str, choices: Sequence[str]) -> str:

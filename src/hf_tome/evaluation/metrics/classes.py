@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from ..data.samples import Sample
-from ..store.run_store import Record
+from ..store.record import Record
 from .bootstrap import precision_drop
 from .classification import TOP_K, Agreement, MeanAveragePrecision, PairedDrop, TopKAccuracy, compute
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassificationScorer:
     """The outcome of a classifier, whose output is a tensor of scores (B, classes).
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What an evaluation gave, and what it was run with and on, as plain JSON values."""
+"""The results of an evaluation, and the environment and data behind them, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..job import Job
 from .run_store import Records
 
 
 @dataclass
 class Results:
-    """What one evaluation gave, as plain JSON values."""
+    """The results of one evaluation, as plain JSON values."""
 
     environment: dict[str, Any]
     run: dict[str, Any]
@@ -24,13 +23,13 @@ class Results:
         return {"environment": self.environment, "run": self.run, "data": self.data, "rows": self.rows}
 
 
-def describe_data(job: Job, records: Records, positions: Sequence[int]) -> dict[str, Any]:
-    """Return what it was run on, the samples at `positions`, and what could not be read."""
+def describe_data(name: str, split: str, records: Records, positions: Sequence[int]) -> dict[str, Any]:
+    """Describe the data: its name, the number of samples at `positions`, and those that could not be read."""
     # A sample that could be read by an earlier run of the same variants is in the rows.
     left_out = sorted(set(records.skipped) - set(positions))
     return {
-        "id": job.data.name,
-        "split": job.data.split,
+        "id": name,
+        "split": split,
         "num_samples": len(positions),
         "skipped": [
             {"sample": records.skipped[position]["name"], "reason": records.skipped[position]["skipped"]}
@@ -39,13 +38,13 @@ def describe_data(job: Job, records: Records, positions: Sequence[int]) -> dict[
     }
 
 
-def nothing_readable(job: Job, records: Records) -> str:
+def nothing_readable(name: str, split: str, records: Records) -> str:
     """Return the message for a run without a single sample."""
     skipped = list(records.skipped.values())
     if not skipped:
-        return f"Split {job.data.split!r} of {job.data.name} has no samples."
+        return f"Split {split!r} of {name} has no samples."
     first = skipped[0]
     return (
-        f"None of the {len(skipped)} samples in split {job.data.split!r} of {job.data.name} could be read; the first "
+        f"None of the {len(skipped)} samples in split {split!r} of {name} could be read; the first "
         f"is {first['name']}: {first['skipped']}"
     )

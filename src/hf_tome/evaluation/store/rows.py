@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..job import Outcome
 from ..variants import Variant
-from .run_store import Record, Records
+from .record import Record, Scorer
+from .run_store import Records
 
 
 def shared_positions(records: Records, variants: Sequence[Variant]) -> list[int]:
@@ -16,7 +16,7 @@ def shared_positions(records: Records, variants: Sequence[Variant]) -> list[int]
 
 
 def make_rows(
-    records: Records, variants: Sequence[Variant], outcome: Outcome, positions: Sequence[int]
+    records: Records, variants: Sequence[Variant], scorer: Scorer, positions: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Return one row a variant, over the samples at `positions`; the first one is the unmerged model."""
     unmerged = [records.by_variant[variants[0].name][position] for position in positions]
@@ -24,7 +24,7 @@ def make_rows(
     for variant in variants:
         done = [records.by_variant[variant.name][position] for position in positions]
         costs = _costs(done, _speedup(records, done), records.peaks.get(variant.name))
-        rows.append({**_what(variant), **outcome.metrics(done, unmerged), **costs})
+        rows.append({**_describe(variant), **scorer.metrics(done, unmerged), **costs})
     return rows
 
 
@@ -39,7 +39,7 @@ def _speedup(records: Records, done: Sequence[Record]) -> float | None:
     return unmerged / merged if merged else None
 
 
-def _what(variant: Variant) -> dict[str, Any]:
+def _describe(variant: Variant) -> dict[str, Any]:
     size = variant.image_size
     control = {} if variant.control is None else {"control": variant.control}
     return {

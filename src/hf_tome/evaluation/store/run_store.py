@@ -11,14 +11,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..data.samples import Listed, Sample, Skipped
-from ..distributed import Processes
+from ..data.samples import Sample, SampleInfo, Skipped
+from ..distributed import DistributedContext
 from ..variants import UNMERGED
 from .fingerprint import Identity
+from .record import Record
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 FILES = "samples*.jsonl"
 WHAT_TO_DO = "Give another --out, or start afresh with --restart."
 RIGHT = ("label", "right")
@@ -53,26 +53,28 @@ class Records:
     new: list[Record] = field(default_factory=list)
 
     @classmethod
-    def open(cls, identity: Identity, folder: Path | None, me: Processes, environment: dict[str, Any]) -> Records:
+    def open(
+        cls, identity: Identity, folder: Path | None, dist: DistributedContext, environment: dict[str, Any]
+    ) -> Records:
         """Read what earlier runs left in `folder`, and append to this process's own file there.
 
         Raises:
             ResumeError: the folder holds samples of another run, or something else.
         """
-        session = min(me.gather([datetime.now(timezone.utc).isoformat(timespec="microseconds")]))
+        session = min(dist.gather([datetime.now(timezone.utc).isoformat(timespec="microseconds")]))
         records = cls(identity, None, session, {"date": session[:19] + "Z", **environment})
         if folder is None:
             return records
         folder.mkdir(parents=True, exist_ok=True)
-        records.path = folder / ("samples.jsonl" if me.is_main else f"samples-{me.rank}.jsonl")
+        records.path = folder / ("samples.jsonl" if dist.is_main else f"samples-{dist.rank}.jsonl")
         begun = [path for path in sorted(folder.glob(FILES)) if records._read(path)]
-        me.wait()  # nobody writes before all have read
+        dist.wait()  # nobody writes before all have read
         if records.path not in begun:
             run = {**identity.values, "digests": identity.digests}
             records._write([{"run": run, "place": identity.place}])
         return records
 
-    def check(self, listed: Sequence[Listed]) -> None:
+    def check(self, listed: Sequence[SampleInfo]) -> None:
         """Compare the records with what is known of the samples.
 
         Raises:

@@ -14,9 +14,10 @@ from ...media.audio import read_audio
 from ..data import media_files as media
 from ..data import splits as data
 from ..data.samples import Sample
-from ..job import Inputs, Job, JobOptions
+from ..job import Inputs, Job
 from ..loading import load_model
-from ..metrics.classes import Classes
+from ..metrics.classes import ClassificationScorer
+from ..options import JobOptions
 from ..store.fingerprint import processor_settings
 from .image_classification import class_scores
 
@@ -51,7 +52,7 @@ def audio_classification(options: JobOptions) -> Job:
         recordings,
         _prepare(extractor),
         scores,
-        Classes(multi_label),
+        ClassificationScorer(multi_label),
         depends_on={"processor": processor_settings(extractor)},
     )
 

@@ -17,12 +17,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..data.image_text import ImageTexts, data_name, find_column, first_texts, open_rows
-from ..data.samples import Unusable
-from ..job import Job, JobOptions
+from ..data.samples import SkipSample
+from ..job import Job
 from ..metrics.bootstrap import mean_drop
 from ..metrics.classification import compute
 from ..metrics.text_metrics import CaptionScores, cider_scores
-from ..store.run_store import Record
+from ..options import JobOptions
+from ..store.record import Record
 from .generation import generation_job, job_arguments, load_generator
 
 TASK = "image-to-text"
@@ -63,7 +64,7 @@ def captioning_job(
     def read_row(row: Mapping[str, Any]) -> tuple[str, list[str]]:
         captions = first_texts(row, CAPTION_COLUMNS, "raw")
         if not captions:
-            raise Unusable("it has no caption")
+            raise SkipSample("it has no caption")
         return asked, captions
 
     samples = ImageTexts(data_name, split, rows, image_column, read_row)

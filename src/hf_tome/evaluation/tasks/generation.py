@@ -15,12 +15,13 @@ from ...hub.sources import public_name
 from ..data.image_text import ImageTexts, data_name
 from ..data.samples import Sample
 from ..data.splits import DataError
-from ..job import Inputs, Job, JobOptions
+from ..job import Inputs, Job
 from ..loading import load_model
 from ..metrics.classification import compute
 from ..metrics.text_metrics import SameText
+from ..options import JobOptions
 from ..store.fingerprint import processor_settings
-from ..store.run_store import Record
+from ..store.record import Record
 from .generation_prompts import Prompts, image_token_id
 
 CHUNK = 64
@@ -28,7 +29,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Said:
+class GeneratedText:
     """What a model said about one image.
 
     Attributes:
@@ -46,7 +47,7 @@ class Generator:
 
     max_new_tokens: int
 
-    def __call__(self, model: PreTrainedModel, inputs: Inputs) -> list[Said]:
+    def __call__(self, model: PreTrainedModel, inputs: Inputs) -> list[GeneratedText]:
         """Return what the model says for each row.
 
         Raises:
@@ -68,11 +69,11 @@ class Generator:
         # An encoder-decoder returns its start token and what follows, others the prompt too.
         start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         counts: Sequence[float | None] = image_tokens() or [None] * len(ids)
-        return [Said(_until(row, ends), count) for row, count in zip(ids[:, start:].tolist(), counts)]
+        return [GeneratedText(_until(row, ends), count) for row, count in zip(ids[:, start:].tolist(), counts)]
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextScorer:
     """The outcome of a model that generates text.
 
     Attributes:
@@ -83,11 +84,11 @@ class Texts:
     processor: Any
     score: Callable[[Sequence[Record], Sequence[Record]], dict[str, float]]
 
-    def join(self, parts: Sequence[list[Said]]) -> list[Said]:
+    def join(self, parts: Sequence[list[GeneratedText]]) -> list[GeneratedText]:
         """Return what was said in the whole batch."""
         return [said for part in parts for said in part]
 
-    def records(self, samples: Sequence[Sample], output: Sequence[Said]) -> list[Record]:
+    def records(self, samples: Sequence[Sample], output: Sequence[GeneratedText]) -> list[Record]:
         """Keep the text, what is right, and how many tokens were read and made."""
         texts = self.processor.batch_decode([said.ids for said in output], skip_special_tokens=True)
         return [
@@ -164,7 +165,7 @@ def generation_job(
         samples,
         Prompts(processor, image_token_id(model)),
         Generator(max_new_tokens),
-        Texts(processor, score),
+        TextScorer(processor, score),
         chunk=CHUNK,
         settings={"max_new_tokens": max_new_tokens, **settings},
         depends_on={

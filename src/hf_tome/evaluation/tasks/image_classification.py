@@ -13,9 +13,10 @@ from ..data import digits
 from ..data import media_files as media
 from ..data import splits as data
 from ..data.samples import LabelledSamples, Sample
-from ..job import Inputs, Job, JobOptions
+from ..job import Inputs, Job
 from ..loading import load_model
-from ..metrics.classes import Classes
+from ..metrics.classes import ClassificationScorer
+from ..options import JobOptions
 from ..store.fingerprint import processor_settings
 
 TASK = "image-classification"
@@ -62,7 +63,16 @@ def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options:
 
 def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:
     depends_on = {"processor": processor_settings(processor)}
-    return Job(TASK, name, model, images, prepare_images(processor), class_scores, Classes(), depends_on=depends_on)
+    return Job(
+        TASK,
+        name,
+        model,
+        images,
+        prepare_images(processor),
+        class_scores,
+        ClassificationScorer(),
+        depends_on=depends_on,
+    )
 
 
 def prepare_images(processor: Any) -> Any:

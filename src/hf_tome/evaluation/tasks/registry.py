@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 
-from ..job import Job, JobOptions, OptionError
+from ..job import Job
+from ..options import JobOptions, OptionError
 from .audio import audio_classification
 from .captioning import image_to_text
 from .image_classification import image_classification

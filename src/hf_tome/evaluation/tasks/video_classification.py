@@ -13,9 +13,10 @@ from ...hub.sources import public_name
 from ...media.video import frame_count, read_views, spatial_crops
 from ..data import media_files as media
 from ..data.samples import Sample
-from ..job import Inputs, Job, JobOptions
+from ..job import Inputs, Job
 from ..loading import load_model
-from ..metrics.classes import Classes
+from ..metrics.classes import ClassificationScorer
+from ..options import JobOptions
 from ..store.fingerprint import processor_settings
 
 TASK = "video-classification"
@@ -53,7 +54,7 @@ def video_classification(options: JobOptions) -> Job:
         clips,
         _prepare(processor),
         view_scores,
-        Classes(),
+        ClassificationScorer(),
         chunk=CHUNK,
         settings=settings,
         depends_on={"processor": processor_settings(processor)},

@@ -28,13 +28,14 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..data.image_text import ImageTexts, as_values, data_name, find_column, first_texts, first_values, open_rows
-from ..data.samples import Unusable
+from ..data.samples import SkipSample
 from ..data.splits import DataError
-from ..job import Job, JobOptions
+from ..job import Job
 from ..metrics.choices import read_choice, right_letter
 from ..metrics.classification import PairedDrop, compute, percent
 from ..metrics.text_metrics import AnswerAccuracy, hits
-from ..store.run_store import Record
+from ..options import JobOptions
+from ..store.record import Record
 from .generation import generation_job, job_arguments, load_generator
 
 TASK = "visual-question-answering"
@@ -96,9 +97,9 @@ def vqa_job(
     def read_row(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         question, answers = first_texts(row, QUESTION_COLUMNS), first_values(row, ANSWER_COLUMNS, "answer")
         if not question:
-            raise Unusable("it has no question")
+            raise SkipSample("it has no question")
         if not answers:
-            raise Unusable("it has no answer")
+            raise SkipSample("it has no answer")
         choices = _choices(row)
         if not choices:
             return free.replace(PLACE, question[0]), {"answers": [str(answer) for answer in answers]}
@@ -145,5 +146,5 @@ def _templates(prompt: str | None) -> tuple[str, str]:
 def _choices(row: Mapping[str, Any]) -> list[Any]:
     choices = first_values(row, CHOICE_COLUMNS) or [one for letter in LETTERS for one in as_values(row.get(letter))]
     if len(choices) == 1 or len(choices) > len(LETTERS):
-        raise Unusable(f"it has {len(choices)} options to choose from; 2 to {len(LETTERS)} are possible")
+        raise SkipSample(f"it has {len(choices)} options to choose from; 2 to {len(LETTERS)} are possible")
     return choices

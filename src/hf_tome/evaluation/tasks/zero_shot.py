@@ -16,9 +16,10 @@ from ...hub.sources import public_name
 from ..data import media_files as media
 from ..data import splits as data
 from ..data.labels import ClassNames, LabelError
-from ..job import Inputs, Job, JobOptions
+from ..job import Inputs, Job
 from ..loading import load_model
-from ..metrics.classes import Classes
+from ..metrics.classes import ClassificationScorer
+from ..options import JobOptions
 from ..store.fingerprint import processor_settings
 from .image_classification import prepare_images
 
@@ -65,7 +66,7 @@ def zero_shot_classification(options: JobOptions) -> Job:
         images,
         prepare_images(processor),
         image_scores(class_embeddings(model, options.model, classes.names, templates)),
-        Classes(),
+        ClassificationScorer(),
         settings={"classes": len(classes.names), "templates": len(templates), **_notes(classes.names)},
         depends_on={
             "class names": classes.names,
