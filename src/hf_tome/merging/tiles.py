@@ -1,4 +1,4 @@
-"""Matching on a grid of tokens: one destination a cell, partners within a tile (ToMe for Stable Diffusion, section 4)."""
+"""Matching on a grid of tokens: one destination a cell, partners within a tile."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def tiled_matching(
 ) -> HardMerge:
     """Match the `r` sources of a grid that are most similar to a destination in their own tile, and merge them.
 
-    Destinations are drawn, one a cell; every other token is a source, with one edge, to the most similar destination of
-    its tile (ToMe, section 3, with the sets of "Token Merging for Fast Stable Diffusion", section 4.1). The `r`
-    strongest edges of the whole grid merge, so that plain areas give more than detailed ones. Similarities (cosine) are
-    computed in float32 or better, G * S * T of them instead of N^2 / 4.
+    Destinations are drawn, one a cell; every other token is a source, with one edge, to the most similar destination
+    of its tile (ToMe, section 3, with the sets of "Token Merging for Fast Stable Diffusion", section 4.1). The `r`
+    strongest edges of the whole grid merge, so that plain areas give more than detailed ones. Similarities (cosine)
+    are computed in float32 or better, G * S * T of them instead of N^2 / 4.
 
     Args:
         metric (`Tensor`): (B, N, D), with N the product of `grid`.
