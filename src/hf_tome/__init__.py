@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import apply, remove
+    from .api import apply, merged, remove
     from .config import MergeConfig
     from .errors import UnsupportedModelError
     from .hub.save_load import from_pretrained, save_pretrained
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "apply",
     "from_pretrained",
+    "merged",
     "pipeline",
     "remove",
     "report",
@@ -38,6 +39,7 @@ _DEFINED_IN = {
     "UnsupportedModelError": "errors",
     "apply": "api",
     "from_pretrained": "hub.save_load",
+    "merged": "api",
     "pipeline": "pipelines",
     "remove": "api",
     "report": "inspection.reports",

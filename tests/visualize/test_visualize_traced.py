@@ -10,7 +10,7 @@ from zoo import ZOO
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
 
-from hf_tome import MergeConfig
+from hf_tome import MergeConfig, apply, report
 from hf_tome.api import towers
 from hf_tome.cli.pictures import load_model
 from hf_tome.visualize import compare_sheet, input_kind, merged_image, trace_input
@@ -54,6 +54,20 @@ def test_every_family_can_be_drawn(zoo):
         assert source.unique().numel() == traced.grid.patches - 6 * (block + 1)
     assert len(traced.frames) == traced.grid.frames
     assert compare_sheet([traced, traced], ["a", "b"]).width > 192
+
+
+def test_a_merge_that_the_user_applied_is_left_as_it_was():
+    zoo = next(zoo for zoo in ZOO if zoo.name == "vit")
+    model = apply(zoo.make(), MergeConfig(r=3))
+    output = zoo.run(model)
+    (tower,), reported = towers(model), str(report(model))
+    assert input_kind(model) == "image"
+    trace_input(model, CLASSIC, CONTENTS["image"], CONFIG)
+    with pytest.raises(ValueError, match="for one picture"):
+        trace_input(model, Tiles(), picture(), CONFIG)
+    assert towers(model) == [tower]
+    assert str(report(model)) == reported
+    assert torch.equal(zoo.run(model), output)
 
 
 @pytest.mark.parametrize("name", ["vit", "videomae", "ast", "siglip2"])

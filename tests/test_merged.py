@@ -1,0 +1,47 @@
+"""`merged`: merging within a `with` block, after which the model is exactly what it was."""
+
+import pytest
+import torch
+from zoo import ZOO
+
+from hf_tome import MergeConfig, apply, merged, remove, report, trace
+from hf_tome.api import towers
+
+VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
+
+
+def test_a_plain_model_is_plain_again():
+    model = VIT.make()
+    plain = VIT.run(model)
+    with merged(model, MergeConfig(r=8)) as inside:
+        assert inside is model
+        assert towers(model)[0].config.r == 8
+        assert not torch.equal(VIT.run(model), plain)
+    assert not towers(model)
+    assert torch.equal(VIT.run(model), plain)
+
+
+def test_an_earlier_merge_is_left_as_it_was():
+    """The same merge comes back with its last pass, also after an exception, and can be removed as before."""
+    model = VIT.make()
+    plain = VIT.run(model)
+    apply(model, MergeConfig(r=4, trace=True))
+    before = VIT.run(model)
+    (tower,), reported, source = towers(model), str(report(model)), trace(model).source
+    with pytest.raises(ZeroDivisionError), merged(model, MergeConfig(r=8)):
+        VIT.run(model)
+        assert report(model).towers[0].tokens_out == 65 - 3 * 8
+        raise ZeroDivisionError
+    assert towers(model) == [tower]
+    assert str(report(model)) == reported
+    assert torch.equal(trace(model).source, source)
+    assert torch.equal(VIT.run(model), before)
+    assert torch.equal(VIT.run(remove(model)), plain)
+
+
+def test_a_config_that_does_not_fit_changes_nothing():
+    model = apply(VIT.make(), MergeConfig(r=4))
+    (tower,) = towers(model)
+    with pytest.raises(ValueError, match="layers"), merged(model, MergeConfig(method="mame", layers=[7])):
+        raise AssertionError("never entered")
+    assert towers(model) == [tower]
