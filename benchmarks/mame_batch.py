@@ -39,7 +39,7 @@ COLUMNS = {
     "tokens": "tokens at the end",
     "same_tokens": "images that keep as many as alone",
     "difference": "largest difference of logits from alone",
-    "gflops": "GFLOPs",
+    "gflops": "GFLOPs (MACs)",
     "gflops_share": "of those alone",
     "ms": "ms an image",
     "time_share": "time, of that alone",

@@ -36,7 +36,7 @@ def sweep() -> str:
 def sweep_merging() -> str:
     """Return the rows of the sweep that merge, without the controls, in few columns."""
     results = read_sweep()
-    header = "| | top-1 % | same class as unmerged % | tokens left | GFLOPs | speed-up |"
+    header = "| | top-1 % | same class as unmerged % | tokens left | GFLOPs (MACs) | speed-up |"
     lines = [header, "|---|---:|---:|---:|---:|---:|"]
     lines += [_short_row(row) for row in results.rows if "control" not in row]
     return "\n".join([*lines, "", _measured(results)]) + "\n"

@@ -87,7 +87,7 @@ class Outcome:
         ]
 
 
-COLUMNS = ["", "tokens at the end", "GFLOPs", "milliseconds", "times as fast"]
+COLUMNS = ["", "tokens at the end", "GFLOPs (MACs)", "milliseconds", "times as fast"]
 
 
 def embedded_models() -> dict[str, str]:

@@ -84,7 +84,7 @@ def _in_words(found: Benchmark) -> dict[str, Any]:
     return {
         "config": _name(found),
         "tokens": f"{found.tokens[0]:.0f} to {found.tokens[1]:.0f}",
-        "GFLOPs": None if found.gflops is None else f"{found.gflops_unmerged:.3f} to {found.gflops:.3f}",
+        "GFLOPs (MACs)": None if found.gflops is None else f"{found.gflops_unmerged:.3f} to {found.gflops:.3f}",
         "images/s": f"{rate['unmerged']:.1f}",
         "merged/s": f"{rate['merged']:.1f}",
         "speed-up": str(found.speedup),

@@ -33,7 +33,8 @@ class TowerReport:
         tokens: tokens into and out of each block, means over the images, padding left out; `None` where only a
             forward pass can tell.
         computed: the same with the padding that a batch of unequal images is computed with.
-        gflops, gflops_unmerged: multiply-adds an image, those of padding included where it is computed with.
+        gflops, gflops_unmerged: 1e9 multiply-adds (half of what most counters call FLOPs) an image, those of padding
+            included where it is computed with.
         notes: what the user should know, e.g. that nothing merges.
     """
 
@@ -76,7 +77,9 @@ class TowerReport:
             lines.append(f"  tokens{'' if self.measured else ' (planned)'}: {path}")
         if self.gflops is not None and self.gflops_unmerged is not None:
             share = self.gflops / self.gflops_unmerged
-            lines.append(f"  GFLOPs an image: {self.gflops_unmerged:.4g} -> {self.gflops:.4g} ({share:.0%})")
+            lines.append(
+                f"  GFLOPs an image (multiply-adds): {self.gflops_unmerged:.4g} -> {self.gflops:.4g} ({share:.0%})"
+            )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
-PANELS = (("gflops", "GFLOPs an image (less is better)"), ("samples_per_second", "{unit}/s (more is better)"))
+PANELS = (
+    ("gflops", "GFLOPs an image, multiply-adds (less is better)"),
+    ("samples_per_second", "{unit}/s (more is better)"),
+)
 COLOURS = {
     "unmerged": "#222222",
     "tome": "#0072b2",

@@ -63,7 +63,7 @@ COLUMNS = (
     Column("agreement", "agrees\n%", ".2f"),
     Column("drop", "drop, 95 %\ninterval", ".2f", ("drop_low", "drop_high")),
     Column("tokens", "{tokens}", ".1f"),
-    Column("gflops", "GFLOPs", ".3f"),
+    Column("gflops", "GFLOPs\n(MACs)", ".3f"),
     Column("samples_per_second", "{unit}\n/s", ".1f"),
     Column("speedup", "speed-\nup", ".2f"),
     Column("peak_memory_mib", "peak\nMiB", ".0f"),
@@ -101,7 +101,8 @@ COLUMN_NOTES = {
     "agreement": "agrees: share of the {unit} {same} the unmerged model.",
     "drop": "drop: points of {quality} lost, with the 95 % interval of a bootstrap over the same {unit}.",
     "tokens": "tokens at end: after the last block, the mean over the {unit}.",
-    "gflops": "GFLOPs: multiply-adds of the vision or audio tower, padding included, for one image or view.",
+    "gflops": "GFLOPs: multiply-adds (MACs), half of what most counters call FLOPs, of the vision or audio tower "
+    "for one image or view, padding included.",
     "samples_per_second": "{unit}/s: the model's forward alone, after a warm-up.",
     "speedup": "speed-up: over unmerged, in the same run.",
     "peak_memory_mib": "peak MiB: the weights and what torch allocates at most during the forward of one batch.",
