@@ -1,34 +1,74 @@
-# Every target does its own set-up, in .venv. torch comes first and alone: whatever depends on it would bring a build with
-# several GB of CUDA packages.
+# Every target does its own set-up, in an environment of its own: .venv from the lock, .venv-oldest, .venv-latest,
+# .venv-browser. torch comes first and alone: whatever depends on it would bring a build with several GB of CUDA packages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+, := ,
+PYTEST := -m pytest -n 2 --dist worksteal -q
+
+# How torch is installed, to choose a build, as in TORCH_INSTALL="uv pip install --torch-backend cpu --python .venv"
+TORCH_INSTALL ?=
+# What `make test-latest` still holds back; /dev/null for the newest torch as well, whose build is a large one.
+LATEST_CONSTRAINTS ?= requirements/torch.txt
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-browser space quality style docs clean
+# $(call set_up,environment,constraints file,extras)
+define set_up
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade --constraint $(2) pip setuptools
+	$(or $(TORCH_INSTALL),$(1)/bin/python -m pip install --quiet) --upgrade --constraint $(2) torch
+	$(1)/bin/python -m pip install --quiet --no-build-isolation --upgrade --upgrade-strategy eager --constraint $(2) \
+		--editable ".[$(3)]"
+	touch $(1)/.installed
+endef
 
-install: $(STAMP)
+.PHONY: install demo test test-all test-oldest test-latest test-browser lock space quality style docs clean
 
-$(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --editable ".[test,quality]"
-	touch $(STAMP)
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements/lock.txt
+	$(call set_up,$(VENV),requirements/lock.txt,test$(,)quality)
+
+.venv-oldest/.installed: pyproject.toml requirements/oldest.txt
+	$(call set_up,.venv-oldest,requirements/oldest.txt,test)
+
+.venv-browser/.installed: pyproject.toml requirements/browser.txt
+	$(call set_up,.venv-browser,requirements/browser.txt,browser$(,)test)
 
 demo: install
 	$(BIN)/hf-tome demo --task all --out demo
 
+# One config a row and test, so that every row, every config and nearly every pair runs in some test.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+	$(BIN)/python $(PYTEST) --pairwise tests
 
-# The page of integrations/gradio_space in a real browser; not part of `make test`, as gradio wants an older Pillow.
-test-browser: install
-	$(BIN)/python -m pip install --quiet --editable ".[browser]"
+# The full product of rows and configs, and the tests marked slow.
+test-all: install
+	RUN_SLOW=1 $(BIN)/python $(PYTEST) tests
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python $(PYTEST) --pairwise tests
+
+# No stamp: what is newest is looked up each time.
+test-latest:
+	$(call set_up,.venv-latest,$(LATEST_CONSTRAINTS),test)
+	.venv-latest/bin/python $(PYTEST) --pairwise tests
+
+# The page of integrations/gradio_space in a real browser; an environment of its own, as gradio wants an older Pillow.
+test-browser: .venv-browser/.installed
 	command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
-	HF_TOME_TEST_BROWSER=1 $(BIN)/python -m pytest -q tests/integrations/test_gradio_browser.py
+	HF_TOME_TEST_BROWSER=1 .venv-browser/bin/python -m pytest -q tests/integrations/test_gradio_browser.py
+
+# The newest versions within the bounds of pyproject.toml, for all platforms, into the files that the targets above use.
+COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --upgrade --no-annotate --custom-compile-command "make lock" \
+	pyproject.toml requirements/tools.in
+lock:
+	test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade uv
+	$(COMPILE) --constraint requirements/torch.txt --extra test --extra quality --output-file requirements/lock.txt
+	$(COMPILE) --constraint requirements/torch.txt --extra test --extra browser --output-file requirements/browser.txt
+	$(COMPILE) --resolution lowest-direct --extra test --output-file requirements/oldest.txt
 
 space:
 	$(PYTHON) scripts/make_space.py build/space
@@ -50,4 +90,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) demo site build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-* demo site build dist *.egg-info src/*.egg-info

@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread a core, and where the shared test data lies."""
+"""What all tests share: no network, one thread a core, where real data lies, and which tests a run has."""
 
 import os
 
@@ -8,41 +8,57 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 from pathlib import Path
 
+import pairwise
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED = REPOSITORY.parent / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parent.parent / "shared"
 
 # The models are tiny: a second thread costs more than it brings, and each pytest-xdist worker has a core to itself.
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    if os.environ.get("RUN_SLOW") == "1":
-        return
-    skip = pytest.mark.skip(reason="slow; run with RUN_SLOW=1")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+def pytest_addoption(parser):
+    parser.addoption(
+        "--pairwise",
+        action="store_true",
+        help="of tests marked `product`, run a part of the product in which each value of each parameter appears",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--pairwise"):
+        left_out = pairwise.left_out(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+    if os.environ.get("RUN_SLOW") != "1":
+        skip = pytest.mark.skip(reason="slow; run with RUN_SLOW=1")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of real data and weights, or skip."""
-    folder = Path(os.environ.get("HF_TOME_TEST_DATA", SHARED / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"needs the shared test data in {folder} (or the folder in HF_TOME_TEST_DATA)")
-    return folder
+    """The folder of real data and weights.
+
+    Without it the test is skipped; on CI it fails, unless HF_TOME_TEST_DATA is set to nothing, which says that there
+    is none on purpose.
+    """
+    place = os.environ.get("HF_TOME_TEST_DATA", str(SHARED / "data"))
+    if not place:
+        pytest.skip("HF_TOME_TEST_DATA says that there is no real data here")
+    if not Path(place).is_dir():
+        absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        absent(f"needs real data in {place} (or in the folder that HF_TOME_TEST_DATA names)")
+    return Path(place)
 
 
 @pytest.fixture(scope="session")
 def conformance() -> Path:
-    """The folder of vectors that the papers' authors' code returned, or skip."""
-    folder = Path(os.environ.get("HF_TOME_TEST_SHARED", SHARED)) / "conformance"
-    if not folder.is_dir():
-        pytest.skip(f"needs the shared conformance vectors in {folder} (or in HF_TOME_TEST_SHARED)")
-    return folder
+    """The folder of vectors that the papers' authors' code returned."""
+    return TESTS / "data" / "conformance"
 
 
 @pytest.fixture(scope="session")

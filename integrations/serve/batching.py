@@ -111,6 +111,6 @@ class Batcher:
             try:
                 wait = max(0.001, end - time.monotonic())  # wait_for takes nothing from the queue in no time
                 batch.append(await asyncio.wait_for(self.queue.get(), wait))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 break
         return batch

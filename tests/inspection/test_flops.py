@@ -1,7 +1,6 @@
 """The published GFLOPs, hand counts, and torch's own counter on a small model of every family."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +26,7 @@ from hf_tome.inspection.flops import (
     token_counts,
 )
 
-SHARED = Path(os.environ.get("HF_TOME_TEST_SHARED", Path(__file__).parents[3] / "shared"))
-PUBLISHED = SHARED / "reference" / "published_flops.json"
+PUBLISHED = Path(__file__).parents[1] / "data" / "published_flops.json"
 
 
 def plain_shape(layers: int, width: int, heads: int, tokens: int, patch_values: int, classes: int) -> EncoderShape:
@@ -69,9 +67,6 @@ def decimals(printed: str) -> int:
 
 
 def published_cases() -> list:
-    if not PUBLISHED.is_file():
-        skip = pytest.mark.skip(reason=f"no published_flops.json in {SHARED}; set HF_TOME_TEST_SHARED")
-        return [pytest.param("", "", "", marks=skip)]
     # Numbers stay as they are printed: 2.30 has two decimals.
     models = json.loads(PUBLISHED.read_text(), parse_float=str, parse_int=str)["models"]
     return [
@@ -88,26 +83,8 @@ def test_published_figure(model, r, printed):
     assert f"{gflops(SHAPES[model], config):.{decimals(printed)}f}" == printed
 
 
-@pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"no published_flops.json in {SHARED}; set HF_TOME_TEST_SHARED")
 def test_all_published_figures_are_read():
     assert len(published_cases()) == 42
-
-
-@pytest.mark.parametrize(
-    ("shape", "r", "printed"),
-    [
-        pytest.param(DEIT_SMALL, 0, "4.61", id="deit-small-0"),  # ToMe, table 11
-        pytest.param(DEIT_SMALL, 13, "2.71", id="deit-small-13"),  # ToMe, table 11
-        pytest.param(DEIT_TINY, 8, "0.93", id="deit-tiny-8"),  # ToMe, table 11
-        pytest.param(VIT_BASE, 16, "8.8", id="vit-base-16"),  # MaMe, table 1
-        pytest.param(VIT_LARGE, 8, "31.0", id="vit-large-8"),  # ToMe, table 3
-        pytest.param(VIT_LARGE, (8, -1.0), "22.3", id="vit-large-8-falling"),  # ToMe, table 3
-        pytest.param(VIDEO_LARGE, 65, "281", id="video-large-65"),  # ToMe, table 12
-        pytest.param(AUDIO_BASE, 40, "24.7", id="audio-base-40"),  # ToMe, table 7
-    ],
-)
-def test_published_figure_without_the_shared_folder(shape, r, printed):
-    assert f"{gflops(shape, MergeConfig(r=r)):.{decimals(printed)}f}" == printed
 
 
 def test_hand_count():

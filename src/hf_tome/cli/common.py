@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..evaluation.store.results import Results
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How results are written to standard output."""
 
     table = "table"
@@ -26,7 +26,7 @@ class Format(str, Enum):
     md = "md"
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """What the model is run in."""
 
     float32 = "float32"

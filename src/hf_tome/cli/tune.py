@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ EXAMPLE = example(
 )
 
 
-class Criterion(str, Enum):
+class Criterion(StrEnum):
     """What configs within the target are compared by."""
 
     speedup = "speedup"

@@ -59,7 +59,8 @@ every_model = pytest.mark.parametrize("zoo", ZOO, ids=lambda zoo: zoo.name)
 
 
 def every_config(configs):
-    return pytest.mark.parametrize("config", configs.values(), ids=configs.keys())
+    parametrize = pytest.mark.parametrize("config", configs.values(), ids=configs.keys())
+    return lambda test: pytest.mark.product(parametrize(test))
 
 
 def merged(zoo: Zoo, config: MergeConfig, backend: str = "sdpa"):

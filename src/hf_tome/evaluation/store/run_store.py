@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Records:
         Raises:
             ResumeError: the folder holds samples of another run, or something else.
         """
-        session = min(dist.gather([datetime.now(timezone.utc).isoformat(timespec="microseconds")]))
+        session = min(dist.gather([datetime.now(UTC).isoformat(timespec="microseconds")]))
         records = cls(identity, None, session, {"date": session[:19] + "Z", **environment})
         if folder is None:
             return records
