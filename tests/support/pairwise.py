@@ -24,9 +24,8 @@ def left_out(items: Iterable[pytest.Item]) -> set[pytest.Item]:
     for item in items:
         if item.get_closest_marker("product"):
             files[item.path][item.originalname].append(item)
-    return {
-        item for tests in files.values() for place, test in enumerate(tests.values()) for item in _off(test, place)
-    }
+    numbered = [numbered for tests in files.values() for numbered in enumerate(tests.values())]
+    return {item for number, test in numbered for item in _off_diagonal(test, number)}
 
 
 def _off_diagonal(test: list[pytest.Item], number: int) -> list[pytest.Item]:
