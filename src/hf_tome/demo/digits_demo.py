@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from ..evaluation.data import digits
+from ..evaluation.job import Job
+from ..evaluation.options import JobOptions
+from ..evaluation.tasks.registry import build_job
 from . import digits_questions, digits_scenes
 from .digits_scenes import NAMES
-from ..evaluation.job import Job
-from ..evaluation.tasks.registry import build_job
 
 BATCH = 32
 """Scenes that are drawn at once."""
