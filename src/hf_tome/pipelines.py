@@ -184,6 +184,7 @@ def pipeline(
         )
     if TASKS[task] is not None:
         kwargs.setdefault("pipeline_class", TASKS[task])
+    kwargs["trust_remote_code"] = kwargs.get("trust_remote_code") or False  # `None` asks on standard input
     build: Any = transformers.pipeline  # its overloads are of no help to keyword arguments passed on
     return apply(build(task, model, **kwargs), config)
 
@@ -199,7 +200,7 @@ def _config_of(model: PreTrainedModel) -> MergeConfig | None:
 def _saved_config(model: str, kwargs: dict[str, Any]) -> MergeConfig | None:
     given = {**(kwargs.get("model_kwargs") or {}), **kwargs}
     hub = {name: given[name] for name in HUB_ARGUMENTS if name in given}
-    return find_merge_config(model, **hub)
+    return find_merge_config(model, trust_remote_code=given.get("trust_remote_code"), **hub)
 
 
 def _name(model: str | PreTrainedModel) -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from ..adapters.encoders.plan import unwrap
 from ..inspection.reports import report
+from .sources import hub_id
+
+logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
+MARK = "<!-- Written by hf_tome, which renews this card as long as nobody edits it: {digest} -->\n"
 
-_TEMPLATE = """\
----
-library_name: hf_tome
-base_model: {base_model}
-tags:
-- token-merging
-- {method}
----
+_BODY = """\
 
 # {name} with token merging
 
@@ -42,17 +43,36 @@ Plain `from_pretrained` of transformers loads the same weights **unmerged**.
 
 
 def write_card(model: Any, folder: Path) -> Path:
-    """Write `README.md` for a merged model into `folder`, and return its path."""
-    found = report(model)
-    root = unwrap(model)
+    """Write `README.md` for a merged model into `folder`, and return its path.
+
+    A `README.md` that is not a card of hf_tome, or that was edited since, is kept.
+    """
     path = folder / CARD_NAME
-    path.write_text(
-        _TEMPLATE.format(
-            base_model=getattr(root.config, "_name_or_path", "") or "unknown",
-            method=found.towers[0].method,
-            place="before its language model" if found.towers[0].is_projected else "inside its encoder",
-            name=found.model,
-            report=str(found),
-        )
+    if path.exists() and not _is_unedited(path):
+        logger.warning("%s is kept: it is not a card that hf_tome wrote, or it was edited since.", path)
+        return path
+    merged = report(model)
+    first = merged.towers[0]
+    metadata = ModelCardData(
+        library_name="hf_tome",
+        base_model=hub_id(unwrap(model).config),
+        tags=["token-merging", first.method],
     )
+    place = "before its language model" if first.is_projected else "inside its encoder"
+    body = _BODY.format(name=merged.model, place=place, report=merged)
+    text = f"---\n{metadata.to_yaml()}\n---\n{body}\n"
+    path.write_text(text + MARK.format(digest=_digest(text)), encoding="utf-8")
     return path
+
+
+def _is_unedited(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    written, _, last = text.rstrip("\n").rpartition("\n")
+    return f"{last}\n" == MARK.format(digest=_digest(f"{written}\n"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

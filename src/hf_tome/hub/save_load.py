@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ..adapters.encoders.plan import unwrap
 from ..api import apply, check_config, towers
 from ..config import MergeConfig
 from ..config.merge_config import CONFIG_NAME
 from .card import write_card
+from .sources import hub_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,23 +24,38 @@ logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "merge_config"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+CODE_ARGUMENTS = ("code_revision", "trust_remote_code")
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
 
 
-def save_pretrained(model: Any, save_directory: str | Path, **kwargs: Any) -> None:
-    """Write a model, its `merge_config.json` and a model card into a folder.
+def save_pretrained(model: Any, save_directory: str | Path, *, processor: Any = None, **kwargs: Any) -> None:
+    """Write a model, its `merge_config.json`, its processor and a model card into a folder.
 
     The weights and `config.json` are those of the unmerged model, so that plain `from_pretrained` loads it, unmerged.
 
     Args:
         model: a model to which `apply` was called, or a pipeline around one, whose processors are saved as well.
-        save_directory: the folder, made if need be.
+        save_directory: the folder, made if need be; a `README.md` of the user's own in it is kept.
+        processor (*optional*): processor, image processor or tokenizer to save with the model; by default the one of
+            the folder or the Hub repository that the model was loaded from, unless the folder has one already.
         kwargs: for the model's own `save_pretrained`.
 
     Raises:
         ValueError: no tokens are merged in the model, or it holds PEFT adapters.
+        TypeError: `processor` cannot be saved.
     """
-    found = towers(model)
-    if not found:
+    if processor is not None and not hasattr(processor, "save_pretrained"):
+        raise TypeError(
+            f"`processor` is a {type(processor).__name__}; it takes a processor, image processor, feature extractor "
+            "or tokenizer of transformers, which has `save_pretrained`."
+        )
+    merged = towers(model)
+    if not merged:
         raise ValueError(
             "No tokens are merged in this model, so there is no merge config to save. Call `hf_tome.apply` first, or "
             "the model's own `save_pretrained`."
@@ -52,8 +69,32 @@ def save_pretrained(model: Any, save_directory: str | Path, **kwargs: Any) -> No
         )
     saved = model if isinstance(model, transformers.Pipeline) else root
     saved.save_pretrained(save_directory, **kwargs)
-    found[0].config.save_pretrained(save_directory)
+    merged[0].config.save_pretrained(save_directory)
+    if processor is not None:
+        processor.save_pretrained(save_directory)
+    else:
+        copy_processor(root.config, Path(save_directory))
     write_card(model, Path(save_directory))
+
+
+def copy_processor(config: Any, folder: Path) -> None:
+    """Save the processor of the repository that a model's config was loaded from, unless `folder` has one."""
+    name = getattr(config, "_name_or_path", None)
+    if not name or any((folder / file).exists() for file in PROCESSOR_FILES):
+        return
+    source = name if Path(name).is_dir() else hub_id(config)
+    try:
+        if source is None:
+            raise FileNotFoundError(f"{name} is gone, or was not loaded through the Hub's cache")
+        transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        logger.warning(
+            "No processor was saved with the model, so pipelines cannot load %s by itself; pass `processor=` to "
+            "`save_pretrained`. (%s)",
+            folder,
+            reason,
+        )
 
 
 def from_pretrained(
@@ -73,6 +114,7 @@ def from_pretrained(
         auto_class (*optional*): the class to load with, such as `AutoModelForImageClassification`; by default the
             one that `config.json` names.
         kwargs: for the class's `from_pretrained`; with `output_loading_info=True` that comes back beside the model.
+            Code of the repository runs only with `trust_remote_code=True`; nobody is asked.
 
     Raises:
         ValueError: there is no merge config anywhere.
@@ -80,23 +122,28 @@ def from_pretrained(
     """
     if merge_config is not None:
         check_config(merge_config, "merge_config")
+    kwargs["trust_remote_code"] = kwargs.get("trust_remote_code") or False  # `None` asks on standard input
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    code = {name: kwargs[name] for name in CODE_ARGUMENTS if name in kwargs}
     config = kwargs.get("config")
     if not isinstance(config, transformers.PreTrainedConfig):
-        config = transformers.AutoConfig.from_pretrained(config or id_or_dir, **hub)
+        config = transformers.AutoConfig.from_pretrained(config or id_or_dir, **hub, **code)
     chosen = merge_config if merge_config is not None else find_merge_config(id_or_dir, config, **hub)
     if chosen is None:
         raise ValueError(
             f"{id_or_dir} has neither a {CONFIG_NAME} nor the key {CONFIG_KEY!r} in its config.json; pass "
             "`merge_config=MergeConfig(r=16)`."
         )
-    loaded = (auto_class or own_class(config)).from_pretrained(id_or_dir, **kwargs)
+    auto_class = auto_class or own_class(config, kwargs["trust_remote_code"])
+    loaded = auto_class.from_pretrained(id_or_dir, **kwargs)
     if isinstance(loaded, tuple):  # `output_loading_info=True`
         return apply(loaded[0], chosen), *loaded[1:]  # type: ignore[return-value]
     return apply(loaded, chosen)
 
 
-def find_merge_config(id_or_dir: str | Path, config: Any = None, **hub_kwargs: Any) -> MergeConfig | None:
+def find_merge_config(
+    id_or_dir: str | Path, config: Any = None, *, trust_remote_code: bool | None = False, **hub_kwargs: Any
+) -> MergeConfig | None:
     """Return the merge config saved with a model, or `None`: `merge_config.json`, else `config.json`'s key."""
     try:
         return MergeConfig.from_pretrained(id_or_dir, **hub_kwargs)
@@ -105,12 +152,32 @@ def find_merge_config(id_or_dir: str | Path, config: Any = None, **hub_kwargs: A
     except (FileNotFoundError, EntryNotFoundError):
         logger.debug("no %s in %s", CONFIG_NAME, id_or_dir)
     if config is None:
-        config = transformers.AutoConfig.from_pretrained(id_or_dir, **hub_kwargs)
+        config = transformers.AutoConfig.from_pretrained(
+            id_or_dir, trust_remote_code=trust_remote_code or False, **hub_kwargs
+        )
     values = getattr(config, CONFIG_KEY, None)
     return None if values is None else MergeConfig.from_dict(values)
 
 
-def own_class(config: Any) -> Any:
-    """Return the class that a config says its model was saved as, `AutoModel` where it is none of transformers'."""
-    names = getattr(config, "architectures", None) or []
-    return getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
+def own_class(config: Any, trust_remote_code: bool = False) -> Any:
+    """Return the class that a config says its model was saved as, `AutoModel` where it is no model of transformers.
+
+    With `trust_remote_code`, the auto class that loads this class from the repository's own code, where there is one.
+    """
+    names = getattr(config, "architectures", None)
+    name = names[0] if isinstance(names, (list, tuple)) and names else None
+    if not isinstance(name, str):
+        return transformers.AutoModel
+    if trust_remote_code:
+        for auto_name, reference in (getattr(config, "auto_map", None) or {}).items():
+            auto_class = getattr(transformers, auto_name, None)
+            if str(reference).rpartition(".")[2] == name and _is_class(auto_class, _BaseAutoModelClass):
+                return auto_class
+    saved_as = getattr(transformers, name, None)
+    if _is_class(saved_as, transformers.PreTrainedModel) and saved_as is not transformers.PreTrainedModel:
+        return saved_as
+    return transformers.AutoModel
+
+
+def _is_class(value: Any, parent: type) -> bool:
+    return isinstance(value, type) and issubclass(value, parent)

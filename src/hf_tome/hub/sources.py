@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 
 class SourceError(ValueError):
@@ -27,3 +31,18 @@ def public_name(source: str) -> str:
     """Return a Hub id as it is and a local folder by its name alone, so that results name no path of a machine."""
     path = Path(source).expanduser()
     return path.resolve().name if path.is_dir() else source
+
+
+def hub_id(config: Any) -> str | None:
+    """Return the id on the Hub that a model's config was loaded from, `None` for local folders and new models.
+
+    A path such as `runs/best` looks like an id, so the id counts only if the Hub's cache has its config.
+    """
+    name = getattr(config, "_name_or_path", None)
+    if not name or Path(name).exists():
+        return None
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return name if isinstance(cached, str) else None

@@ -1,0 +1,232 @@
+"""Folders of merged models: what is written, what loads again, whose code runs, and what stays of the user's files."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import small
+import torch
+import transformers as tf
+import yaml
+
+from hf_tome import MergeConfig, apply, from_pretrained, pipeline, save_pretrained
+from hf_tome.api import towers
+from hf_tome.hub.save_load import own_class
+
+R8 = MergeConfig(r=8)
+IDS = ("org/my-model", "null", "org/yes")
+NO_IDS = ("my model: v2", "@x", "#tag", "a\nlicense: mit", "- x", '"q"', "{a: 1}", "ü")
+
+
+def merged(source=None):
+    model = tf.AutoModelForImageClassification.from_pretrained(source) if source else None
+    if model is None:
+        config = tf.ViTConfig(**small.SMALL, **small.IMAGE, **small.labels("cat", "dog"))
+        model = small.larger(tf.ViTForImageClassification(config))
+    return apply(model, R8)
+
+
+def metadata(folder):
+    _, head, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+# --------------------------------------------------------------------------------------------------------- the card
+
+
+@pytest.mark.parametrize("name", [*IDS, *NO_IDS])
+def test_a_card_names_the_model_on_the_hub_whatever_its_name(tmp_path, name, monkeypatch):
+    cached = small.vit(tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots" / "0")
+    (cached.parent.parent / "refs").mkdir()
+    (cached.parent.parent / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    model = merged()
+    model.config._name_or_path = name
+    save_pretrained(model, tmp_path)
+    head = metadata(tmp_path)
+    assert head == {
+        "library_name": "hf_tome",
+        **({"base_model": name} if name in IDS else {}),
+        "tags": ["token-merging", "tome"],
+    }
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_no_local_path_goes_into_a_card(tmp_path, monkeypatch, relative):
+    source = small.vit(tmp_path / "private")
+    monkeypatch.chdir(tmp_path)
+    model = merged("private" if relative else source)
+    shutil.rmtree(source)  # a path of a folder that is gone looks like an id
+    save_pretrained(model, tmp_path / "out")
+    assert "private" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in metadata(tmp_path / "out")
+
+
+def test_a_readme_of_the_users_own_is_kept(tmp_path, caplog):
+    card = tmp_path / "README.md"
+    card.write_text("mine: ü", encoding="utf-8")
+    with caplog.at_level(logging.WARNING, "hf_tome"):
+        save_pretrained(merged(), tmp_path)
+    assert card.read_text(encoding="utf-8") == "mine: ü"
+    assert "README.md" in caplog.text
+    assert "is kept" in caplog.text
+
+
+def test_a_card_is_renewed_as_long_as_it_was_not_edited(tmp_path, caplog):
+    save_pretrained(merged(), tmp_path)
+    first = (tmp_path / "README.md").read_text(encoding="utf-8")
+    save_pretrained(apply(merged(), MergeConfig(r=2)), tmp_path)
+    second = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert first != second
+    assert not caplog.records
+    edited = second.replace("No results have been measured", "I measured")
+    (tmp_path / "README.md").write_text(edited, encoding="utf-8")
+    save_pretrained(merged(), tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == edited
+
+
+def test_text_files_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    def write_text(path, text, encoding=None, **options):
+        assert encoding == "utf-8", path
+        return path.write_bytes(text.encode())
+
+    monkeypatch.setattr("pathlib.Path.write_text", write_text)
+    save_pretrained(merged(), tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- the processors
+
+
+def test_the_processor_comes_from_where_the_model_came_from(tmp_path):
+    source = small.vit(tmp_path / "source")
+    save_pretrained(merged(source), tmp_path / "out")
+    pipe = pipeline("image-classification", tmp_path / "out", device="cpu")
+    assert towers(pipe)[0].config == R8
+    assert pipe(small.picture()) == pipeline("image-classification", source, merge_config=R8)(small.picture())
+    loaded = from_pretrained(tmp_path / "out")  # and on it goes
+    save_pretrained(loaded, tmp_path / "again")
+    assert pipeline("image-classification", tmp_path / "again", device="cpu")(small.picture())
+
+
+def test_a_processor_that_is_given_beats_all_others(tmp_path):
+    source = small.vit(tmp_path / "source")
+    given = small.image_processor(side=64)
+    save_pretrained(merged(source), tmp_path / "out", processor=given)
+    assert tf.AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 64
+    save_pretrained(merged(source), tmp_path / "out")  # what is there already is kept
+    assert tf.AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 64
+    with pytest.raises(TypeError, match=r"`processor` is a dict.*save_pretrained"):
+        save_pretrained(merged(source), tmp_path / "other", processor={})
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_source_without_a_processor_says_so(tmp_path, caplog):
+    source = tmp_path / "source"
+    merged().save_pretrained(source)
+    with caplog.at_level(logging.WARNING, "hf_tome"):
+        save_pretrained(merged(source), tmp_path / "out")
+    assert "`processor=`" in caplog.text
+    caplog.clear()
+    save_pretrained(merged(), tmp_path / "made")  # a model made of a config comes from nowhere
+    assert not caplog.records
+
+
+# -------------------------------------------------------------------------------------------------- whose code runs
+
+
+ARCHITECTURES = {
+    "function": ["pipeline"],
+    "module": ["logging"],
+    "other class": ["AutoConfig"],
+    "tokenizer": ["PreTrainedTokenizerFast"],
+    "base": ["PreTrainedModel"],
+    "private": ["__name__"],
+    "absent": ["NoSuchModel"],
+    "number": [5],
+    "text": "ViTModel",
+    "none": None,
+    "empty": [],
+}
+
+
+@pytest.mark.parametrize("names", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_only_models_are_taken_from_transformers_by_name(names):
+    config = tf.ViTConfig(**small.SMALL, **small.IMAGE)
+    config.architectures = names
+    assert own_class(config) is tf.AutoModel
+
+
+def test_the_class_that_a_config_names():
+    config = tf.ViTConfig(**small.SMALL, **small.IMAGE)
+    config.architectures = ["ViTForImageClassification"]
+    assert own_class(config) is tf.ViTForImageClassification
+
+
+CODE = """
+from transformers import ViTConfig, ViTForImageClassification as Plain
+
+
+class MyConfig(ViTConfig):
+    model_type = "my_model_type"
+
+
+class ViTForImageClassification(Plain):
+    config_class = MyConfig
+    is_remote = True
+"""
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A folder of a model with code of its own, and a standard input that nobody may ask."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked on standard input"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = small.vit(tmp_path / "remote")
+    (folder / "mine.py").write_text(CODE, encoding="utf-8")
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["model_type"] = "my_model_type"
+    values["auto_map"] = {
+        "AutoConfig": "mine.MyConfig",
+        "AutoModelForImageClassification": "mine.ViTForImageClassification",
+    }
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+def test_remote_code_runs_only_where_the_user_says_so(remote):
+    for load in (from_pretrained, lambda source, **options: pipeline("image-classification", source, **options)):
+        for options in ({}, {"trust_remote_code": False}):
+            with pytest.raises(ValueError, match="trust_remote_code=True"):
+                load(remote, merge_config=R8, **options)
+    model = from_pretrained(remote, R8, trust_remote_code=True)
+    assert model.is_remote
+    assert towers(model)[0].config == R8
+    R8.save_pretrained(remote)
+    assert from_pretrained(remote, trust_remote_code=True).is_remote
+    assert pipeline("image-classification", remote, trust_remote_code=True)(small.picture())
+
+
+# ------------------------------------------------------------------------------------------- where the config is from
+
+
+def test_argument_beats_file_beats_key(tmp_path):
+    folder = small.vit(tmp_path)
+    with pytest.raises(ValueError, match=r"has neither a merge_config.json nor the key 'merge_config'"):
+        from_pretrained(folder)
+    config = tf.AutoConfig.from_pretrained(folder)
+    config.merge_config = MergeConfig(r=2).to_dict()
+    config.save_pretrained(folder)
+    assert towers(from_pretrained(folder))[0].config.r == 2
+    MergeConfig(r=4).save_pretrained(folder)
+    assert towers(from_pretrained(folder))[0].config.r == 4
+    assert towers(from_pretrained(folder, MergeConfig(r=6)))[0].config.r == 6
+
+
+def test_plain_transformers_loads_it_unmerged(tmp_path):
+    model = merged()
+    save_pretrained(model, tmp_path)
+    plain = tf.AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert not towers(plain)
+    assert all(torch.equal(plain.state_dict()[name], value) for name, value in model.state_dict().items())
