@@ -11,6 +11,7 @@ from typing import Any
 from hf_tome.config.text import short_name
 from hf_tome.evaluation.reporting.tables import to_markdown
 from hf_tome.evaluation.store.results import Results
+from hf_tome.merging.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "benchmarks" / "measured" / "sweep_deit_tiny.json"
@@ -44,7 +45,8 @@ def sweep_merging() -> str:
 
 def _short_row(row: dict[str, Any]) -> str:
     method = row["config"]["method"]
-    label = {"tome": "ToMe, ", "mame": "MaMe, threshold "}[method] + short_name(row["name"]).removeprefix("mame ")
+    search = "" if METHODS[method].takes_r else f"{METHODS[method].search_field} "
+    label = f"{METHODS[method].label}, {search}" + short_name(row["name"]).removeprefix(f"{method} ")
     name = row["name"] if row["name"] == "unmerged" else label
     values = (f"{row['top1']:.1f}", f"{row['agreement']:.1f}", f"{row['tokens']:.0f}", f"{row['gflops']:.2f}")
     return f"| {name} | {' | '.join(values)} | {row['speedup']:.2f} |"

@@ -19,6 +19,7 @@ from hf_tome.cli.pictures import load_model, open_input
 from hf_tome.demo.digits_scenes import NAMES
 from hf_tome.evaluation.data.digits import TEMPLATES
 from hf_tome.evaluation.tasks.zero_shot import class_embeddings, image_scores
+from hf_tome.merging.methods import get_method
 from hf_tome.visualize import compare_sheet, input_kind, process_input, trace_input
 
 if TYPE_CHECKING:
@@ -212,9 +213,10 @@ def _best(probabilities: torch.Tensor, labels: Mapping[int, str]) -> dict[str, f
 
 
 def _says(config: MergeConfig) -> str:
-    if config.method == "mame":
-        return f"MaMe, threshold {config.threshold:g}"
-    return f"ToMe, r={config.r}"
+    method = get_method(config.method)
+    if method.takes_r:
+        return f"{method.label}, r={config.r}"
+    return f"{method.label}, {method.search_field} {getattr(config, method.search_field):g}"
 
 
 def in_words(error: Exception) -> str:

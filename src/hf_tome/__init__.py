@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .hub.save_load import from_pretrained, save_pretrained
     from .inspection.reports import Report, report
     from .inspection.tracing import Trace, trace
+    from .merging.methods import register_method
     from .pipelines import pipeline
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "from_pretrained",
     "merged",
     "pipeline",
+    "register_method",
     "remove",
     "report",
     "save_pretrained",
@@ -41,6 +43,7 @@ _DEFINED_IN = {
     "from_pretrained": "hub.save_load",
     "merged": "api",
     "pipeline": "pipelines",
+    "register_method": "merging.methods",
     "remove": "api",
     "report": "inspection.reports",
     "save_pretrained": "hub.save_load",

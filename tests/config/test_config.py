@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 
 from hf_tome import MergeConfig
 from hf_tome.config import merge_config as module
-from hf_tome.config.merge_config import CONFIG_NAME, FORMAT_VERSION, IN_BLOCKS, METHOD_FIELDS
+from hf_tome.config.merge_config import CONFIG_NAME, FORMAT_VERSION
+from hf_tome.config.places import PLACES, applicable_fields, method_fields, why_not
+from hf_tome.config.validation import PerBlock
 from hf_tome.merging import similarity
+from hf_tome.merging.method import CHOICES, MATCH_FIELDS
+from hf_tome.merging.methods import METHODS
 
 # One valid value other than the default for every field.
 OTHER = {
@@ -38,6 +42,16 @@ OTHER = {
     "restore": True,
     "seed": 3,
     "where": "projected",
+    "ratio": 0.25,
+    "modules": "block",
+    "min_tokens": 256,
+    "tile": None,
+    "stride": (4, 2),
+    "steps": (0.5, 1.0),
+    "protect": (0, 8),
+    "causal": True,
+    "destinations": "keydiff",
+    "size": "fitted",
 }
 FIELDS = [field.name for field in dataclasses.fields(MergeConfig)]
 
@@ -49,21 +63,23 @@ KINDS_OF_R = [
     ((16, -1.0), (16, -1.0)),
     ((16, 1), (16, 1.0)),
     ((np.int32(8), np.float32(0.5)), (8, 0.5)),
-    ([3], [3]),
-    ([8, 8], [8, 8]),
-    ([8, 1], [8, 1]),
-    ([0, 8, 8, 13], [0, 8, 8, 13]),
-    ((0, 8, 8), [0, 8, 8]),
-    ((5,), [5]),
-    (range(4), [0, 1, 2, 3]),
-    ([np.int64(2), 3, 4], [2, 3, 4]),
+    ([3], PerBlock([3])),
+    ([8, 8], PerBlock([8, 8])),
+    ([8, 1], PerBlock([8, 1])),
+    ([0, 8, 8, 13], PerBlock([0, 8, 8, 13])),
+    ((0, 8, 8), PerBlock([0, 8, 8])),
+    ((5,), PerBlock([5])),
+    (range(4), PerBlock(range(4))),
+    ([np.int64(2), 3, 4], PerBlock([2, 3, 4])),
 ]
 every_kind_of_r = pytest.mark.parametrize(("given_r", "kept"), KINDS_OF_R, ids=lambda value: repr(value))
 
 
 def test_every_field_is_tested():
     assert list(OTHER) == FIELDS
-    assert set(FIELDS) == {name for fields in METHOD_FIELDS.values() for name in fields}
+    used = {name for method in METHODS.values() for place in PLACES for name in applicable_fields(method, place)}
+    assert set(FIELDS) == used
+    assert set(MATCH_FIELDS) | set(CHOICES) < set(FIELDS)
 
 
 def test_every_distance_can_be_bounded():
@@ -123,7 +139,7 @@ def test_layers_beyond_the_model():
         config.merging_layers(12)
 
 
-@pytest.mark.parametrize("method", METHOD_FIELDS)
+@pytest.mark.parametrize("method", METHODS)
 def test_default_layers(method):
     layers = MergeConfig(method=method).merging_layers(12)
     assert layers == (tuple(range(8)) if method == "mame" else tuple(range(12)))
@@ -143,7 +159,7 @@ def test_r_is_kept_in_one_form(given_r, kept):
     config = MergeConfig(r=given_r)
     assert config.r == kept
     assert type(config.r) is type(kept)
-    for number in config.r if isinstance(kept, (list, tuple)) else [config.r]:
+    for number in config.r if isinstance(kept, tuple) else [config.r]:
         assert type(number) in (int, float)
 
 
@@ -174,9 +190,12 @@ def test_a_callers_list_is_copied():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"r": -1}, r"`r` is -1; it takes an integer of at least 0, a pair \(r, inflection\) .*, or a list"),
+        ({"r": -1}, r"`r` is -1; it takes an integer from 0 to 2147483647, a pair \(r, inflection\) .*, or a list"),
         ({"r": 1.5}, "`r` is 1.5; it takes an integer"),
-        ({"where": "blocks"}, "`where` is 'blocks'; it takes one of 'tower', 'projected'"),
+        (
+            {"where": "blocks"},
+            "`where` is 'blocks'; it takes one of 'auto', 'tower', 'projected', 'denoiser', 'cache'",
+        ),
         ({"r": True}, "`r` is True; it takes an integer"),
         ({"r": "8"}, "`r` is '8'; it takes an integer"),
         ({"r": None}, "`r` is None; it takes an integer"),
@@ -197,7 +216,7 @@ def test_a_callers_list_is_copied():
         ({"method": "mame", "threshold": -2}, "`threshold` is -2; it takes a number from -1 to 1"),
         ({"method": "mame", "threshold": float("nan")}, "`threshold` is nan; it takes a number from -1 to 1"),
         ({"method": "mame", "threshold": float("inf")}, "`threshold` is inf; it takes a number from -1 to 1"),
-        ({"method": "mame", "threshold": 10**400}, "`threshold` is 10+; it takes a number from -1 to 1"),
+        ({"method": "mame", "threshold": 10**400}, "`threshold` is 10+[.]+0+; it takes a number from -1 to 1"),
         ({"method": "mame", "threshold": "0.8"}, "`threshold` is '0.8'; it takes a number from -1 to 1"),
         ({"method": "mame", "threshold": True}, "`threshold` is True; it takes a number from -1 to 1"),
         ({"method": "mame", "threshold": None}, "`threshold` is None; it takes a number from -1 to 1"),
@@ -206,7 +225,10 @@ def test_a_callers_list_is_copied():
         ({"method": "mame", "keep_ratio": 1.1}, "`keep_ratio` is 1.1; it takes None, or a number from 0.5 to 1"),
         ({"method": "mame", "keep_ratio": "half"}, "`keep_ratio` is 'half'; it takes None, or a number from 0.5"),
         ({"method": "mame", "batching": "alone"}, "`batching` is 'alone'; it takes one of 'pad', 'union'"),
-        ({"layers": 3}, r"`layers` is 3; it takes block numbers, as in range\(8\) or \[2, 5, 8\], or None"),
+        (
+            {"layers": 3},
+            r"`layers` is 3; it takes block numbers from 0 to 9999, as in range\(8\) or \[2, 5, 8\], or None",
+        ),
         ({"layers": "0-3"}, "`layers` is '0-3'; it takes block numbers"),
         ({"layers": b"03"}, "`layers` is b'03'; it takes block numbers"),
         ({"layers": [0, -1]}, r"`layers` is \[0, -1\]; it takes block numbers"),
@@ -240,37 +262,125 @@ def test_values_out_of_range(fields, message):
 
 
 def test_an_unknown_field():
-    with pytest.raises(TypeError, match="ratio"):
-        MergeConfig(ratio=0.5)
+    with pytest.raises(TypeError, match="share"):
+        MergeConfig(share=0.5)
 
 
-PAIRS = [(method, name) for method in METHOD_FIELDS for name in FIELDS if name != "method"]
+def options(method, place, name):
+    """Return a valid value of a field, and what is valid beside it."""
+    return {"method": method, "where": place, name: OTHER[name]}
 
 
-@pytest.mark.parametrize(("method", "name"), PAIRS)
-def test_a_field_applies_or_is_refused(method, name):
-    if name in METHOD_FIELDS[method]:
-        assert getattr(MergeConfig(method=method, **{name: OTHER[name]}), name) == OTHER[name]
+CASES = [(method, place, name) for method in METHODS for place in PLACES for name in FIELDS[2:] if name != "where"]
+VALID = [
+    case
+    for case in CASES
+    if case[2] in applicable_fields(METHODS[case[0]], case[1]) and why_not(METHODS[case[0]], case[1]) is None
+]
+
+
+@pytest.mark.parametrize(("method", "place", "name"), CASES)
+def test_a_field_applies_or_is_refused(method, place, name):
+    row, fields = METHODS[method], options(method, place, name)
+    if (method, place, name) in VALID:
+        assert getattr(MergeConfig(**fields), name) == OTHER[name]
         return
-    users = ", ".join(repr(user) for user, fields in METHOD_FIELDS.items() if name in fields)
-    with pytest.raises(
-        ValueError, match=rf"`{name}` is .*, but method '{method}' does not use it; it applies to {users}\."
-    ):
-        MergeConfig(method=method, **{name: OTHER[name]})
+    own = [other for other, of in PLACES.items() if name in of.adds]
+    if why_not(row, place) is not None:
+        message = rf"`where` is '{place}', but method '{method}' (needs the attention|drops tokens)"
+    elif name not in method_fields(row) and own:
+        message = rf"`{name}` is .*, but with `where='{place}'` it means nothing; it applies with `where` {own[0]!r}"
+    elif name not in method_fields(row):
+        users = ", ".join(repr(user.name) for user in METHODS.values() if name in method_fields(user))
+        message = rf"`{name}` is .*, but method '{method}' does not use it; it applies to {users}\."
+    else:
+        message = rf"`{name}` is .*, but with `where='{place}'` {PLACES[place].merges}"
+    with pytest.raises(ValueError, match=message):
+        MergeConfig(**fields)
+
+
+def test_r_applies_or_is_refused():
+    for place in ("auto", "tower", "projected"):
+        assert MergeConfig(r=4, where=place).r == 4
+    for place in ("denoiser", "cache"):
+        with pytest.raises(ValueError, match=f"`r` is 4, but with `where='{place}'`"):
+            MergeConfig(r=4, where=place)
+    with pytest.raises(ValueError, match="`r` is 4, but method 'mame' does not use it; it applies to 'tome', 'random"):
+        MergeConfig(method="mame", r=4)
+
+
+def test_auto_turns_out_to_be_a_place():
+    config = MergeConfig(ratio=0.5, tile=8)
+    assert config.at("denoiser") == MergeConfig(ratio=0.5, tile=8, where="denoiser")
+    with pytest.raises(ValueError, match="`tile` is 8, but with `where='tower'` it means nothing"):
+        config.at("tower")
+    with pytest.raises(ValueError, match="`r` is 8, but with `where='denoiser'` each block merges a share"):
+        MergeConfig(r=8).at("denoiser")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ratio": 1}, "`ratio` is 1; it takes None, or a number from 0 below 1"),
+        ({"ratio": -0.1}, "`ratio` is -0.1; it takes None, or a number from 0 below 1"),
+        ({"ratio": "half"}, "`ratio` is 'half'; it takes None, or a number from 0 below 1"),
+        ({"ratio": 0.5, "r": 8}, "`r` is 8 and `ratio` is 0.5; both say how many tokens merge"),
+        ({"where": "cache", "keep_ratio": 0}, "`keep_ratio` is 0; it takes None, or a number above 0 to 1"),
+        ({"where": "denoiser", "modules": "mlp"}, "`modules` is 'mlp'; it takes one of 'attention', 'block', 'kv'"),
+        ({"where": "denoiser", "min_tokens": -1}, "`min_tokens` is -1; it takes an integer of at least 0"),
+        ({"where": "denoiser", "tile": 1}, "`tile` is 1; it takes None, or an integer of at least 2"),
+        ({"where": "denoiser", "stride": 2}, "`stride` is 2; it takes a pair of integers of at least 1"),
+        ({"where": "denoiser", "stride": (0, 2)}, r"`stride` is \(0, 2\); it takes a pair"),
+        ({"where": "denoiser", "steps": (0.5, 0.5)}, r"`steps` is \(0.5, 0.5\); it takes None, or a pair of shares"),
+        ({"where": "denoiser", "steps": (0, 2)}, r"`steps` is \(0, 2\); it takes None, or a pair of shares"),
+        ({"where": "cache", "protect": (1, 2, 3)}, r"`protect` is \(1, 2, 3\); it takes a pair of integers"),
+        ({"where": "cache", "causal": 1}, "`causal` is 1; it takes True or False"),
+        ({"where": "cache", "destinations": "random"}, "`destinations` is 'random'; it takes one of 'alternating'"),
+        ({"where": "cache", "size": "mass"}, "`size` is 'mass'; it takes one of 'count', 'fitted'"),
+    ],
+)
+def test_values_of_places_out_of_range(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MergeConfig(**fields)
+
+
+def test_a_ratio_is_a_share_of_what_may_merge():
+    config = MergeConfig(ratio=0.29)
+    assert [config.tokens_to_merge(0, tokens) for tokens in (0, 1, 3, 4, 100, 196)] == [0, 0, 0, 1, 29, 56]
+    assert MergeConfig(ratio=0.9).tokens_to_merge(0, 101) == 50, "a block merges half of its tokens at most"
+    assert MergeConfig(r=8).tokens_to_merge(8, 100) == 8
+    assert MergeConfig(r=8).tokens_to_merge(8, 5) == 2
+    assert MergeConfig(ratio=0.5, layers=[1]).merging_blocks(3) == (False, True, False)
+    assert MergeConfig(ratio=0.0).merging_blocks(2) == (False, False)
+    assert MergeConfig(r=[0, 3]).merging_blocks(3) == (False, True, False)
+    assert MergeConfig(method="mame").merging_blocks(3) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"r": (10**400, 0.5)}, "r"),
+        ({"r": 10**400}, "r"),
+        ({"r": 10**5000}, "r"),
+        ({"r": [2**31]}, "r"),
+        ({"r": range(10**9)}, "r"),
+        ({"r": [1] * 10_001}, "r"),
+        ({"layers": range(10**9)}, "layers"),
+        ({"layers": [10**5000]}, "layers"),
+        ({"method": "mame", "threshold": 10**5000}, "threshold"),
+        ({"seed": -(10**5000)}, "seed"),
+    ],
+    ids=range(10),
+)
+def test_huge_values_are_one_short_error(fields, field):
+    with pytest.raises(ValueError, match=f"^`{field}` is ") as error:
+        MergeConfig(**fields)
+    assert len(str(error.value)) < 500
 
 
 def test_union_and_keep_ratio_exclude_each_other():
     with pytest.raises(ValueError, match="`batching` is 'union', but with `keep_ratio`"):
         MergeConfig(method="mame", keep_ratio=0.5, batching="union")
-
-
-PROJECTED_ALONE = [(method, name) for method, name in PAIRS if name in IN_BLOCKS and name in METHOD_FIELDS[method]]
-
-
-@pytest.mark.parametrize(("method", "name"), [pair for pair in PROJECTED_ALONE if pair[0] != "attention_prune"])
-def test_projected_tokens_have_no_blocks(method, name):
-    with pytest.raises(ValueError, match=rf"`{name}` is .*, but with `where='projected'` no block merges"):
-        MergeConfig(method=method, where="projected", **{name: OTHER[name]})
 
 
 @pytest.mark.parametrize("r", [[4, 4], (4, -1.0)])
@@ -285,7 +395,7 @@ def test_the_papers_defaults():
         "tome": ("k", "cosine", "mean", "weighted_mean", "alternating"),
         "mame": ("x", "cosine", "concat", "weighted_mean", "alternating"),
     }
-    for method in METHOD_FIELDS:
+    for method in METHODS:
         found = tuple(MergeConfig(method=method).choice(field) for field in fields)
         assert found == papers.get(method, papers["tome"])
     assert MergeConfig(metric="v").choice("metric") == "v"
@@ -320,6 +430,25 @@ def test_it_is_replaced_copied_and_pickled(given_r, kept):
         dataclasses.replace(config, seed=-1)
 
 
+def test_the_numbers_of_a_list_cannot_be_changed():
+    config = MergeConfig(r=[1, 2, 3])
+    before = hash(config)
+    with pytest.raises((TypeError, AttributeError)):
+        config.r[0] = 5
+    with pytest.raises(AttributeError):
+        config.r.append(4)
+    assert hash(config) == before
+
+
+def test_the_repr_shows_what_is_set():
+    assert repr(MergeConfig()) == "MergeConfig()"
+    assert repr(MergeConfig(r=16)) == "MergeConfig(r=16)"
+    assert repr(MergeConfig(r=[8, 1], trace=True)) == "MergeConfig(r=[8, 1], trace=True)"
+    config = MergeConfig(method="mame", threshold=0.5, layers=range(2))
+    assert repr(config) == "MergeConfig(method='mame', threshold=0.5, layers=(0, 1))"
+    assert eval(repr(config)) == config
+
+
 def test_equal_configs_have_equal_hashes():
     equal = [
         (MergeConfig(method="mame", threshold=1), MergeConfig(method="mame", threshold=1.0)),
@@ -344,9 +473,9 @@ def test_equal_configs_have_equal_hashes():
 every_config = pytest.mark.parametrize(
     "config",
     [MergeConfig(r=r) for r, _ in KINDS_OF_R]
-    + [MergeConfig(method=method, **{name: OTHER[name]}) for method, name in PAIRS if name in METHOD_FIELDS[method]]
+    + [MergeConfig(**options(*case)) for case in VALID]
     + [MergeConfig(r=(3, 1), layers=range(3), seed=2**70), MergeConfig(layers=[])],
-    ids=lambda config: str(config.to_dict()) if isinstance(config, MergeConfig) else None,
+    ids=repr,
 )
 
 
@@ -369,7 +498,7 @@ def test_the_file_is_plain_json(tmp_path):
     assert text.endswith("}\n")
     values = json.loads(text)
     assert values["format_version"] == FORMAT_VERSION
-    assert values["r"] == [16, -1.0]
+    assert values["r"] == {"r": 16, "inflection": -1.0}
     assert values["layers"] == [0, 1]
 
 
@@ -381,26 +510,40 @@ def test_saving_again_replaces_the_file(tmp_path):
 
 def test_from_dict_fills_in_defaults():
     assert MergeConfig.from_dict({}) == MergeConfig()
-    assert MergeConfig.from_dict({"r": [8, -1.0]}).r == (8, -1.0)
-    assert MergeConfig.from_dict({"r": [8, -1]}).r == (8, -1.0)
-    assert MergeConfig.from_dict({"r": [8, 1]}).r == [8, 1]
     assert MergeConfig.from_dict({"r": (8, 1)}).r == (8, 1.0)
 
 
+@pytest.mark.parametrize("inflection", [-1.0, 0.0, 1.0, 0.5])
+def test_a_schedule_survives_any_json_tool(inflection):
+    """Some write 1.0 as 1, and JSON has no tuples."""
+    config = MergeConfig(r=(16, inflection))
+    values = json.loads(json.dumps(config.to_dict()).replace(".0}", "}"))
+    assert MergeConfig.from_dict(values) == config
+    listed = MergeConfig(r=[16, 1])
+    assert MergeConfig.from_dict(json.loads(json.dumps(listed.to_dict()))) == listed
+    assert MergeConfig.from_dict({"r": [8, 1]}).r == PerBlock([8, 1])
+
+
+@pytest.mark.parametrize("r", [{}, {"r": 8}, {"r": 8, "inflection": 0.5, "x": 1}, {"r": 8, "inflexion": 1}])
+def test_half_a_schedule(r):
+    with pytest.raises(ValueError, match=r"`r` is {.*}; a schedule is {'r': 16, 'inflection': -1.0}"):
+        MergeConfig.from_dict({"r": r})
+
+
 def test_from_dict_leaves_its_argument_alone():
-    values = {"r": [8, -1.0], "format_version": 1}
+    values = {"r": {"r": 8, "inflection": -1.0}, "format_version": 1}
     MergeConfig.from_dict(values)
-    assert values == {"r": [8, -1.0], "format_version": 1}
+    assert values == {"r": {"r": 8, "inflection": -1.0}, "format_version": 1}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         (
-            {"r": 8, "ratio": 0.5, "alpha": 1},
-            r"Unknown merge config fields \['alpha', 'ratio'\]; known are \['r', 'method'",
+            {"r": 8, "share": 0.5, "alpha": 1},
+            r"Unknown merge config fields \['alpha', 'share'\]; known are \['r', 'method'",
         ),
-        ({1: 2, "ratio": 3}, r"Unknown merge config fields \[1, 'ratio'\]"),
+        ({1: 2, "share": 3}, r"Unknown merge config fields \[1, 'share'\]"),
         ({"format_version": FORMAT_VERSION + 1, "new": 1}, "format_version 2; this hf_tome reads up to 1. Update"),
         ({"format_version": "1"}, "format_version '1'; it takes an integer of at least 1"),
         ({"format_version": 0}, "format_version 0; it takes an integer of at least 1"),
@@ -430,6 +573,8 @@ def test_a_broken_file(tmp_path, content):
         (b'{"r": -1}', "`r` is -1"),
         (b'{"thresh": 1}', "Unknown merge config fields"),
         (b'{"method": "mame", "threshold": NaN}', "`threshold` is nan"),
+        (b'{"r": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "its JSON is nested too deeply"),
+        (b'{"r": ' + b"[" * 900 + b"]" * 900 + b"}", "`r` is .*; it takes an integer|its JSON is nested too deeply"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, content, message):

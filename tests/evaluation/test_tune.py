@@ -11,10 +11,11 @@ from hf_tome.evaluation.data.digits import MODEL_DIR
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.search import tune as tuning
-from hf_tome.evaluation.search.tune import THRESHOLDS, Target, TuneError, _bisect, candidates, tune
+from hf_tome.evaluation.search.tune import Target, TuneError, _bisect, candidates, tune
 from hf_tome.evaluation.tasks.image_classification import digits_classification
 from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.inspection.flops import token_counts
+from hf_tome.merging.methods import METHODS
 
 
 def make(folder):
@@ -41,7 +42,7 @@ def test_candidates_go_from_mild_to_strong():
     assert rs == list(range(1, 2 * 257 // 8 + 1))
     paths = {tuple(token_counts(257, 1, [r] * 8)) for r in rs}
     assert len(paths) == len(rs)
-    assert [config.threshold for config in candidates(job, "mame")] == sorted(THRESHOLDS, reverse=True)
+    assert [config.threshold for config in candidates(job, "mame")] == list(METHODS["mame"].search_values)
     with pytest.raises(ValueError, match="Unknown method 'best'"):
         candidates(job, "best")
 

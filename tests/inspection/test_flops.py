@@ -20,11 +20,11 @@ from hf_tome.inspection.flops import (
     count_flops,
     encoder_shape,
     gflops,
-    kept_patches,
     merged_flops,
     planned_tokens,
     token_counts,
 )
+from hf_tome.merging.mame import kept_tokens
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published_flops.json"
 
@@ -147,8 +147,8 @@ def test_token_counts_are_cut_as_in_the_paper():
 def test_mame_with_a_fixed_number():
     config = MergeConfig(method="mame", keep_ratio=0.5, layers=[0, 2])
     assert planned_tokens(plain_shape(4, 8, 2, 18, 1, 1), config) == [(18, 10), (10, 10), (10, 6), (6, 6)]
-    assert kept_patches(9, 0.5) == 5
-    assert kept_patches(10, 0.75) == 8
+    assert kept_tokens(9, 0.5) == 5
+    assert kept_tokens(10, 0.75) == 8
 
 
 def test_mame_with_a_threshold_needs_images():

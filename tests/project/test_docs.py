@@ -13,9 +13,7 @@ from packaging.requirements import Requirement
 
 from hf_tome.adapters.encoders import families
 from hf_tome.cli.app import run
-from hf_tome.config.merge_config import METHOD_FIELDS
 from hf_tome.evaluation.tasks.registry import TASKS
-from hf_tome.inspection.flops import PAIRS
 from hf_tome.merging import methods as matching
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +22,7 @@ BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 INSTALL = re.compile(r"pip install ([^`\n&#]+)")
-TABLES = (families.TOWERS, matching.METHODS, METHOD_FIELDS, PAIRS, TASKS)
+TABLES = (families.TOWERS, matching._METHODS, TASKS)
 
 
 def blocks(page):

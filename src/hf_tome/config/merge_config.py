@@ -12,51 +12,33 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
-from ..merging.base import COMBINE_MODES
 from ..merging.mame import BATCHINGS
-from ..merging.partition import PARTITIONS
-from ..merging.similarity import DISTANCES
-from .validation import check_choice, index, normalise_layers, normalise_r, number
+from ..merging.method import CHOICES, Fields, Method
+from ..merging.methods import METHODS, get_method
+from .places import PLACES, applicable_fields, method_fields, why_not
+from .validation import (
+    PerBlock,
+    check_choice,
+    check_flag,
+    index,
+    normalise_layers,
+    normalise_pair,
+    normalise_r,
+    normalise_span,
+    number,
+    shown,
+)
 
 CONFIG_NAME = "merge_config.json"
 FORMAT_VERSION = 1
 """Raised when an older `hf_tome` could no longer read what a newer one writes."""
 
-METRICS = ("x_pre", "x", "k", "q", "v")
-HEAD_AGGREGATIONS = ("mean", "concat")
-PLACES = ("tower", "projected")
-
-_COMMON = {"method", "layers", "proportional_attention", "trace"}
-_FEATURE = {"metric", "head_aggregation", "restore", "where"}
-
-METHOD_FIELDS: dict[str, set[str]] = {
-    "tome": _COMMON | _FEATURE | {"r", "distance", "combine", "partition", "seed"},
-    "mame": _COMMON
-    | _FEATURE
-    | {"threshold", "adaptive_pruning", "keep_ratio", "batching", "distance", "partition", "seed"},
-    "random_prune": _COMMON | {"r", "seed", "where"},
-    "attention_prune": _COMMON | {"r"},
-    "kmeans": _COMMON | _FEATURE | {"r", "kmeans_iterations", "combine", "seed"},
-    "greedy": _COMMON | _FEATURE | {"r", "distance", "combine"},
-}
-"""The fields that mean something to each method; setting another one is an error."""
-
-IN_BLOCKS = ("layers", "proportional_attention", "metric", "head_aggregation", "restore", "batching")
-"""The fields that say something of a tower's blocks, and mean nothing where projected image tokens merge."""
-
-METHOD_DEFAULTS: dict[str, dict[str, str]] = {
-    "mame": {"metric": "x", "distance": "cosine", "head_aggregation": "concat", "partition": "alternating"},
-}
-_PAPER_DEFAULTS = {
-    "metric": "k",
-    "distance": "cosine",
-    "head_aggregation": "mean",
-    "combine": "weighted_mean",
-    "partition": "alternating",
-}
+MODULES = ("attention", "block", "kv")
+DESTINATIONS = ("alternating", "keydiff")
+SIZES = ("count", "fitted")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeConfig:
     """How tokens are merged: the method, how many or how similar, and in which blocks.
 
@@ -65,14 +47,15 @@ class MergeConfig:
             Tokens merged in each block (ToMe, section 3): a constant, a schedule `(r, inflection)` (-1 falls from
             `2r` to 0, 0 is constant, +1 rises; equations 2 and 3), or one number per block, filled up with 0.
         method (`str`, *optional*, defaults to `"tome"`):
-            `"tome"`, `"mame"`, or a baseline of ToMe's table 2: `"random_prune"`, `"attention_prune"`, `"kmeans"`,
-            `"greedy"`.
+            `"tome"`, `"mame"`, a baseline of ToMe's table 2 (`"random_prune"`, `"attention_prune"`, `"kmeans"`,
+            `"greedy"`), or one that `hf_tome.register_method` added.
         threshold (`float`, *optional*, defaults to 0.8):
             MaMe's similarity threshold tau, in [-1, 1] (MaMe, equation 3).
         adaptive_pruning (`bool`, *optional*, defaults to `True`):
             MaMe's adaptive weight pruning (MaMe, equations 5 to 8).
         keep_ratio (`float`, *optional*):
-            MaMe with a fixed number of tokens: the share of the tokens that a merging block keeps, in [0.5, 1].
+            MaMe with a fixed number of tokens: the share of the tokens that a merging block keeps, in [0.5, 1]. With
+            `where="cache"`, for every method: the share of a cache's entries that stay, above 0.
         batching (`str`, *optional*, defaults to `"pad"`):
             MaMe in a batch: `"pad"` gives each image what it would get alone, `"union"` is the paper's rule.
         layers (`Iterable[int]`, *optional*):
@@ -99,16 +82,39 @@ class MergeConfig:
             Give the full grid of tokens back after the last block.
         seed (`int`, *optional*, defaults to 0):
             For what is random: `partition="random"`, `"random_prune"` and the first centroids of `"kmeans"`.
-        where (`str`, *optional*, defaults to `"tower"`):
-            `"tower"` merges in the blocks of the encoder. `"projected"` merges the image tokens of a vision-language
+        where (`str`, *optional*, defaults to `"auto"`):
+            `"tower"` merges in the blocks of an encoder. `"projected"` merges the image tokens of a vision-language
             model once, between its projector and its language model: `r` of each image, or whatever is similar enough.
+            `"denoiser"` merges in a diffusion model and gives every token back, `"cache"` in the key-value cache of a
+            language model. `"auto"` is the tower or the denoiser that the model has, never the cache.
+        ratio (`float`, *optional*):
+            Instead of `r`: the share of the tokens that may merge which each merging block takes away, in [0, 1); more
+            than half of them never merge in one block of an encoder.
+        modules (`str`, *optional*, defaults to `"attention"`):
+            Denoiser: merge around `"attention"`, around the whole `"block"`, or its keys and values alone, `"kv"`.
+        min_tokens (`int`, *optional*, defaults to 1024):
+            Denoiser: blocks of fewer tokens do not merge.
+        tile (`int`, *optional*, defaults to 16):
+            Denoiser: tokens are matched within square tiles of this side; `None` for the whole image.
+        stride (`tuple[int, int]`, *optional*, defaults to `(2, 2)`):
+            Denoiser: one destination in each cell of so many rows and columns.
+        steps (`tuple[float, float]`, *optional*):
+            Denoiser: the steps that merge, as shares of the way from noise to image; `(0.5, 1.0)` is the second half.
+        protect (`tuple[int, int]`, *optional*, defaults to `(4, 32)`):
+            Cache: the first and the last entries that never merge.
+        causal (`bool`, *optional*, defaults to `False`):
+            Cache: entries merge into later ones alone.
+        destinations (`str`, *optional*, defaults to `"alternating"`):
+            Cache: the entries that others merge into: `"alternating"` ones, or the most distinctive keys, `"keydiff"`.
+        size (`str`, *optional*, defaults to `"count"`):
+            Cache: what an entry weighs in attention: the `"count"` of its members, or `"fitted"` to queries.
 
     Raises:
-        ValueError: a field is out of range, or does not apply to the method. The message names the field, what it
-            got and what it takes.
+        ValueError: a field is out of range, or does not apply to the method or the place. The message names the
+            field, what it got and what it takes.
     """
 
-    r: int | tuple[int, float] | list[int] = 0
+    r: int | tuple[int, float] | Sequence[int] = 0
     method: str = "tome"
     threshold: float = 0.8
     adaptive_pruning: bool = True
@@ -125,74 +131,135 @@ class MergeConfig:
     trace: bool = False
     restore: bool = False
     seed: int = 0
-    where: str = "tower"
+    where: str = "auto"
+    ratio: float | None = None
+    modules: str = "attention"
+    min_tokens: int = 1024
+    tile: int | None = 16
+    stride: tuple[int, int] = (2, 2)
+    steps: tuple[float, float] | None = None
+    protect: tuple[int, int] = (4, 32)
+    causal: bool = False
+    destinations: str = "alternating"
+    size: str = "count"
 
     def __post_init__(self):
-        check_choice("method", self.method, tuple(METHOD_FIELDS))
-        object.__setattr__(self, "r", normalise_r(self.r))
-        object.__setattr__(self, "layers", normalise_layers(self.layers))
-        object.__setattr__(self, "threshold", number("threshold", self.threshold, -1.0, 1.0))
-        for name in ("adaptive_pruning", "trace", "restore"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it takes True or False.")
-        if self.keep_ratio is not None:
-            object.__setattr__(self, "keep_ratio", number("keep_ratio", self.keep_ratio, 0.5, 1.0, "None, or "))
-        if self.proportional_attention != "auto" and not isinstance(self.proportional_attention, bool):
-            raise ValueError(
-                f"`proportional_attention` is {self.proportional_attention!r}; it takes True, False or 'auto'."
-            )
-        check_choice("batching", self.batching, BATCHINGS)
+        get_method(self.method)
         check_choice("where", self.where, PLACES)
+        for name, value in self._normalised().items():
+            object.__setattr__(self, name, value)
+        for name in ("adaptive_pruning", "trace", "restore", "causal"):
+            check_flag(name, getattr(self, name))
         for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name, choices in CHOICES.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices, "None, or ")
-        object.__setattr__(self, "seed", index("seed", self.seed))
-        object.__setattr__(self, "kmeans_iterations", index("kmeans_iterations", self.kmeans_iterations, minimum=1))
+        if self.proportional_attention != "auto" and not isinstance(self.proportional_attention, bool):
+            raise ValueError(
+                f"`proportional_attention` is {shown(self.proportional_attention)}; it takes True, False or 'auto'."
+            )
         self._check_applicable()
+        self._check_together()
+
+    def _normalised(self) -> dict[str, Any]:
+        """Return the fields that are kept in another form than they may be given in."""
+        values: dict[str, Any] = {
+            "r": normalise_r(self.r),
+            "layers": normalise_layers(self.layers),
+            "threshold": number("threshold", self.threshold, -1.0, 1.0),
+            "seed": index("seed", self.seed),
+            "kmeans_iterations": index("kmeans_iterations", self.kmeans_iterations, minimum=1),
+            "min_tokens": index("min_tokens", self.min_tokens),
+            "stride": normalise_pair("stride", self.stride, minimum=1),
+            "steps": normalise_span("steps", self.steps),
+            "protect": normalise_pair("protect", self.protect),
+        }
+        if self.keep_ratio is not None:
+            least = 0.0 if self.where == "cache" else 0.5
+            values["keep_ratio"] = number(
+                "keep_ratio", self.keep_ratio, least, 1.0, "None, or ", low_excluded=not least
+            )
+        if self.ratio is not None:
+            values["ratio"] = number("ratio", self.ratio, 0.0, 1.0, "None, or ", high_excluded=True)
+        if self.tile is not None:
+            values["tile"] = index("tile", self.tile, minimum=2, also="None, or ")
+        return values
 
     def _check_applicable(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name in METHOD_FIELDS[self.method] or getattr(self, field.name) == field.default:
+        """Raise where a field is set that means nothing to the method, or in the place."""
+        method = get_method(self.method)
+        reason = why_not(method, self.where)
+        if reason is not None:
+            raise ValueError(f"`where` is {self.where!r}, but method {self.method!r} {reason}. Change one of them.")
+        applicable, of_method = applicable_fields(method, self.where), method_fields(method)
+        for name in self._set_fields():
+            if name in applicable:
                 continue
-            users = [m for m, fields in METHOD_FIELDS.items() if field.name in fields]
+            found = f"`{name}` is {shown(getattr(self, name))}"
+            places = [place for place, row in PLACES.items() if name in row.adds]
+            if name not in of_method and places:
+                raise ValueError(f"{found}, but with `where={self.where!r}` it means nothing; {_applies(places)}")
+            if name not in of_method:
+                methods = [other.name for other in METHODS.values() if name in method_fields(other)]
+                raise ValueError(
+                    f"{found}, but method {self.method!r} does not use it; it applies to "
+                    f"{', '.join(map(repr, methods))}. Leave it out, or change `method`."
+                )
+            raise ValueError(f"{found}, but with `where={self.where!r}` {PLACES[self.where].merges}. Leave it out.")
+
+    def _check_together(self) -> None:
+        """Raise where fields exclude each other."""
+        if self.ratio is not None and self.r != 0:
             raise ValueError(
-                f"`{field.name}` is {getattr(self, field.name)!r}, but method {self.method!r} does not use it; it "
-                f"applies to {', '.join(map(repr, users))}. Leave it out, or change `method`."
+                f"`r` is {shown(self.r)} and `ratio` is {self.ratio:g}; both say how many tokens merge. Leave one out."
             )
         if self.keep_ratio is not None and self.batching == "union":
             raise ValueError(
                 "`batching` is 'union', but with `keep_ratio` every image keeps the same number of tokens, so there "
                 "is nothing to unite. Leave one of them out."
             )
-        if self.where == "projected":
-            self._check_projected()
-
-    def _check_projected(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name in IN_BLOCKS and getattr(self, field.name) != field.default:
-                raise ValueError(
-                    f"`{field.name}` is {getattr(self, field.name)!r}, but with `where='projected'` no block merges: "
-                    "each image's projected tokens do, once, on their own similarity. Leave it out."
-                )
-        if not isinstance(self.r, int):
+        if self.where == "projected" and not isinstance(self.r, int):
             raise ValueError(
-                f"`r` is {self.r!r}; with `where='projected'` tokens merge once, so it takes one integer, the tokens "
-                "to merge of each image."
+                f"`r` is {shown(self.r)}; with `where='projected'` tokens merge once, so it takes one integer, the "
+                "tokens to merge of each image."
             )
 
-    def __hash__(self) -> int:
-        return hash(tuple(tuple(value) if isinstance(value, list) else value for value in vars(self).values()))
+    def _set_fields(self) -> list[str]:
+        """Return the names of the fields that differ from their defaults."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+
+    def __repr__(self) -> str:
+        names = sorted(self._set_fields(), key=lambda name: name != "method")  # the method first, if it is named
+        return f"MergeConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def choice(self, field: str) -> str:
-        """Return an ablation field (`metric`, `distance`, ...), the paper's value where it was left at `None`.
+        """Return an ablation field (`metric`, `distance`, ...), the method's own value where it was left at `None`.
 
         Raises:
             ValueError: `field` is not one of these.
         """
-        if field not in _CHOICES:
-            raise ValueError(f"{field!r} is no ablation; those are {', '.join(map(repr, _CHOICES))}.")
+        if field not in CHOICES:
+            raise ValueError(f"{field!r} is no ablation; those are {', '.join(map(repr, CHOICES))}.")
         value = getattr(self, field)
-        return value if value is not None else METHOD_DEFAULTS.get(self.method, {}).get(field, _PAPER_DEFAULTS[field])
+        return value if value is not None else get_method(self.method).default(field)
+
+    def match_fields(self, method: Method | None = None) -> Fields:
+        """Return the fields that the method is handed (`MatchInputs.fields`), by name."""
+        method = get_method(self.method) if method is None else method
+        return {
+            name: method.default(name) if value is None and name in CHOICES else value
+            for name in method.fields
+            for value in (getattr(self, name),)
+        }
+
+    def at(self, place: str) -> MergeConfig:
+        """Return this config for the place that `"auto"` turned out to be.
+
+        Raises:
+            ValueError: a field is set that means nothing there.
+        """
+        return dataclasses.replace(self, where=place)
 
     def merging_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the blocks of a model of `num_layers` blocks that merge.
@@ -201,14 +268,14 @@ class MergeConfig:
             ValueError: `layers` names a block that the model does not have.
         """
         if self.layers is None:
-            return tuple(range(2 * num_layers // 3 if self.method == "mame" else num_layers))
+            return tuple(get_method(self.method).layers(num_layers))
         beyond = [layer for layer in self.layers if layer >= num_layers]
         if beyond:
             raise ValueError(f"`layers` names blocks {beyond}, but the model has blocks 0 to {num_layers - 1}.")
         return tuple(self.layers)
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
-        """Return the tokens that each of `num_layers` blocks is asked to merge; all 0 for MaMe, where images decide.
+        """Return the tokens that each of `num_layers` blocks is asked to merge; 0 where `r` does not say (`ratio`).
 
         Raises:
             ValueError: a list of `r` or `layers` is longer than the model.
@@ -216,20 +283,45 @@ class MergeConfig:
         r = self.r
         if isinstance(r, int):
             numbers = [r] * num_layers
-        elif isinstance(r, tuple):
-            numbers = _inflected(r[0], r[1], num_layers)
-        else:
+        elif isinstance(r, PerBlock):
             if len(r) > num_layers:
                 raise ValueError(f"`r` lists {len(r)} blocks, but the model has {num_layers}; shorten the list.")
             numbers = list(r) + [0] * (num_layers - len(r))
+        else:
+            numbers = _inflected(r[0], r[1], num_layers)
         layers = set(self.merging_layers(num_layers))
         return tuple(number if layer in layers else 0 for layer, number in enumerate(numbers))
 
+    def merging_blocks(self, num_layers: int) -> tuple[bool, ...]:
+        """Return whether each of `num_layers` blocks merges.
+
+        Raises:
+            ValueError: as `schedule`.
+        """
+        if get_method(self.method).takes_r and not self.ratio:
+            return tuple(r > 0 for r in self.schedule(num_layers))
+        layers = set(self.merging_layers(num_layers))
+        return tuple(layer in layers for layer in range(num_layers))
+
+    def tokens_to_merge(self, scheduled: int, num_mergeable: int) -> int:
+        """Return how many of `num_mergeable` tokens a merging block merges, half of them at most.
+
+        Args:
+            scheduled: the block's entry of `schedule`, which `ratio` takes the place of.
+            num_mergeable: its tokens but for the protected ones.
+        """
+        # A product such as 0.29 * 100 may fall short of the integer that it stands for.
+        r = scheduled if self.ratio is None else int(self.ratio * num_mergeable + 1e-9)
+        return min(r, num_mergeable // 2)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        values = dataclasses.asdict(self)
-        values["r"] = list(self.r) if isinstance(self.r, (tuple, list)) else self.r
-        values["layers"] = None if self.layers is None else list(self.layers)
+        """Return the fields as plain JSON values; a schedule of `r` as `{"r": 16, "inflection": -1.0}`."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        if isinstance(self.r, tuple) and not isinstance(self.r, PerBlock):
+            values["r"] = {"r": self.r[0], "inflection": self.r[1]}
         return values
 
     @classmethod
@@ -253,10 +345,12 @@ class MergeConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known), key=str)
         if unknown:
-            raise ValueError(f"Unknown merge config fields {unknown}; known are {known}.")
+            raise ValueError(f"Unknown merge config fields {shown(unknown)}; known are {known}.")
         r = values.get("r")
-        if isinstance(r, list) and len(r) == 2 and (isinstance(r[1], float) or r[1] == -1):
-            values["r"] = tuple(r)  # JSON has no tuples; only a schedule's second number is a float, or below 0
+        if isinstance(r, Mapping):
+            if set(r) != {"r", "inflection"}:
+                raise ValueError(f"`r` is {shown(r)}; a schedule is {{'r': 16, 'inflection': -1.0}}.")
+            values["r"] = (r["r"], r["inflection"])
         return cls(**values)
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
@@ -283,6 +377,8 @@ class MergeConfig:
             return cls.from_dict(json.loads(path.read_bytes()))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        except RecursionError:
+            raise ValueError(f"{path} is no merge config: its JSON is nested too deeply.") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -302,12 +398,15 @@ class MergeConfig:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "metric": METRICS,
-    "distance": tuple(DISTANCES),
-    "head_aggregation": HEAD_AGGREGATIONS,
-    "combine": COMBINE_MODES,
-    "partition": PARTITIONS,
+    "batching": BATCHINGS,
+    "modules": MODULES,
+    "destinations": DESTINATIONS,
+    "size": SIZES,
 }
+
+
+def _applies(places: Sequence[str]) -> str:
+    return f"it applies with `where` {' or '.join(map(repr, places))}. Leave it out, or change `where`."
 
 
 def _inflected(r: int, inflection: float, num_layers: int) -> list[int]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from . import MergeConfig
+from ..merging.methods import METHODS, get_method
+from .merge_config import MergeConfig
+from .validation import MAX_LAYERS, PerBlock, shown
 
 GRAMMAR = (
     "key=value,key=value, as in r=8, r=[0,8,8], r=(16,-1.0), method=mame,threshold=0.8,layers=0-7, "
@@ -25,33 +28,34 @@ def parse_config(text: str) -> MergeConfig:
     Raises:
         ValueError: the text is neither, or names an unknown field or a value out of range.
     """
-    path = Path(text)
-    if "=" not in text or path.is_file():
-        if not path.exists():
-            raise ValueError(f"Config {text!r} is neither a file nor fields; it takes {GRAMMAR}.")
+    if _is_path(text):
+        path = Path(text).expanduser()
+        if not _exists(path):
+            raise ValueError(f"Config {shown(text)} is neither a file, a folder nor fields; it takes {GRAMMAR}.")
         return MergeConfig.from_pretrained(path)
     fields: dict[str, Any] = {}
     for part in _COMMAS_OUTSIDE_BRACKETS.split(text):
         key, equals, value = part.partition("=")
         key = key.strip()
         if not equals or not key or not value.strip():
-            raise ValueError(f"Config {text!r}: {part!r} is not key=value; it takes {GRAMMAR}.")
+            raise ValueError(f"Config {shown(text)}: {shown(part)} is not key=value; it takes {GRAMMAR}.")
         if key in fields:
-            raise ValueError(f"Config {text!r} sets {key!r} twice; leave one out.")
+            raise ValueError(f"Config {shown(text)} sets {key!r} twice; leave one out.")
         try:
             fields[key] = _parse_value(value.strip())
         except ValueError as error:
-            raise ValueError(f"Config {text!r}: {error}") from error
+            raise ValueError(f"Config {shown(text)}: {error}") from error
     try:
         return MergeConfig.from_dict(fields)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"Config {text!r}: {error}") from error
+        raise ValueError(f"Config {shown(text)}: {error}") from error
 
 
 def format_config(config: MergeConfig) -> str:
     """Return the text that `parse_config` reads back: what differs from the defaults, and what names the method."""
-    named = {"r"} if config.method != "mame" else {"method"} | ({"threshold"} if config.keep_ratio is None else set())
-    if config.method not in ("tome", "mame"):
+    method = get_method(config.method)
+    named = {method.search_field} if config.ratio is None and config.keep_ratio is None else set()
+    if config.method != MergeConfig.method:
         named.add("method")
     names = ["method", *(field.name for field in dataclasses.fields(config) if field.name != "method")]
     default = MergeConfig()
@@ -65,14 +69,24 @@ def format_config(config: MergeConfig) -> str:
 
 def short_name(text: str) -> str:
     """Return what `format_config` gave without the words that a reader can do without: `mame 0.8`, `kmeans r=8`."""
-    method, comma, rest = text.removeprefix("method=").replace("threshold=", "").partition(",")
-    return f"{method} {rest}" if comma and text.startswith("method=") else text
+    name, comma, rest = text.removeprefix("method=").partition(",")
+    if not comma or not text.startswith("method="):
+        return text
+    if name in METHODS and not METHODS[name].takes_r:  # what it is searched over goes without saying
+        rest = rest.removeprefix(f"{METHODS[name].search_field}=")
+    return f"{name} {rest}"
 
 
 def is_unmerged(config: MergeConfig) -> bool:
     """Tell whether the config merges nothing in any model."""
-    numbers = config.r if isinstance(config.r, list) else [config.r[0] if isinstance(config.r, tuple) else config.r]
-    return config.layers == () or (config.method != "mame" and not any(numbers))
+    if config.layers == ():
+        return True
+    takes_r, r = get_method(config.method).takes_r, config.r
+    if config.where == "cache":
+        return config.keep_ratio == 1 or (config.keep_ratio is None and takes_r)
+    if not takes_r or config.ratio is not None:
+        return config.ratio == 0
+    return not any(r if isinstance(r, PerBlock) else r[:1] if isinstance(r, tuple) else [r])
 
 
 def parse_span(text: str) -> list[int]:
@@ -82,10 +96,26 @@ def parse_span(text: str) -> list[int]:
         ValueError: it is neither, or runs backwards.
     """
     first, dash, last = text.partition("-")
-    numbers = list(range(int(first), int(last if dash else first) + 1))
+    begin, end = int(first), int(last if dash else first)
+    if end >= MAX_LAYERS:
+        raise ValueError(f"{shown(text)} names blocks beyond {MAX_LAYERS - 1}; models have fewer.")
+    numbers = list(range(begin, end + 1))
     if not numbers:
         raise ValueError(f"{text} runs backwards; write {last}-{first}.")
     return numbers
+
+
+def _is_path(text: str) -> bool:
+    """Tell whether the text means a file or a folder: a name may hold `=`, values hold no separator."""
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return "=" not in text or any(separator in text for separator in separators) or _exists(Path(text), is_file=True)
+
+
+def _exists(path: Path, is_file: bool = False) -> bool:
+    try:
+        return path.is_file() if is_file else path.exists()
+    except (OSError, ValueError):  # too long for a file's name, or a null byte
+        return False
 
 
 def _parse_value(value: str) -> Any:
@@ -95,7 +125,7 @@ def _parse_value(value: str) -> Any:
         return parse_span(value)
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
 
 
@@ -104,6 +134,6 @@ def _format_value(name: str, value: Any) -> str:
         return f"{value[0]}-{value[-1]}"
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    if isinstance(value, (list, tuple)) and not (name == "r" and isinstance(value, tuple)):
+    if isinstance(value, tuple) and (name != "r" or isinstance(value, PerBlock)):
         return "[" + ",".join(map(str, value)) + "]"
     return str(value).replace(" ", "")

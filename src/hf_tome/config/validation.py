@@ -3,27 +3,74 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Iterable
+from itertools import islice
 from numbers import Real
 from typing import Any
 
+MAX_TOKENS = 2**31 - 1
+"""The largest number of tokens that a field takes; more do not fit a tensor's index on all devices."""
+MAX_LAYERS = 10_000
+"""The largest number of blocks, so that a typing error in a range does not fill the memory."""
 
-def normalise_r(r: Any) -> int | tuple[int, float] | list[int]:
-    """Return the `r` of a config as an integer, a pair or a list.
+
+class PerBlock(tuple[int, ...]):
+    """One number of tokens a block: a list that cannot be changed, unequal to a pair (r, inflection)."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (PerBlock, list)) and list(self) == list(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((PerBlock, *self))
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 12
+        self.maxstring = self.maxlong = self.maxother = 100
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python refuses to write out more than 4,300 digits
+            return f"an integer of {x.bit_length()} bits"
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it: its `repr`, cut where it is long or nested."""
+    return _Short().repr(value)
+
+
+def normalise_r(r: Any) -> int | tuple[int, float] | PerBlock:
+    """Return the `r` of a config as an integer, a pair or one number a block.
 
     Raises:
         ValueError: it is none; the message names the field.
     """
-    is_pair, is_list = isinstance(r, tuple) and len(r) == 2, isinstance(r, (list, tuple, range))
-    numbers = _indices(r[:1] if is_pair else r if is_list else [r])
+    is_list = isinstance(r, (list, tuple, range))
+    is_pair = isinstance(r, tuple) and not isinstance(r, PerBlock) and len(r) == 2
+    numbers = None
+    if not is_list or len(r) <= MAX_LAYERS:
+        numbers = _indices(r[:1] if is_pair else r if is_list else [r], maximum=MAX_TOKENS)
     if not numbers or (is_pair and not _is_number(r[1], -1.0, 1.0)):
         raise ValueError(
-            f"`r` is {r!r}; it takes an integer of at least 0, a pair (r, inflection) with an inflection from -1 to "
-            "1, or a list of one integer per block."
+            f"`r` is {shown(r)}; it takes an integer from 0 to {MAX_TOKENS}, a pair (r, inflection) with an "
+            f"inflection from -1 to 1, or a list of one integer per block, of at most {MAX_LAYERS} blocks."
         )
     if is_pair:
         return numbers[0], float(r[1])
-    return numbers if is_list else numbers[0]
+    return PerBlock(numbers) if is_list else numbers[0]
 
 
 def normalise_layers(layers: Any) -> tuple[int, ...] | None:
@@ -35,14 +82,46 @@ def normalise_layers(layers: Any) -> tuple[int, ...] | None:
     if layers is None:
         return None
     is_listed = isinstance(layers, Iterable) and not isinstance(layers, (str, bytes))
-    given = list(layers) if is_listed else layers
-    numbers = _indices(given) if is_listed else None
+    given = list(islice(layers, MAX_LAYERS + 1)) if is_listed else layers
+    numbers = _indices(given, maximum=MAX_LAYERS - 1) if is_listed and len(given) <= MAX_LAYERS else None
     if numbers is None:
-        raise ValueError(f"`layers` is {given!r}; it takes block numbers, as in range(8) or [2, 5, 8], or None.")
+        raise ValueError(
+            f"`layers` is {shown(given)}; it takes block numbers from 0 to {MAX_LAYERS - 1}, as in range(8) or "
+            "[2, 5, 8], or None."
+        )
     return tuple(sorted(set(numbers)))
 
 
-def index(name: str, value: Any, minimum: int = 0) -> int:
+def normalise_pair(name: str, value: Any, minimum: int = 0) -> tuple[int, int]:
+    """Return a pair of integers of at least `minimum`.
+
+    Raises:
+        ValueError: it is none; the message names the field.
+    """
+    numbers = _indices(value, minimum, MAX_TOKENS) if isinstance(value, (list, tuple)) and len(value) == 2 else None
+    if numbers is None:
+        raise ValueError(f"`{name}` is {shown(value)}; it takes a pair of integers of at least {minimum}.")
+    return numbers[0], numbers[1]
+
+
+def normalise_span(name: str, value: Any) -> tuple[float, float] | None:
+    """Return a span of shares, (begin, end), or `None` for all.
+
+    Raises:
+        ValueError: it is none; the message names the field.
+    """
+    if value is None:
+        return None
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(end, 0.0, 1.0) for end in value)
+    if not is_pair or not value[0] < value[1]:
+        raise ValueError(
+            f"`{name}` is {shown(value)}; it takes None, or a pair of shares (begin, end) with 0 <= begin < end <= 1, "
+            "as in (0.5, 1.0) for the second half."
+        )
+    return float(value[0]), float(value[1])
+
+
+def index(name: str, value: Any, minimum: int = 0, also: str = "") -> int:
     """Return an integer of at least `minimum`.
 
     Raises:
@@ -50,38 +129,59 @@ def index(name: str, value: Any, minimum: int = 0) -> int:
     """
     numbers = _indices([value], minimum)
     if numbers is None:
-        raise ValueError(f"`{name}` is {value!r}; it takes an integer of at least {minimum}.")
+        raise ValueError(f"`{name}` is {shown(value)}; it takes {also}an integer of at least {minimum}.")
     return numbers[0]
 
 
-def _indices(values: Iterable[Any], minimum: int = 0) -> list[int] | None:
-    """Return integers of any library as Python's, or `None` unless all are, and at least `minimum`."""
+def _indices(values: Iterable[Any], minimum: int = 0, maximum: int | None = None) -> list[int] | None:
+    """Return integers of any library as Python's, or `None` unless all are, and within the bounds."""
     try:
         numbers = [operator.index(value) for value in values]
     except TypeError:
         return None
-    sound = all(number >= minimum for number in numbers) and not any(isinstance(value, bool) for value in values)
-    return numbers if sound else None
+    is_sound = all(number >= minimum and (maximum is None or number <= maximum) for number in numbers)
+    return numbers if is_sound and not any(isinstance(value, bool) for value in values) else None
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
+def check_choice(name: str, value: Any, choices: Iterable[str], also: str = "") -> None:
     """Refuse a value that is none of the choices.
 
     Raises:
         ValueError: it is none; the message names the field.
     """
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; it takes {also}one of {', '.join(map(repr, choices))}.")
+    if value not in tuple(choices):
+        raise ValueError(f"`{name}` is {shown(value)}; it takes {also}one of {', '.join(map(repr, choices))}.")
 
 
-def number(name: str, value: Any, low: float, high: float, also: str = "") -> float:
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither `True` nor `False`.
+
+    Raises:
+        ValueError: it is neither; the message names the field.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` is {shown(value)}; it takes True or False.")
+
+
+def number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    also: str = "",
+    *,
+    low_excluded: bool = False,
+    high_excluded: bool = False,
+) -> float:
     """Return a number from `low` to `high`.
 
     Raises:
         ValueError: it is none; the message names the field.
     """
-    if not _is_number(value, low, high):
-        raise ValueError(f"`{name}` is {value!r}; it takes {also}a number from {low:g} to {high:g}.")
+    is_sound = _is_number(value, low, high)
+    if not is_sound or (low_excluded and value == low) or (high_excluded and value == high):
+        bounds = f"{'above' if low_excluded else 'from'} {low:g} {'below' if high_excluded else 'to'} {high:g}"
+        raise ValueError(f"`{name}` is {shown(value)}; it takes {also}a number {bounds}.")
     return float(value)
 
 

@@ -7,13 +7,14 @@ product of matrices in SigLIP 2 since transformers 5.24), the fusion itself, tex
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..adapters.encoders.dims import EncoderShape, encoder_shape
 from ..config import MergeConfig
+from ..merging.method import two_halves
+from ..merging.methods import get_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -93,7 +94,7 @@ def count_flops(
         ValueError: `tokens`, `pairs` or `attended` does not have one entry a block.
     """
     if pairs is None:
-        pairs = [_two_halves(before) if after < before else 0 for before, after in tokens]
+        pairs = [two_halves(before) if after < before else 0 for before, after in tokens]
     if attended is None:
         attended = [before**2 for before, _ in tokens]
     for name, values in {"tokens": tokens, "pairs": pairs, "attended": attended}.items():
@@ -124,10 +125,10 @@ def merged_flops(
         packed: the same, as norms, projections and MLPs are run on them, where padding is left out there.
         attended: as in `count_flops`.
     """
-    merging = _comparing_blocks(shape, tokens, merge_config)
-    count_pairs = PAIRS[merge_config.method]
+    method, fields = get_method(merge_config.method), merge_config.match_fields()
+    comparing = _comparing_blocks(shape, tokens, merge_config)
     pairs = [
-        count_pairs(before, after, shape.num_special, merge_config) if block in merging else 0
+        method.compared_pairs(before, after, shape.num_special, fields) if block in comparing else 0
         for block, (before, after) in enumerate(tokens)
     ]
     return count_flops(
@@ -150,21 +151,23 @@ def planned_tokens(shape: EncoderShape, merge_config: MergeConfig) -> list[tuple
     """Return the tokens into and out of each block, where the config alone decides them.
 
     Raises:
-        ValueError: MaMe with a threshold, where the images decide.
+        ValueError: the images decide, as with MaMe's threshold.
     """
-    if merge_config.method != "mame":
-        return token_counts(shape.num_tokens, shape.num_special, merge_config.schedule(shape.num_layers))
-    merging = merge_config.merging_layers(shape.num_layers)
-    if merge_config.keep_ratio is None and merging:
-        raise ValueError(
-            f"With MaMe's threshold ({merge_config.threshold:g}) the number of tokens depends on the images. Run the "
-            "model on some and read `hf_tome.report(model)`, or set `keep_ratio`, which fixes the number."
-        )
+    method, fields = get_method(merge_config.method), merge_config.match_fields()
+    schedule = merge_config.schedule(shape.num_layers)
     counts, num_tokens = [], shape.num_tokens
-    for layer in range(shape.num_layers):
-        after = num_tokens
-        if layer in merging:
-            after = shape.num_special + kept_patches(num_tokens - shape.num_special, merge_config.keep_ratio or 1.0)
+    for r, merges in zip(schedule, merge_config.merging_blocks(shape.num_layers)):
+        after: int | None = num_tokens
+        if merges:
+            r = merge_config.tokens_to_merge(r, max(num_tokens - shape.num_special, 0))
+            after = method.planned_tokens(num_tokens, shape.num_special, r, fields)
+        if after is None:
+            value = getattr(merge_config, method.search_field)
+            raise ValueError(
+                f"With {method.label or method.name}'s {method.search_field} ({value:g}) the number of tokens depends "
+                "on the images. Run the model on some and read `hf_tome.report(model)`"
+                + (", or set `keep_ratio`, which fixes the number." if "keep_ratio" in method.fields else ".")
+            )
         counts.append((num_tokens, after))
         num_tokens = after
     return counts
@@ -180,14 +183,9 @@ def token_counts(num_tokens: int, num_special: int, schedule: Sequence[int]) -> 
     return counts
 
 
-def kept_patches(num_patches: int, keep_ratio: float) -> int:
-    """Return how many tokens MaMe with `keep_ratio` keeps: the share rounded up, and at least every destination."""
-    return max(math.ceil(keep_ratio * num_patches), num_patches // 2)
-
-
 def _comparing_blocks(shape: EncoderShape, tokens: Tokens, merge_config: MergeConfig) -> Collection[int]:
-    if merge_config.method == "mame":
-        return merge_config.merging_layers(shape.num_layers)  # it compares before it knows whether anything merges
+    if not get_method(merge_config.method).takes_r:  # it compares before it knows whether anything merges
+        return merge_config.merging_layers(shape.num_layers)
     return {block for block, (before, after) in enumerate(tokens) if after < before}
 
 
@@ -199,38 +197,3 @@ def _block_flops(shape: EncoderShape, before: float, after: float, attended: flo
         norms=NORM_FLOPS * (before + after) * width,
         similarity=similarity,
     )
-
-
-def _two_halves(tokens: float) -> float:
-    return math.ceil(tokens / 2) * (tokens - math.ceil(tokens / 2))
-
-
-def _tome_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
-    return _two_halves(before)  # special tokens take part in the alternation, and so in the product
-
-
-def _mame_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
-    return _two_halves(before - special)
-
-
-def _kmeans_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
-    return (before - special) * (after - special) * merge_config.kmeans_iterations
-
-
-def _greedy_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
-    return (before - special) ** 2
-
-
-def _no_pairs(before: float, after: float, special: int, merge_config: MergeConfig) -> float:
-    return 0
-
-
-PAIRS: dict[str, Callable[[float, float, int, MergeConfig], float]] = {
-    "tome": _tome_pairs,
-    "mame": _mame_pairs,
-    "random_prune": _no_pairs,
-    "attention_prune": _no_pairs,
-    "kmeans": _kmeans_pairs,
-    "greedy": _greedy_pairs,
-}
-"""How many pairs of tokens each method compares, from (tokens in, tokens out, special tokens, config)."""

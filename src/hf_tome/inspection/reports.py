@@ -206,8 +206,9 @@ def _mean_counts(state: ForwardState) -> list[tuple[float, float]]:
 
 
 def depends_on_images(tower: Tower) -> bool:
-    """Return whether the number of tokens that a tower merges depends on the images (MaMe's threshold)."""
-    return tower.config.method == "mame" and tower.config.keep_ratio is None and any(tower.merging)
+    """Return whether the number of tokens that a tower merges depends on the images, as with MaMe's threshold."""
+    method, fields = tower.method, tower.config.match_fields(tower.method)
+    return any(tower.merging) and method.planned_tokens(2, 0, 1, fields) is None
 
 
 def _shape(module: Any, tower: Tower) -> EncoderShape | None:

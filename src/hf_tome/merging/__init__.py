@@ -1,14 +1,20 @@
 """Token merging on tensors: no models, no configs, nothing but torch."""
 
+from .attention_prune import prune_lowest
 from .base import HardMerge, Merge, identity_merge
-from .baselines import greedy_matching, kmeans, prune_lowest, prune_random
+from .greedy import greedy_matching
+from .k_means import kmeans
 from .mame import MatrixMerge, matrix_matching
+from .method import MatchInputs, Method
+from .random_prune import prune_random
 from .tome import bipartite_soft_matching
 
 __all__ = [
     "HardMerge",
+    "MatchInputs",
     "MatrixMerge",
     "Merge",
+    "Method",
     "bipartite_soft_matching",
     "greedy_matching",
     "identity_merge",

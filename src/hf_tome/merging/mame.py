@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import Merge, check_arguments, check_tokens, ones_or_checked
 from .indexing import take
+from .method import Fields, MatchInputs, Method, two_halves
 from .partition import split
 from .similarity import full_precision, similarity
 
@@ -135,7 +136,7 @@ def matrix_matching(
     eps: float = 1e-6,
     adaptive_pruning: bool = True,
     *,
-    batching: str = "union",
+    batching: str = "pad",
     keep_ratio: float | None = None,
     size: Tensor | None = None,
     distance: str = "cosine",
@@ -150,9 +151,9 @@ def matrix_matching(
         num_special (`int`): leading tokens that are set aside. Of the rest, even positions are sources.
         eps (`float`): epsilon of equations 4, 5, 6 and 8.
         adaptive_pruning (`bool`): equations 5 to 8; without them W of equation 4 is used.
-        batching (`str`): `"union"`, the paper's rule, preserves a source in all images if any image preserves it.
-            `"pad"` lets each image keep its own, and pads the shorter ones with tokens of size 0 at the end.
-            (`MergeConfig` uses `"pad"`: with `"union"` hardly anything merges in a batch of real photographs.)
+        batching (`str`): `"pad"` lets each image keep its own sources, and pads the shorter ones with tokens of size 0
+            at the end. `"union"`, the paper's rule, preserves a source in all images if any image preserves it: hardly
+            anything merges then in a batch of real photographs.
         keep_ratio (`float`, *optional*): keep this share of the unprotected tokens, at least the destinations: the
             sources with the most similar destination merge, whatever the threshold (section 4, training from scratch).
         size (`Tensor`, *optional*): (B, N, 1), where 0 marks padding, which takes no part and comes out last.
@@ -257,3 +258,54 @@ def _arrange(gone: Tensor, num_output: int | None, is_padded: bool) -> tuple[Ten
         is_padded = is_padded or fewest < num_output
     order = gone.int().argsort(dim=1, stable=True)[:, :num_output]
     return order, ~gone.gather(1, order) if is_padded else None
+
+
+def kept_tokens(num_tokens: int, keep_ratio: float) -> int:
+    """Return how many of the unprotected tokens `keep_ratio` keeps: the share rounded up, at least destinations."""
+    return max(math.ceil(keep_ratio * num_tokens), num_tokens // 2)
+
+
+def _match(inputs: MatchInputs) -> Merge:
+    fields = inputs.fields
+    return matrix_matching(
+        inputs.metric,
+        fields["threshold"],
+        inputs.num_prefix_tokens,
+        adaptive_pruning=fields["adaptive_pruning"],
+        batching=fields["batching"],
+        keep_ratio=fields["keep_ratio"],
+        size=inputs.size,
+        distance=fields["distance"],
+        partition=fields["partition"],
+        seed=inputs.seed,
+    )
+
+
+def _first_two_thirds(num_layers: int) -> range:
+    return range(2 * num_layers // 3)
+
+
+def _planned_tokens(num_tokens: int, num_prefix_tokens: int, r: int, fields: Fields) -> int | None:
+    if fields["keep_ratio"] is None:
+        return None
+    return num_prefix_tokens + kept_tokens(num_tokens - num_prefix_tokens, fields["keep_ratio"])
+
+
+def _compared_pairs(before: float, after: float, num_prefix_tokens: int, fields: Fields) -> float:
+    return two_halves(before - num_prefix_tokens)
+
+
+METHOD = Method(
+    "mame",
+    _match,
+    fields=("threshold", "adaptive_pruning", "keep_ratio", "batching", "distance", "partition", "seed"),
+    defaults={"metric": "x", "head_aggregation": "concat"},
+    proportional=False,
+    layers=_first_two_thirds,
+    planned_tokens=_planned_tokens,
+    compared_pairs=_compared_pairs,
+    search_field="threshold",
+    search_values=tuple(step / 100 for step in range(98, 38, -2)),  # hardly anything merges to nearly everything
+    label="MaMe",
+    colour="#d55e00",
+)

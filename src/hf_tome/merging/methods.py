@@ -1,120 +1,98 @@
-"""From a method's name to the merge of one block: the table of methods."""
+"""The table of methods, and `register_method`, which adds to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from torch import Tensor
+from . import attention_prune, greedy, k_means, mame, random_prune, tome
+from .method import CHOICES, FIXED_METRICS, MATCH_FIELDS, Method
 
-from ..config import MergeConfig
-from . import Merge, bipartite_soft_matching, greedy_matching, kmeans, matrix_matching, prune_lowest, prune_random
+_BUILT_IN = (
+    tome.METHOD,
+    mame.METHOD,
+    random_prune.METHOD,
+    attention_prune.METHOD,
+    k_means.METHOD,
+    greedy.METHOD,
+)
+_METHODS: dict[str, Method] = {method.name: method for method in _BUILT_IN}
 
-
-@dataclass(frozen=True)
-class Request:
-    """One block's wish: `metric` (B, N, D) or scores (B, N), `r` tokens, and what is known of the tokens."""
-
-    metric: Tensor
-    r: int
-    num_special: int
-    size: Tensor | None
-    seed: int
-    config: MergeConfig
-
-
-def _tome(request: Request) -> Merge:
-    config = request.config
-    return bipartite_soft_matching(
-        request.metric,
-        request.r,
-        num_special=request.num_special,
-        size=request.size,
-        distance=config.choice("distance"),
-        partition=config.choice("partition"),
-        combine=config.choice("combine"),
-        seed=request.seed,
-    )
+METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
+"""The methods by name, read-only; `register_method` adds one."""
 
 
-def _mame(request: Request) -> Merge:
-    config = request.config
-    return matrix_matching(
-        request.metric,
-        config.threshold,
-        request.num_special,
-        adaptive_pruning=config.adaptive_pruning,
-        batching=config.batching,
-        keep_ratio=config.keep_ratio,
-        size=request.size,
-        distance=config.choice("distance"),
-        partition=config.choice("partition"),
-        seed=request.seed,
-    )
+def get_method(name: str) -> Method:
+    """Return a method by its name.
 
-
-def _random_prune(request: Request) -> Merge:
-    batch_size, num_tokens = request.metric.shape[:2]
-    return prune_random(
-        batch_size,
-        num_tokens,
-        request.r,
-        request.num_special,
-        request.metric.device,
-        seed=request.seed,
-        size=request.size,
-    )
-
-
-def _attention_prune(request: Request) -> Merge:
-    return prune_lowest(request.metric, request.r, request.num_special, size=request.size)
-
-
-def _kmeans(request: Request) -> Merge:
-    return kmeans(
-        request.metric,
-        request.r,
-        request.num_special,
-        iterations=request.config.kmeans_iterations,
-        size=request.size,
-        combine=request.config.choice("combine"),
-        seed=request.seed,
-    )
-
-
-def _greedy(request: Request) -> Merge:
-    return greedy_matching(
-        request.metric,
-        request.r,
-        request.num_special,
-        size=request.size,
-        distance=request.config.choice("distance"),
-        combine=request.config.choice("combine"),
-    )
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table of methods.
-
-    Attributes:
-        match: makes the merge.
-        feature: what it looks at: `None` for the config's `metric`, else a fixed one.
-        proportional: whether `proportional_attention="auto"` leaves the choice to the family; off if `False`.
-        prunes: whether tokens are dropped, so that they cannot be given back.
+    Raises:
+        ValueError: there is none of that name.
     """
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(
+            f"`method` is {name!r}; it takes one of {', '.join(map(repr, METHODS))}. A method of your own is added "
+            "with `hf_tome.register_method`, before configs that name it are made or read."
+        )
+    return METHODS[name]
 
-    match: Callable[[Request], Merge]
-    feature: str | None = None
-    proportional: bool = True
-    prunes: bool = False
+
+def register_method(method: Method, *, exist_ok: bool = False) -> Method:
+    """Add a method, so that configs, `apply`, reports, counts, sweeps, tuning and plots know it by its name.
+
+    Args:
+        method (`Method`): the row. It uses fields that `MergeConfig` already has; see `Method`.
+        exist_ok (`bool`, *optional*, defaults to `False`): replace a registered method of the same name, as when a
+            notebook's cell runs again. The library's own methods are never replaced.
+
+    Returns:
+        The method.
+
+    Raises:
+        TypeError: it is not a `Method`.
+        ValueError: the name is taken or no name, or an entry of the row is not what it takes.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"`method` is a {type(method).__name__}; it takes a `hf_tome.merging.Method`.")
+    name = method.name
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"`name` is {name!r}; it takes lower-case letters, digits and underscores, as in 'my_method'."
+        )
+    if name in {row.name for row in _BUILT_IN} or (name in METHODS and not exist_ok):
+        raise ValueError(
+            f"There is a method {name!r} already; choose another name, or pass `exist_ok=True` for yours."
+        )
+    _check_entries(method)
+    _METHODS[name] = method
+    return method
 
 
-METHODS: dict[str, Method] = {
-    "tome": Method(_tome),
-    "mame": Method(_mame, proportional=False),
-    "random_prune": Method(_random_prune, feature="x", proportional=False, prunes=True),
-    "attention_prune": Method(_attention_prune, feature="received", proportional=False, prunes=True),
-    "kmeans": Method(_kmeans),
-    "greedy": Method(_greedy),
-}
+def _check_entries(method: Method) -> None:
+    for entry in ("match", "layers", "planned_tokens", "compared_pairs"):
+        if not callable(getattr(method, entry)):
+            raise ValueError(
+                f"`{entry}` of method {method.name!r} is {getattr(method, entry)!r}; it takes a function."
+            )
+    unknown = [field for field in method.fields if field not in MATCH_FIELDS]
+    if isinstance(method.fields, str) or unknown:
+        raise ValueError(
+            f"`fields` of {method.name!r} is {method.fields!r}; it takes names among {', '.join(MATCH_FIELDS)}. "
+            "A parameter that is no field of a config is bound in `match`."
+        )
+    for choice, value in method.defaults.items():
+        if value not in CHOICES.get(choice, ()):
+            takes = CHOICES.get(choice, tuple(CHOICES))
+            raise ValueError(
+                f"`defaults` of method {method.name!r} has {choice}={value!r}; it takes one of {', '.join(takes)}."
+            )
+    if method.metric is not None and method.metric not in FIXED_METRICS:
+        raise ValueError(
+            f"`metric` of method {method.name!r} is {method.metric!r}; it takes None, or one of "
+            f"{', '.join(map(repr, FIXED_METRICS))}."
+        )
+    if method.search_field not in method.fields or (method.search_field != "r" and not method.search_values):
+        raise ValueError(
+            f"`search_field` of method {method.name!r} is {method.search_field!r}; it takes one of its `fields`, "
+            "and `search_values` from mild to strong unless it is 'r'."
+        )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .base import HardMerge, Merge, check_arguments, identity_merge, pair_merge
 from .indexing import take
+from .method import Fields, MatchInputs, Method, two_halves
 from .partition import split
 from .similarity import similarity
 
@@ -72,3 +73,31 @@ def bipartite_soft_matching(
             return HardMerge(kept, merged, partner + num_special + unmerged.shape[1], num_tokens, combine)
         rows = torch.cat([special, a, b], dim=1)
         return pair_merge(merged, b.gather(1, partner), rows, num_special, combine, padding)
+
+
+def _match(inputs: MatchInputs) -> Merge:
+    fields = inputs.fields
+    return bipartite_soft_matching(
+        inputs.metric,
+        inputs.r,
+        num_special=inputs.num_prefix_tokens,
+        size=inputs.size,
+        distance=fields["distance"],
+        partition=fields["partition"],
+        combine=fields["combine"],
+        seed=inputs.seed,
+    )
+
+
+def _compared_pairs(before: float, after: float, num_prefix_tokens: int, fields: Fields) -> float:
+    return two_halves(before)  # prefix tokens take part in the alternation, and so in the product
+
+
+METHOD = Method(
+    "tome",
+    _match,
+    fields=("r", "distance", "combine", "partition", "seed"),
+    compared_pairs=_compared_pairs,
+    label="ToMe",
+    colour="#0072b2",
+)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..adapters.encoders.family import Family, Head
     from ..config import MergeConfig
     from ..merging import Merge
-    from ..merging.methods import Method
+    from ..merging.method import Method
 
 
 class ForwardState:

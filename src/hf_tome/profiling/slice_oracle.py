@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ..api import apply, remove, towers
 from ..config import MergeConfig
-from ..merging import Merge
-from ..merging.methods import Method, Request
+from ..merging import MatchInputs, Merge, Method
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -49,12 +48,12 @@ class Cut(Merge):
         return self._kept
 
 
-def _cut(request: Request) -> Merge:
-    batch_size, num_tokens = request.metric.shape[:2]
-    return Cut(num_tokens, num_tokens - request.r, batch_size, request.metric.device)
+def _cut(inputs: MatchInputs) -> Merge:
+    batch_size, num_tokens = inputs.metric.shape[:2]
+    return Cut(num_tokens, num_tokens - inputs.r, batch_size, inputs.metric.device)
 
 
-CUT = Method(_cut, feature="x", proportional=False, prunes=True)
+CUT = Method("slice", _cut, metric="x", proportional=False, drops_tokens=True)
 
 
 def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]]) -> ModelT:

@@ -58,7 +58,7 @@ def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: Me
         UnsupportedModelError: tokens cannot be merged in this model.
         ValueError: the input does not fit, the config does not, or the model's tokens do not cover the grid.
     """
-    if config.where != "tower":
+    if config.where not in ("auto", "tower"):
         raise ValueError(
             f"Pictures show the tokens of a tower's blocks, and with where={config.where!r} none of them merges. "
             "Leave `where` out."

@@ -8,9 +8,9 @@ from zoo import IMAGE, SMALL, ZOO
 from hf_tome import MergeConfig, apply
 from hf_tome.api import towers
 from hf_tome.config.merge_config import HEAD_AGGREGATIONS, METRICS
-from hf_tome.merging import kmeans
+from hf_tome.merging import MatchInputs, kmeans
 from hf_tome.merging.base import COMBINE_MODES
-from hf_tome.merging.methods import METHODS, Request
+from hf_tome.merging.methods import METHODS
 from hf_tome.merging.partition import PARTITIONS
 from hf_tome.merging.similarity import DISTANCES
 
@@ -78,9 +78,9 @@ def test_random_partition_takes_a_seed():
 def test_kmeans_iterations_are_those_of_the_config():
     model = apply(VIT.make(), MergeConfig(method="kmeans", r=32, kmeans_iterations=5))
     metric = torch.randn(2, 65, 16, generator=torch.Generator().manual_seed(0))
-    request = Request(metric, 50, 1, None, 0, towers(model)[0].config)
+    inputs = MatchInputs(metric, 50, num_prefix_tokens=1, fields=towers(model)[0].config.match_fields())
     once, often = (kmeans(metric, 50, 1, iterations=iterations).source for iterations in (1, 5))
-    assert torch.equal(METHODS["kmeans"].match(request).source, often)
+    assert torch.equal(METHODS["kmeans"].match(inputs).source, often)
     assert not torch.equal(once, often)
 
 

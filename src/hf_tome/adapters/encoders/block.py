@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from ...merging.methods import Request
+from ...merging import MatchInputs
 from ...patching.patch import LINK, Swapped
 from ...patching.recorder import ForwardState, Link
 from .attention import AttentionCall, backend_of, log_size
@@ -111,7 +111,7 @@ def _attention_call(link: Link, state: ForwardState) -> AttentionCall:
         real=size[..., 0] > 0 if size is not None and state.padded[index] else None,
         position=state.position[index],
         num_special=tower.num_special,
-        feature=(tower.method.feature or tower.config.choice("metric")) if tower.merging[index] else None,
+        feature=(tower.method.metric or tower.config.choice("metric")) if tower.merging[index] else None,
         packing=state.packing[index],
     )
 
@@ -144,10 +144,18 @@ def _match(link: Link, call: AttentionCall, hidden_states: Tensor, size: Tensor 
         # (B, H, N, d) -> (B, N, d) or (B, N, H*d)
         metric = metric.mean(dim=1) if mean else metric.transpose(1, 2).flatten(2)
     # No method takes more than half of what may merge, so that all of them are compared at equal tokens.
-    r = min(tower.schedule[index], (metric.shape[1] - tower.num_special) // 2)
-    seed = config.seed * tower.num_layers + index
-    request = Request(metric, r, tower.num_special, size, seed, config)
-    return tower.method.match(request)
+    r = config.tokens_to_merge(tower.schedule[index], metric.shape[1] - tower.num_special)
+    inputs = MatchInputs(
+        metric=metric,
+        r=r,
+        num_prefix_tokens=tower.num_special,
+        size=size,
+        seed=config.seed * tower.num_layers + index,
+        layer=index,
+        num_layers=tower.num_layers,
+        fields=config.match_fields(tower.method),
+    )
+    return tower.method.match(inputs)
 
 
 def _position_bias(

@@ -59,6 +59,7 @@ def plan(model: Any, config: MergeConfig) -> list[Plan]:
     root = unwrap(model)
     if config.where == "projected":
         return plan_projected(root, config)
+    config.at("tower")  # a field that means nothing there is refused
     plans = [_plan_tower(root, path, tower, family, config) for path, tower, family in _towers(root)]
     if not plans:
         raise UnsupportedModelError(_why_not(root))
@@ -80,7 +81,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     blocks = list(attrgetter(family.layers)(module))
     check_blocks(blocks, family.library)
     check_backend(backend_of(module))
-    merging = _merging(config, len(blocks))
+    merging = config.merging_blocks(len(blocks))
     restore = _restores(root, owned_heads, config)
     readers = [owner for owner, head in owned_heads if has_feature_layers(owner) or head.kind == IMAGE_FEATURES]
     reads = read_layers(readers[0], len(blocks)) if readers else ()
@@ -95,7 +96,7 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
         config=config,
         method=METHODS[config.method],
         schedule=config.schedule(len(merging))[: len(blocks)],
-        merging=tuple(merging[: len(blocks)]),
+        merging=merging[: len(blocks)],
         num_special=max(family.num_protected(getattr(module, "config", None), module), cropped),
         proportional=_weighs_attention(config, family),
         restore=restore,
@@ -114,17 +115,10 @@ def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, c
     return Plan(tower, blocks, attentions, sites)
 
 
-def _merging(config: MergeConfig, num_layers: int) -> list[bool]:
-    """Return whether each block merges."""
-    if config.method == "mame":
-        return [index in config.merging_layers(num_layers) for index in range(num_layers)]
-    return [r > 0 for r in config.schedule(num_layers)]
-
-
 def _restores(root: nn.Module, owned_heads: list[tuple[nn.Module, Head]], config: MergeConfig) -> bool:
     """Return whether the full grid is given back, because of the config or of a head."""
     needs_grid = any(head.kind == "restore" for _, head in owned_heads)
-    if needs_grid and METHODS[config.method].prunes:
+    if needs_grid and METHODS[config.method].drops_tokens:
         raise UnsupportedModelError(
             f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens "
             "for good. Use a method that merges, such as 'tome'."

@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 
 from ...config import MergeConfig
+from ...config.text import is_unmerged
 from ...errors import UnsupportedModelError
 from ...merging.methods import METHODS
 from ...patching.plans import HOW_TO_GO_ON, Plan, check_forwards
@@ -58,8 +59,8 @@ def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfi
         family=Family((), name, zero, {}),
         config=config,
         method=METHODS[config.method],
-        schedule=(0 if config.method == "mame" else config.schedule(1)[0],),
-        merging=(config.method == "mame" or config.schedule(1)[0] > 0,),
+        schedule=config.schedule(1),
+        merging=(not is_unmerged(config),),
         num_special=0,
         proportional=False,
         restore=False,

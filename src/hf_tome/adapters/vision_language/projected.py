@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...merging.methods import Request
+from ...merging import MatchInputs
 from ...patching.recorder import ForwardState
 
 if TYPE_CHECKING:
@@ -61,16 +61,23 @@ def _line_ends(rows: Tensor, newline: Tensor | None) -> Tensor | None:
 
 def _merge_group(x: Tensor, order: Tensor, num_special: int, tower: Tower, width: int | None) -> Iterator[MergedImage]:
     """Merge tokens (G, N, C) of images of one length, of which the first `num_special` of `order` (G, N) stay."""
-    num_tokens, left, size = x.shape[1], tower.schedule[0], None
+    config, num_tokens, size = tower.config, x.shape[1], None
+    left = tower.schedule[0] if config.ratio is None else config.tokens_to_merge(0, num_tokens - num_special)
     x = x.gather(1, order[..., None].expand_as(x))
     place = order  # of each token in the image, (G, M)
     held_by = torch.arange(num_tokens, device=x.device).expand_as(order)  # the row that holds each of `order`, (G, N)
     for step in range(num_tokens):
         r = min(left, (x.shape[1] - num_special) // 2)  # a round halves what may merge, at most
-        if step and (r == 0 or tower.config.method == "mame"):
+        if step and (r == 0 or not tower.method.takes_r):
             break
-        seed = tower.config.seed * num_tokens + step
-        match = tower.method.match(Request(x[..., :width], r, num_special, None, seed, tower.config))
+        inputs = MatchInputs(
+            metric=x[..., :width],
+            r=r,
+            num_prefix_tokens=num_special,
+            seed=config.seed * num_tokens + step,
+            fields=config.match_fields(tower.method),
+        )
+        match = tower.method.match(inputs)
         x, size = match.merge(x, size)
         place = place.gather(1, match.representative)
         held_by = torch.where(held_by >= 0, match.source.gather(1, held_by.clamp(min=0)), -1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...config.text import short_name
+from ...merging.methods import METHODS
 from ..store.results import Results
 from .tables import quality, unit
 
@@ -22,11 +23,9 @@ PANELS = (
 )
 COLOURS = {
     "unmerged": "#222222",
-    "tome": "#0072b2",
-    "mame": "#d55e00",
     "downsampled": "#888888",
-    "random_prune": "#cc79a7",
 }
+"""What is no method; a method's colour is in its row."""
 OTHER_COLOUR = "#009e73"
 MARGIN = 0.15
 _DIRECTIONS = 16
@@ -156,4 +155,5 @@ def _method(row: Mapping[str, Any]) -> str:
 
 
 def _colour(row: Mapping[str, Any]) -> str:
-    return COLOURS.get(_method(row), OTHER_COLOUR)
+    name = _method(row)
+    return COLOURS[name] if name in COLOURS else METHODS[name].colour if name in METHODS else OTHER_COLOUR

@@ -12,9 +12,9 @@ import torch
 
 from ...api import apply, remove
 from ...config import MergeConfig, format_config
-from ...config.merge_config import METHOD_FIELDS
 from ...config.text import is_unmerged
 from ...inspection.reports import Report, report
+from ...merging.methods import get_method
 from ..batches import prepare
 from ..data.samples import Sample
 from ..job import Inputs, Job
@@ -35,7 +35,8 @@ class Grid:
         methods: merging methods.
         r: tokens merged a block, for the methods that take it.
         schedules: inflections that `r` is combined with: 0 constant, -1 falling, +1 rising.
-        thresholds: for MaMe.
+        thresholds: for the methods that are searched by `threshold`, as MaMe. A method that is searched by another
+            field brings its own values.
         layers: the blocks that merge; `None` is the method's default.
     """
 
@@ -51,9 +52,6 @@ class Grid:
         Raises:
             ValueError: an unknown method, a value out of range, or a config that merges nothing.
         """
-        unknown = [method for method in self.methods if method not in METHOD_FIELDS]
-        if unknown:
-            raise ValueError(f"Unknown method {unknown[0]!r}; known are {', '.join(METHOD_FIELDS)}.")
         configs = [MergeConfig(**fields) for method in self.methods for fields in self._fields(method)]
         idle = next((config for config in configs if is_unmerged(config)), None)
         if idle is not None:
@@ -63,12 +61,12 @@ class Grid:
         return configs
 
     def _fields(self, method: str) -> Iterable[dict[str, Any]]:
-        if "threshold" in METHOD_FIELDS[method]:
-            for threshold, layers in product(self.thresholds, self.layers):
-                yield {"method": method, "threshold": threshold, "layers": layers}
-        else:
-            for r, inflection, layers in product(self.r, self.schedules, self.layers):
-                yield {"method": method, "r": (r, inflection) if inflection else r, "layers": layers}
+        row = get_method(method)
+        values: Sequence[Any] = self.thresholds if row.search_field == "threshold" else row.search_values
+        if row.search_field == "r":
+            values = [(r, inflection) if inflection else r for r, inflection in product(self.r, self.schedules)]
+        for value, layers in product(values, self.layers):
+            yield {"method": method, row.search_field: value, "layers": layers}
 
 
 @dataclass(frozen=True)
@@ -111,10 +109,10 @@ def _spread_samples(job: Job) -> list[Sample]:
 
 
 def _random_pruning(config: MergeConfig, cost: _Cost) -> Variant:
-    if "r" in METHOD_FIELDS[config.method]:
-        pruned = MergeConfig(method="random_prune", r=config.r, layers=config.layers)
+    if get_method(config.method).takes_r:
+        pruned = MergeConfig(method="random_prune", r=config.r, ratio=config.ratio, layers=config.layers)
     else:
-        # How many tokens MaMe merges depends on the images; pruning takes the mean of each block.
+        # How many tokens merge depends on the images; pruning takes the mean of each block.
         counts = [round(count) for count in cost.tokens]
         pruned = MergeConfig(method="random_prune", r=[before - after for before, after in pairwise(counts)])
     return Variant(format_config(pruned), pruned, control="random_prune")

@@ -13,9 +13,9 @@ import torch
 
 from ...api import apply, remove
 from ...config import MergeConfig, format_config
-from ...config.merge_config import METHOD_FIELDS
 from ...inspection.flops import token_counts
 from ...inspection.reports import Report, report
+from ...merging.methods import get_method
 from ...profiling.benchmark import interleave, ratio
 from ...profiling.slice_oracle import twin
 from ..batches import first_batch
@@ -24,9 +24,6 @@ from ..reporting.tables import quality
 from ..runner import Progress, evaluate, gflops
 from ..store.results import Results
 from ..variants import UNMERGED
-
-THRESHOLDS = tuple(step / 100 for step in range(98, 38, -2))
-"""MaMe's, from one that merges hardly anything to one that merges nearly everything."""
 
 CRITERIA = {
     "speedup": "the measured speed-up",
@@ -84,17 +81,16 @@ class Target:
 
 
 def candidates(job: Job, method: str) -> list[MergeConfig]:
-    """Return configs of a method from mild to strong: of thresholds, or of r from 1 to twice what leaves no tokens.
+    """Return configs of a method from mild to strong: its own values, or of r from 1 to twice what leaves no tokens.
 
     A larger r that would leave as many tokens after every block is left out.
 
     Raises:
         ValueError: an unknown method.
     """
-    if method not in METHOD_FIELDS:
-        raise ValueError(f"Unknown method {method!r}; known are {', '.join(METHOD_FIELDS)}.")
-    if "threshold" in METHOD_FIELDS[method]:
-        return [MergeConfig(method=method, threshold=threshold) for threshold in THRESHOLDS]
+    row = get_method(method)
+    if row.search_field != "r":
+        return [MergeConfig(**{"method": method, row.search_field: value}) for value in row.search_values]
     tower = _unmerged_report(job).towers[0]
     counts = tower.tokens or ()
     tokens, blocks = int(counts[0][0]), len(counts)

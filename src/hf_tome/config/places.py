@@ -1,0 +1,79 @@
+"""Where tokens merge: a row a value of `MergeConfig.where`, with the fields that mean something there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..merging.method import Method
+
+COMMON_FIELDS = ("method", "where", "layers", "proportional_attention", "trace")
+DENOISER_FIELDS = ("modules", "min_tokens", "tile", "stride", "steps")
+CACHE_FIELDS = ("protect", "causal", "destinations", "size")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place where tokens merge.
+
+    Attributes:
+        merges: what merges there, for messages.
+        adds: fields that apply there for every method.
+        omits: fields of methods that mean nothing there.
+        unmerges: whether every token is given back, so that no method can drop some.
+        has_scores: whether the attention that each token receives is known.
+    """
+
+    merges: str
+    adds: tuple[str, ...] = ()
+    omits: tuple[str, ...] = ()
+    unmerges: bool = False
+    has_scores: bool = False
+
+
+PLACES: dict[str, Place] = {
+    "auto": Place("tokens merge in the blocks of an encoder, or in a denoiser", adds=DENOISER_FIELDS, has_scores=True),
+    "tower": Place("tokens merge in the blocks of an encoder, one after the other", has_scores=True),
+    "projected": Place(
+        "no block merges: each image's projected tokens do, once, on their own similarity",
+        omits=("layers", "proportional_attention", "metric", "head_aggregation", "restore", "batching"),
+    ),
+    "denoiser": Place(
+        "each block merges a share of its tokens and gives every token back",
+        adds=DENOISER_FIELDS,
+        omits=("r", "metric", "head_aggregation", "restore", "batching", "partition"),
+        unmerges=True,
+    ),
+    "cache": Place(
+        "the entries of a cache merge, `keep_ratio` of which stay",
+        adds=("keep_ratio", *CACHE_FIELDS),
+        omits=("r", "ratio", "metric", "head_aggregation", "restore", "batching", "partition", "trace"),
+    ),
+}
+"""The values of `where`."""
+
+
+def method_fields(method: Method) -> tuple[str, ...]:
+    """Return the fields of a config that mean something to a method, in some place."""
+    return (
+        *COMMON_FIELDS,
+        *method.fields,
+        *(("ratio",) if method.takes_r else ()),
+        *(("metric", "head_aggregation") if method.metric is None else ()),
+        *(() if method.drops_tokens else ("restore",)),
+    )
+
+
+def applicable_fields(method: Method, place: str) -> frozenset[str]:
+    """Return the fields of a config that mean something to a method in a place."""
+    row = PLACES[place]
+    return (frozenset(method_fields(method)) - set(row.omits)) | set(row.adds)
+
+
+def why_not(method: Method, place: str) -> str | None:
+    """Return why a method cannot merge in a place, or `None` where it can."""
+    row = PLACES[place]
+    if method.metric == "received" and not row.has_scores:
+        return "needs the attention that tokens receive, which is known in the blocks of an encoder alone"
+    if method.drops_tokens and row.unmerges:
+        return "drops tokens for good, and there every token is given back"
+    return None
