@@ -190,7 +190,7 @@ def test_a_callers_list_is_copied():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"r": -1}, r"`r` is -1; it takes an integer from 0 to 2147483647, a pair \(r, inflection\) .*, or a list"),
+        ({"r": -1}, r"`r` is -1; it takes an integer of at least 0, a pair \(r, inflection\) .*, or a list"),
         ({"r": 1.5}, "`r` is 1.5; it takes an integer"),
         (
             {"where": "blocks"},

@@ -37,7 +37,7 @@ def test_grid():
     assert len(configs) == 2 * 2 * 2 + 2 + 8
     assert MergeConfig(r=(8, -1.0), layers=[0, 1]) in configs
     assert MergeConfig(method="mame", threshold=0.9, layers=[0, 1]) in configs
-    with pytest.raises(ValueError, match="Unknown method 'tomme'; known are tome, mame"):
+    with pytest.raises(ValueError, match="`method` is 'tomme'; it takes one of 'tome', 'mame'"):
         Grid(methods=("tomme",)).configs()
 
 
@@ -90,7 +90,7 @@ def test_sweep_writes_everything_and_is_only_read_again(swept, digit_folder, cap
     ("option", "message"),
     [
         (("--r", "4,x"), "--r '4,x'"),
-        (("--method", "tomme"), "Unknown method 'tomme'"),
+        (("--method", "tomme"), "`method` is 'tomme'; it takes one of 'tome'"),
         (("--layers", "5-2"), "--layers '5-2': 5-2 runs backwards; write 2-5"),
         (("--r", "0,8"), "r=0 of the grid merges nothing"),
     ],

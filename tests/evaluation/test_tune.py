@@ -43,7 +43,7 @@ def test_candidates_go_from_mild_to_strong():
     paths = {tuple(token_counts(257, 1, [r] * 8)) for r in rs}
     assert len(paths) == len(rs)
     assert [config.threshold for config in candidates(job, "mame")] == list(METHODS["mame"].search_values)
-    with pytest.raises(ValueError, match="Unknown method 'best'"):
+    with pytest.raises(ValueError, match="`method` is 'best'; it takes one of 'tome'"):
         candidates(job, "best")
 
 

@@ -31,7 +31,7 @@ def parse_config(text: str) -> MergeConfig:
     if _is_path(text):
         path = Path(text).expanduser()
         if not _exists(path):
-            raise ValueError(f"Config {shown(text)} is neither a file, a folder nor fields; it takes {GRAMMAR}.")
+            raise ValueError(f"Config {shown(text)} is neither a file nor fields; it takes {GRAMMAR}.")
         return MergeConfig.from_pretrained(path)
     fields: dict[str, Any] = {}
     for part in _COMMAS_OUTSIDE_BRACKETS.split(text):

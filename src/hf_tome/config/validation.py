@@ -65,8 +65,8 @@ def normalise_r(r: Any) -> int | tuple[int, float] | PerBlock:
         numbers = _indices(r[:1] if is_pair else r if is_list else [r], maximum=MAX_TOKENS)
     if not numbers or (is_pair and not _is_number(r[1], -1.0, 1.0)):
         raise ValueError(
-            f"`r` is {shown(r)}; it takes an integer from 0 to {MAX_TOKENS}, a pair (r, inflection) with an "
-            f"inflection from -1 to 1, or a list of one integer per block, of at most {MAX_LAYERS} blocks."
+            f"`r` is {shown(r)}; it takes an integer of at least 0, a pair (r, inflection) with an inflection "
+            f"from -1 to 1, or a list of one integer per block; at most {MAX_TOKENS}, in {MAX_LAYERS} blocks."
         )
     if is_pair:
         return numbers[0], float(r[1])

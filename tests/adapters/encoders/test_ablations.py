@@ -7,9 +7,9 @@ from zoo import IMAGE, SMALL, ZOO
 
 from hf_tome import MergeConfig, apply
 from hf_tome.api import towers
-from hf_tome.config.merge_config import HEAD_AGGREGATIONS, METRICS
 from hf_tome.merging import MatchInputs, kmeans
 from hf_tome.merging.base import COMBINE_MODES
+from hf_tome.merging.method import HEAD_AGGREGATIONS, METRICS
 from hf_tome.merging.methods import METHODS
 from hf_tome.merging.partition import PARTITIONS
 from hf_tome.merging.similarity import DISTANCES

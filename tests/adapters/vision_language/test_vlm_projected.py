@@ -401,7 +401,7 @@ def test_the_benchmark_of_towers_says_what_it_does_not_measure():
 
 
 def test_the_received_attention_is_no_measure_of_projected_tokens():
-    with pytest.raises(ValueError, match=r"`where` is 'projected', but method 'attention_prune' does not use it"):
+    with pytest.raises(ValueError, match=r"`where` is 'projected', but method 'attention_prune' needs the attention"):
         MergeConfig(method="attention_prune", r=4, where="projected")
 
 
