@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 , := ,
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
-# How torch is installed, to choose a build, as in TORCH_INSTALL="uv pip install --torch-backend cpu --python .venv"
+# How torch is installed, to choose a build, as in TORCH_INSTALL="uv pip install --torch-backend cpu"
 TORCH_INSTALL ?=
 # What `make test-latest` still holds back; /dev/null for the newest torch as well, whose build is a large one.
 LATEST_CONSTRAINTS ?= requirements/torch.txt
@@ -17,13 +17,13 @@ export HF_HUB_OFFLINE ?= 1
 define set_up
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade --constraint $(2) pip setuptools
-	$(or $(TORCH_INSTALL),$(1)/bin/python -m pip install --quiet) --upgrade --constraint $(2) torch
+	VIRTUAL_ENV=$(abspath $(1)) $(or $(TORCH_INSTALL),$(1)/bin/python -m pip install --quiet) --upgrade --constraint $(2) torch
 	$(1)/bin/python -m pip install --quiet --no-build-isolation --upgrade --upgrade-strategy eager --constraint $(2) \
 		--editable ".[$(3)]"
 	touch $(1)/.installed
 endef
 
-.PHONY: install demo test test-all test-oldest test-latest test-browser lock space quality style docs clean
+.PHONY: install install-latest demo test test-all test-oldest test-latest test-browser lock dist space quality style docs clean
 
 install: $(VENV)/.installed
 
@@ -51,8 +51,10 @@ test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python $(PYTEST) --pairwise tests
 
 # No stamp: what is newest is looked up each time.
-test-latest:
+install-latest:
 	$(call set_up,.venv-latest,$(LATEST_CONSTRAINTS),test)
+
+test-latest: install-latest
 	.venv-latest/bin/python $(PYTEST) --pairwise tests
 
 # The page of integrations/gradio_space in a real browser; an environment of its own, as gradio wants an older Pillow.
@@ -69,6 +71,11 @@ lock:
 	$(COMPILE) --constraint requirements/torch.txt --extra test --extra quality --output-file requirements/lock.txt
 	$(COMPILE) --constraint requirements/torch.txt --extra test --extra browser --output-file requirements/browser.txt
 	$(COMPILE) --resolution lowest-direct --extra test --output-file requirements/oldest.txt
+
+# What a release publishes; tests/project/test_packaging.py (slow) tries both files in empty environments.
+dist: install
+	rm -rf dist build src/*.egg-info
+	$(BIN)/python -m build --no-isolation
 
 space:
 	$(PYTHON) scripts/make_space.py build/space
