@@ -89,7 +89,7 @@ def test_eval_end_to_end_in_a_process_of_its_own(digit_folder, tmp_path):
     assert results["data"]["num_samples"] == 8
     assert results == json.loads((tmp_path / "results" / "results.json").read_text())
     written = {file.name for file in (tmp_path / "results").iterdir()}
-    assert written == {"results.json", "report.md", "pareto.png", "samples.jsonl"}
+    assert written == {".lock", "results.json", "report.md", "pareto.png", "samples.jsonl"}
 
 
 def test_eval_prints_csv(capsys, digit_folder):

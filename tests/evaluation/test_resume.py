@@ -216,7 +216,7 @@ def test_a_process_that_is_killed_loses_nothing(digit_folder, tmp_path):
 def test_a_full_disk_is_said():
     records = Records(path=Path("/dev/full"))
     with pytest.raises(OSError, match=r"No space left on device: what was finished before is kept in .*goes on"):
-        records.add([{"variant": "unmerged", "sample": 0}])
+        records.add([{"variant": "unmerged", "peak_memory_mib": 1.0}])
 
 
 # What makes it another run

@@ -76,7 +76,7 @@ def test_models_that_take_no_other_size_say_so(tmp_path):
 
 def test_sweep_writes_everything_and_is_only_read_again(swept, digit_folder, capsys):
     written = {file.name for file in swept.iterdir()}
-    assert written == {"results.json", "report.md", "pareto.png", "samples.jsonl"}
+    assert written == {".lock", "results.json", "report.md", "pareto.png", "samples.jsonl"}
     results = json.loads((swept / "results.json").read_text())
     assert [row.get("control") for row in results["rows"]][:4] == [None, None, "random_prune", "downsampled"]
     arguments = ["sweep", "--model", MODEL_DIR, "--data", digit_folder, "--r", "16", "--threshold", "0.8"]

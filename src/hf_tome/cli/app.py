@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
     The status is 0 on success; 2 where the arguments cannot be read, or an option does not apply; 130 when
-    interrupted; and 1 on any other error, or when nobody reads the output any more.
+    interrupted or terminated; and 1 on any other error, or when nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run(arguments))
@@ -85,7 +88,8 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     _quieten(debug)
     try:
-        status = int(app(arguments or ["--help"], standalone_mode=False) or 0)
+        with _terminated_as_interrupted():
+            status = int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except BrokenPipeError:
         # The reader of the pipe has gone (`| head`); Python would complain again while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,6 +104,19 @@ def run(arguments: list[str]) -> int:
     if status == INTERRUPTED:  # typer catches a KeyboardInterrupt itself, and returns this
         print(_interrupted(arguments), file=sys.stderr)
     return status
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, with the same line and what was finished kept."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupted(arguments: Sequence[str]) -> str:

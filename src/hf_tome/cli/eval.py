@@ -40,8 +40,8 @@ def eval_command(
 
     from ..evaluation.runner import evaluate
 
-    job, batch_size = arguments.build(out)
-    with common.progress(f"{job.model_name}, {len(configs) + 1} configs") as update:
-        results = evaluate(job, configs, batch_size=batch_size, on_progress=update, out=out)
-    if common.is_main_process():
-        common.publish(results, format, out)
+    with arguments.build(out) as (job, batch_size):
+        with common.progress(f"{job.model_name}, {len(configs) + 1} configs") as update:
+            results = evaluate(job, configs, batch_size=batch_size, on_progress=update, out=out)
+        if common.is_main_process():
+            common.publish(results, format, out)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -86,17 +87,27 @@ class JobArguments:
         bool, typer.Option("--restart", help="Throw away the samples that an earlier run left in --out.")
     ] = False
 
-    def build(self, out: Path | None) -> tuple[Job, int]:
-        """Return the job and the batch size; with `--restart` the samples in `out` are thrown away."""
+    @contextmanager
+    def build(self, out: Path | None) -> Iterator[tuple[Job, int]]:
+        """Yield the job and the batch size, and keep other runs from writing to `out` meanwhile.
+
+        With `--restart` the samples in `out` are thrown away.
+        """
         from ..evaluation.options import JobOptions
+        from ..evaluation.store.lock import lock_folder
         from ..evaluation.tasks.registry import build_job
 
-        device = common.pick_device(self.device)
+        device, is_main = common.pick_device(self.device), common.is_main_process()
         values = {name: value for name, value in asdict(self).items() if name not in NOT_OF_THE_JOB}
-        job = build_job(self.task, JobOptions(**{**values, "device": device, "dtype": self.dtype.value}))
-        if self.restart:
-            common.forget_samples(out)
-        return job, common.pick_batch_size(self.batch_size, device)
+        options = JobOptions(**{**values, "device": device, "dtype": self.dtype.value})
+        with ExitStack() as stack:
+            if out is not None and out.is_dir():  # a job that cannot be built leaves no new folder behind
+                stack.enter_context(lock_folder(out, is_main))
+            job = build_job(self.task, options)
+            stack.enter_context(lock_folder(out, is_main))
+            if self.restart:
+                common.forget_samples(out)
+            yield job, common.pick_batch_size(self.batch_size, device)
 
 
 def takes_job(command: Callable[..., None]) -> Callable[..., None]:

@@ -60,13 +60,13 @@ def sweep_command(
         layers=_list(layers, _blocks, "--layers"),
     )
     configs = grid.configs()
-    job, batch_size = arguments.build(out)
-    variants, notes = with_controls(job, configs, batch_size=batch_size)
-    with common.progress(f"{job.model_name}, {len(variants) + 1} configs and controls") as update:
-        results = evaluate(job, variants, batch_size=batch_size, on_progress=update, out=out)
-    if common.is_main_process():
-        results.run["notes"] = [*results.run.get("notes", ()), *notes]
-        common.publish(results, format, out)
+    with arguments.build(out) as (job, batch_size):
+        variants, notes = with_controls(job, configs, batch_size=batch_size)
+        with common.progress(f"{job.model_name}, {len(variants) + 1} configs and controls") as update:
+            results = evaluate(job, variants, batch_size=batch_size, on_progress=update, out=out)
+        if common.is_main_process():
+            results.run["notes"] = [*results.run.get("notes", ()), *notes]
+            common.publish(results, format, out)
 
 
 def _list(text: str, read: Callable[[str], Any], option: str) -> list:

@@ -56,8 +56,7 @@ def tune_command(
     from ..evaluation.search.tune import Target, TuneError, tune
 
     target = Target(max_drop=max_drop, min_agreement=min_agreement, sure=sure)
-    job, batch_size = arguments.build(out)
-    with ExitStack() as stack:
+    with arguments.build(out) as (job, batch_size), ExitStack() as stack:
 
         def on_progress(name: str) -> Progress:
             stack.close()  # the bar of the config before
@@ -73,7 +72,8 @@ def tune_command(
                 (out / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier run, which these results do not bear out
                 common.write_results(error.results, out)
             raise ValueError(f"{error} What was tried is in {out}.") from error
-    if common.is_main_process():
-        config.save_pretrained(out)
-        common.publish(results, format, out)
-        typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)
+        stack.close()
+        if common.is_main_process():
+            config.save_pretrained(out)
+            common.publish(results, format, out)
+            typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)

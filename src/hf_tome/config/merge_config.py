@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
+from ..files import write_whole
 from ..merging.mame import BATCHINGS
 from ..merging.method import CHOICES, Fields, Method
 from ..merging.methods import METHODS, get_method
@@ -357,7 +358,7 @@ class MergeConfig:
         """Write `merge_config.json` into a folder, made if need be, and return its path."""
         path = Path(save_directory) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._to_json())
+        write_whole(path, self._to_json())
         return path
 
     @classmethod

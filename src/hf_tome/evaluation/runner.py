@@ -25,6 +25,7 @@ from .environment import describe_environment
 from .job import Inputs, Job
 from .options import JobOptions
 from .store.fingerprint import Identity
+from .store.lock import lock_folder
 from .store.record import Record
 from .store.results import Results, describe_data, nothing_readable
 from .store.rows import make_rows, shared_positions
@@ -69,13 +70,26 @@ def evaluate(
     Raises:
         UnsupportedModelError: merging does not work on this model.
         ValueError: a config does not fit the model (found before anything runs), no sample could be read, or `out`
-            holds samples of another run (see `identity`).
+            holds samples of another run (see `identity`) or another run is writing to it.
     """
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}; it takes an integer of at least 1.")
     variants = as_variants(configs)
     _check(job.model, variants)
     dist = distributed_context(job.model.device.type)
+    with lock_folder(out, dist.is_main):
+        return _evaluate(job, variants, dist, batch_size, on_progress, out, speedups)
+
+
+def _evaluate(
+    job: Job,
+    variants: list[Variant],
+    dist: DistributedContext,
+    batch_size: int,
+    on_progress: Progress | None,
+    out: Path | None,
+    speedups: bool,
+) -> Results:
     records = _open_records(job, batch_size, out, dist)
     done = sum(len(records.by_variant[variant.name]) for variant in variants)
     loop = _Loop(job, variants, records, batch_size, dist, on_progress, speedups, done)
@@ -99,6 +113,7 @@ def _open_records(job: Job, batch_size: int, out: Path | None, dist: Distributed
         return Records.open(Identity(), None, dist, environment)
     listed = job.data.listed()
     records = Records.open(identify(job, batch_size, listed), out, dist, environment)
+    records.check_results(job.scorer.fields())
     if listed is not None:
         records.check(listed)
     return records

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..adapters.encoders.plan import unwrap
+from ..files import write_whole
 from ..inspection.reports import report
 from .sources import hub_id
 
@@ -61,7 +62,7 @@ def write_card(model: Any, folder: Path) -> Path:
     place = "before its language model" if first.is_projected else "inside its encoder"
     body = _BODY.format(name=merged.model, place=place, report=merged)
     text = f"---\n{metadata.to_yaml()}\n---\n{body}\n"
-    path.write_text(text + MARK.format(digest=_digest(text)), encoding="utf-8")
+    write_whole(path, text + MARK.format(digest=_digest(text)))
     return path
 
 

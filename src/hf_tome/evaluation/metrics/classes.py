@@ -11,6 +11,7 @@ import torch
 
 from ..data.samples import Sample
 from ..store.record import Record
+from ..store.record_checks import Check, is_index, is_number, list_of
 from .bootstrap import precision_drop
 from .classification import TOP_K, Agreement, MeanAveragePrecision, PairedDrop, TopKAccuracy, compute
 
@@ -41,6 +42,12 @@ class ClassificationScorer:
             for sample, best, row in zip(samples, ranked, output)
         ]
 
+    def fields(self) -> dict[str, Check]:
+        """Return the check of each field that `metrics` reads."""
+        if not self.multi_label:
+            return {"label": _is_label, "ranked": list_of(is_index)}
+        return {"label": list_of(is_index), "ranked": list_of(is_index), "scores": list_of(is_number)}
+
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return accuracy, agreement and the drop, of several labels with the mean average precision and its drop."""
         inputs: dict[str, Any] = {
@@ -57,6 +64,10 @@ class ClassificationScorer:
         values = compute((TopKAccuracy, Agreement, MeanAveragePrecision), inputs)
         before = np.array([record["scores"] for record in unmerged])
         return values | precision_drop(np.array(inputs["scores"]), before, np.array(inputs["targets"]))
+
+
+def _is_label(value: Any) -> bool:
+    return is_index(value) or list_of(is_index)(value)
 
 
 def _reference(record: Record) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 
 from ...config import MergeConfig, parse_config
 from ...config.merge_config import CONFIG_NAME
+from ...files import write_whole
 from ..store.results import Results
 from .tables import QUALITY, measured_on, notes, quality, to_markdown, unit
 
@@ -36,6 +37,9 @@ METRICS = {
     "cider": ("cider", "CIDEr-D"),
 }
 """By key of a row, the type and the name of the metric on the Hub."""
+
+STEM_LENGTH = 100
+"""Letters of a data set's name in the name of a file."""
 
 _BODY = """\
 # {name} with token merging, {config}
@@ -79,9 +83,9 @@ def read_results(path: Path) -> Results:
     """
     file = path / RESULTS if path.is_dir() else path
     try:
-        results = Results(**json.loads(file.read_text(encoding="utf-8")))
+        results = Results.from_dict(json.loads(file.read_text(encoding="utf-8")))
         missing = list(_missing(results))
-    except (TypeError, AttributeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} does not hold results of `hf-tome eval` or `sweep`: {error}.") from error
     if missing:
         raise ValueError(f"{file} does not hold whole results of `hf-tome eval` or `sweep`: {missing[0]} is missing.")
@@ -149,16 +153,28 @@ def write_results_card(
         f"---\n{_metadata(results, row, base_model, dataset).to_yaml()}\n---\n\n"
         + _body(results, row, base_model, repository, plot)
     )
-    card.save(folder / "README.md")
-    entries = folder / ".eval_results" / f"{re.sub(r'[^a-z0-9]+', '-', dataset.lower()).strip('-')}.yaml"
+    write_whole(folder / "README.md", str(card))
+    entries = folder / ".eval_results" / f"{file_stem(dataset)}.yaml"
     entries.parent.mkdir(exist_ok=True)
-    entries.write_text(yaml.safe_dump(entries_to_yaml(_entries(results, row, dataset)), sort_keys=False))
-    (folder / RESULTS).write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_whole(entries, yaml.safe_dump(entries_to_yaml(_entries(results, row, dataset)), sort_keys=False))
+    write_whole(folder / RESULTS, json.dumps(results.to_dict(), indent=2) + "\n")
     MergeConfig.from_dict(row["config"]).save_pretrained(folder)
     if plot is not None and plot.resolve() != (folder / PLOT).resolve():
-        shutil.copyfile(plot, folder / PLOT)
+        write_whole(folder / PLOT, plot.read_bytes())
     names = ["README.md", CONFIG_NAME, RESULTS, *([PLOT] if plot is not None else [])]
     return [*(folder / name for name in names), entries]
+
+
+def file_stem(name: str) -> str:
+    """Return a file name without a suffix for a Hub id or a name in any script; different names get different ones.
+
+    A plain `owner/name` is kept readable; a digest tells apart what that would write alike, such as `a-b/c` and
+    `a/b-c`, names without Latin letters, and those that are too long for a file.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if re.fullmatch(r"[a-z0-9]+/[a-z0-9]+|[a-z0-9]+", name.lower()) and len(plain) <= STEM_LENGTH:
+        return plain
+    return f"{plain[:STEM_LENGTH]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def _metadata(results: Results, row: Mapping[str, Any], base_model: str, dataset: str) -> ModelCardData:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...config.text import short_name
+from ...files import replacing
 from ...merging.methods import METHODS
 from ..store.results import Results
 from .tables import quality, unit
@@ -71,7 +72,8 @@ def plot_pareto(results: Results, path: Path) -> None:
     figure.set_layout_engine("none")
     for axis, (key, _) in zip(axes, drawn):
         _label_points(axis, _rows_with(results.rows, key), key)
-    figure.savefig(path, dpi=figure.dpi)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=figure.dpi, format="png")
 
 
 def _rows_with(rows: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:

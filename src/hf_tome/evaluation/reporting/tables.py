@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.text import short_name
+from ...files import write_whole
 from ..store.results import Results
 
 PIPED_WIDTH = 160
@@ -221,13 +222,6 @@ def write_report(results: Results, folder: Path, pictures: Sequence[tuple[str, s
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "results.json", to_json(results))
     write_whole(folder / "report.md", _report(results, pictures))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that, whatever happens meanwhile, it is the old one or the new one."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..data.samples import Sample
+from .record_checks import Check
 
 Record = dict[str, Any]
 """Plain JSON values: `variant`, `sample` (the position), `name`, `tokens`, `gflops`, `seconds`, and what the scorer
@@ -23,6 +24,9 @@ class Scorer(Protocol):
 
         The sample's reference stands under `label` or `right`, so that a resumed run can check it.
         """
+
+    def fields(self) -> Mapping[str, Check]:
+        """Return the check of each field of a record that `metrics` reads, for runs that resume."""
 
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return the quality of one variant, by column, beside the unmerged model on the same samples."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ...files import open_to_append
 from ..data.samples import Sample, SampleInfo, Skipped
 from ..distributed import DistributedContext
 from ..variants import UNMERGED
 from .fingerprint import Identity
 from .record import Record
+from .record_checks import Check, check_fields, record_kind
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +92,21 @@ class Records:
                     )
                 self._compare(record, listed[position].name, listed[position].label)
 
+    def check_results(self, fields: Mapping[str, Check]) -> None:
+        """Check what the task's scorer reads of each result.
+
+        Raises:
+            ResumeError: a record lacks one of the fields, or holds something else there.
+        """
+        for done in self.by_variant.values():
+            for position, record in done.items():
+                try:
+                    check_fields(record, fields)
+                except ValueError as error:
+                    raise ResumeError(
+                        f"{self._where()} a record of sample {position} that cannot be used: {error}. {WHAT_TO_DO}"
+                    ) from error
+
     def check_sample(self, sample: Sample) -> None:
         """Compare the records of one sample with what was read of it; raises as `check` does."""
         for done in self.by_variant.values():
@@ -133,22 +152,24 @@ class Records:
         return {**last, "earlier_sessions": list(others.values())} if others else last
 
     def _keep(self, record: Record) -> None:
-        if "environment" in record:
+        """Keep a record; raises ValueError where it is none."""
+        kind = record_kind(record)
+        if kind == "environment":
             self.sessions[record["session"]] = record["environment"]
-        elif "peak_memory_mib" in record:
+        elif kind == "peak_memory_mib":
             name = record["variant"]
             self.peaks[name] = max(record["peak_memory_mib"], self.peaks.get(name, 0))
-        elif "timed_again" in record:
+        elif kind == "timed_again":
             self.unmerged_seconds[record["session"], record["sample"]] = record["seconds"]
-        elif "skipped" in record:
+        elif kind == "skipped":
             if _is_later(record, self.skipped.get(record["sample"])):
                 self.skipped[record["sample"]] = record
-        elif "variant" in record:
+        else:
             self._keep_result(record)
 
     def _keep_result(self, record: Record) -> None:
         done, position = self.by_variant[record["variant"]], record["sample"]
-        if record["variant"] == UNMERGED and "seconds" in record:
+        if record["variant"] == UNMERGED:
             self.unmerged_seconds[record["session"], position] = record["seconds"]
         if _is_later(record, done.get(position)):
             done[position] = record
@@ -157,18 +178,18 @@ class Records:
 
     def _read(self, path: Path) -> bool:
         """Keep what a file holds; returns whether it has a run's first line."""
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         found = [record for line in lines if (record := _parse(line, path)) is not None]
         if not found:
-            if lines:
+            if any(lines):
                 logger.warning("%s was cut short in its first line; it holds no samples that could be lost.", path)
             return False
         self._check_run(path, found[0])
         for record in found[1:]:
             try:
                 self._keep(record)
-            except (KeyError, TypeError) as error:
-                raise ResumeError(_no_record(path, json.dumps(record))) from error
+            except ValueError as error:
+                raise ResumeError(_no_record(path, json.dumps(record), f" ({error})")) from error
         return True
 
     def _check_run(self, path: Path, first: Record) -> None:
@@ -213,11 +234,13 @@ class Records:
             return
         text = "".join(json.dumps(record) + "\n" for record in records)
         try:
-            with self.path.open("a+b") as file:
+            with os.fdopen(open_to_append(self.path), "a+b") as file:
                 file.seek(max(file.seek(0, 2) - 1, 0))
                 cut_short = file.read(1) not in (b"", b"\n")
                 file.write(("\n" * cut_short + text).encode())
         except OSError as error:
+            if error.errno == errno.ELOOP:  # a symbolic link, which room would not help
+                raise
             raise OSError(
                 error.errno,
                 f"{error.strerror}: what was finished before is kept in {self.path.parent}; when there is room, the "
@@ -235,13 +258,15 @@ def _parse(line: str, path: Path) -> Record | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
+    except RecursionError as error:
+        raise ResumeError(_no_record(path, line)) from error
     if not isinstance(record, dict):
         raise ResumeError(_no_record(path, line))
     return record
 
 
-def _no_record(path: Path, line: str) -> str:
-    return f"{path} has a line that is none of a run's, {line[:60]!r}. {WHAT_TO_DO}"
+def _no_record(path: Path, line: str, reason: str = "") -> str:
+    return f"{path} has a line that is none of a run's, {line[:60]!r}{reason}. {WHAT_TO_DO}"
 
 
 def _differences(found: Record, wanted: Record) -> list[str]:

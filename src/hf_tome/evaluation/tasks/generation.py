@@ -22,6 +22,7 @@ from ..metrics.text_metrics import SameText
 from ..options import JobOptions
 from ..store.fingerprint import processor_settings
 from ..store.record import Record
+from ..store.record_checks import Check, is_index, is_text, list_of
 from .generation_prompts import Prompts, image_token_id
 
 CHUNK = 64
@@ -101,6 +102,10 @@ class TextScorer:
             for sample, said, text in zip(samples, output, texts)
         ]
 
+    def fields(self) -> dict[str, Check]:
+        """Return the check of each field that `metrics` reads."""
+        return {"text": is_text, "new_tokens": is_index, "right": _is_reference}
+
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return the task's scores, the agreement, and the mean of the tokens made."""
         texts = {"predictions": [one["text"] for one in done], "unmerged": [one["text"] for one in unmerged]}
@@ -109,6 +114,12 @@ class TextScorer:
             **compute((SameText,), texts),
             "new_tokens": sum(one["new_tokens"] for one in done) / len(done),
         }
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether it is captions, or answers with or without options."""
+    texts = [value.get("answers"), value.get("choices", [])] if isinstance(value, dict) else [value]
+    return all(map(list_of(is_text), texts))
 
 
 def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
