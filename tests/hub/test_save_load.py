@@ -208,6 +208,23 @@ def test_remote_code_runs_only_where_the_user_says_so(remote):
     assert pipeline("image-classification", remote, trust_remote_code=True)(small.picture())
 
 
+def test_the_commands_run_no_remote_code_and_ask_nobody(remote, capsys):
+    from hf_tome.cli.app import main
+
+    data = remote.parent / "data" / "test" / "cat"
+    data.mkdir(parents=True)
+    small.picture().save(data / "1.png")
+    for command in (
+        ["bench", "--model", str(remote), "--config", "r=1"],
+        ["show", str(data / "1.png"), "--model", str(remote), "--out", str(remote.parent / "out.png")],
+        ["eval", "--model", str(remote), "--data", str(data.parent.parent), "--config", "r=1"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert end.value.code
+        assert "trust_remote_code" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------- where the config is from
 
 

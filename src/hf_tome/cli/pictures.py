@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
-from ..hub.save_load import own_class
+from ..hub.save_load import load_unmerged
 from ..hub.sources import is_folder
 from ..media.audio import read_audio
 from ..media.image import read_image
@@ -26,9 +26,9 @@ def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
         UnsupportedModelError: tokens cannot be merged in this model.
     """
     is_folder(name, "model")  # a path that is none would be taken for a Hub id
-    model = own_class(AutoConfig.from_pretrained(name)).from_pretrained(name, dtype="float32").to(device).eval()
+    model = load_unmerged(name, dtype="float32").to(device).eval()
     processors: Any = AutoFeatureExtractor if input_kind(model) == "audio" else AutoImageProcessor
-    return model, processors.from_pretrained(name)
+    return model, processors.from_pretrained(name, trust_remote_code=False)
 
 
 def open_input(path: Path, model: PreTrainedModel, processor: Any) -> Any:

@@ -18,7 +18,9 @@ def load_model(auto_class: Any, options: JobOptions, what: str) -> PreTrainedMod
         OSError: there is no such model.
     """
     is_folder(options.model, "model")  # a path that is none would be taken for a Hub id
-    model, loading = auto_class.from_pretrained(options.model, dtype=options.dtype, output_loading_info=True)
+    model, loading = auto_class.from_pretrained(
+        options.model, dtype=options.dtype, output_loading_info=True, trust_remote_code=False
+    )
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(

@@ -159,6 +159,12 @@ def find_merge_config(
     return None if values is None else MergeConfig.from_dict(values)
 
 
+def load_unmerged(id_or_dir: str | Path, **kwargs: Any) -> Any:
+    """Load a model in the class that it was saved as, without merging and without code of its repository."""
+    config = transformers.AutoConfig.from_pretrained(id_or_dir, trust_remote_code=False)
+    return own_class(config).from_pretrained(id_or_dir, trust_remote_code=False, **kwargs)
+
+
 def own_class(config: Any, trust_remote_code: bool = False) -> Any:
     """Return the class that a config says its model was saved as, `AutoModel` where it is no model of transformers.
 

@@ -36,7 +36,7 @@ def audio_classification(options: JobOptions) -> Job:
     """
     rows, split, *columns = media.open_media(options, "Audio")
     model = load_model(AutoModelForAudioClassification, options, "classify recordings")
-    extractor = AutoFeatureExtractor.from_pretrained(options.model)
+    extractor = AutoFeatureExtractor.from_pretrained(options.model, trust_remote_code=False)
 
     def decode(stored: Any) -> np.ndarray:
         return read_audio(media.stored_source(stored), extractor.sampling_rate)

@@ -137,7 +137,7 @@ def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
         raise ValueError(
             f"{options.model} says nothing about images; give a model of the task image-text-to-text, such as LLaVA."
         ) from error
-    processor = AutoProcessor.from_pretrained(options.model)
+    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False)
     if not hasattr(processor, "image_processor"):
         raise ValueError(
             f"{options.model} has no processor of images and text, only {type(processor).__name__}. Save the model's "

@@ -46,7 +46,7 @@ def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
 def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
     """Load a classifier, ready to run on the device, and its image processor; raises as `load_model` does."""
     model = load_model(AutoModelForImageClassification, options, "classify images")
-    return model, AutoImageProcessor.from_pretrained(options.model)
+    return model, AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
 
 
 def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options: JobOptions) -> LabelledSamples:

@@ -38,7 +38,8 @@ def video_classification(options: JobOptions) -> Job:
     """
     rows, split, *columns = media.open_media(options, "Video")
     model = load_model(AutoModelForVideoClassification, options, "classify clips")
-    processor, count = AutoImageProcessor.from_pretrained(options.model), frame_count(model.config)
+    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+    count = frame_count(model.config)
 
     def decode(stored: Any) -> list[np.ndarray]:
         views = read_views(media.stored_source(stored), count, options.clips)

@@ -58,7 +58,7 @@ def zero_shot_classification(options: JobOptions) -> Job:
     images = media.match_rows(
         data.undecoded(rows, columns[0]), split, columns, names, dict(classes.index), options, data.open_image
     )
-    processor = AutoImageProcessor.from_pretrained(options.model)
+    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
     return Job(
         TASK,
         public_name(options.model),
@@ -124,7 +124,7 @@ def class_embeddings(
     model: PreTrainedModel, source: str, names: Sequence[str], templates: Sequence[str]
 ) -> torch.Tensor:
     """Return one embedding a class (classes, D), of unit length: the mean over templates of unit embeddings."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     padding: dict[str, Any] = {"padding": True}
     if "siglip" in model.config.model_type:
         padding = {"padding": "max_length", "max_length": SIGLIP_LENGTH}
