@@ -34,7 +34,10 @@ def has_images(call: dict[str, Any]) -> bool:
 
 def cache_argument(call: dict[str, Any]) -> Any:
     """Return the cache in a call, by whichever name it was passed; `None` if there is none."""
-    return next((call[name] for name in CACHE_NAMES if name in call), None)
+    for name in CACHE_NAMES:
+        if name in call:
+            return call[name]
+    return None
 
 
 def cache_of(out: Any) -> Cache | None:
