@@ -24,12 +24,22 @@ from hf_tome.hub.save_load import find_merge_config
 class MergingModelManager(model_manager.ModelManager):
     """Loads models as `transformers serve` does, and merges their tokens."""
 
-    def _load_model(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> Any:
-        model = super()._load_model(model_id_and_revision, *args, **kwargs)
-        model_id, revision = model_id_and_revision.split("@", 1)
-        given = os.environ.get("HF_TOME_CONFIG")
-        chosen = parse_config(given) if given else find_merge_config(model_id, model.config, revision=revision)
-        return model if chosen is None else hf_tome.apply(model, chosen)
+    def _load_model(self, model_name: str, *args: Any, **kwargs: Any) -> Any:
+        model = super()._load_model(model_name, *args, **kwargs)
+        model_id, revision = split_revision(model_name)
+        config_text = os.environ.get("HF_TOME_CONFIG")
+        if config_text:
+            return hf_tome.apply(model, parse_config(config_text))
+        merge_config = find_merge_config(model_id, model.config, revision=revision)
+        return model if merge_config is None else hf_tome.apply(model, merge_config)
+
+
+def split_revision(model_name: str) -> tuple[str, str | None]:
+    """Split `model@revision`; transformers 5.23 writes a revision after folders too, 5.24 after Hub ids alone."""
+    if "@" not in model_name or os.path.exists(model_name):
+        return model_name, None
+    model_id, revision = model_name.rsplit("@", 1)
+    return model_id, revision
 
 
 def serve(manager: type = MergingModelManager) -> type:

@@ -73,6 +73,15 @@ def answer(model, merge_config):
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+def test_names_with_and_without_a_revision(recipe, tmp_path):
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    assert recipe.split_revision("org/model@main") == ("org/model", "main")
+    assert recipe.split_revision(str(folder)) == (str(folder), None)  # transformers 5.24
+    assert recipe.split_revision(f"{folder}@main") == (str(folder), "main")  # transformers 5.23
+    assert recipe.split_revision("org/model") == ("org/model", None)
+
+
 def test_it_serves_the_merged_model(server, model):
     url, served = server
     buffer = io.BytesIO()
