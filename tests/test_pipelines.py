@@ -212,7 +212,7 @@ def test_a_dead_link_costs_only_its_own_result(models, task, monkeypatch):
     def get(*args, **kwargs):
         raise httpx.ConnectError("no network")
 
-    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setattr(httpx, "stream", get)
     pipe = pipeline(task, models(task), merge_config=R8, device="cpu")
     good = small.frames(8) if task.startswith("video") else np.zeros(8000, dtype=np.float32)
     link = "https://example.org/a.mp4"
@@ -249,6 +249,7 @@ def test_decoders(tmp_path, monkeypatch):
     class VideoDecoder:
         def __init__(self, source, dimension_order):
             self.frames = torch.from_numpy(small.frames(40))
+            self.metadata = types.SimpleNamespace(width=32, height=24)
 
         def __len__(self):
             return 40

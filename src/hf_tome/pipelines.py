@@ -1,8 +1,11 @@
-"""`pipeline`: transformers' pipelines with merging applied; those for clips and sound read them more robustly."""
+"""`pipeline`: transformers' pipelines with merging applied; those that read media do so robustly and within limits."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +14,9 @@ import numpy as np
 import transformers
 from transformers import PreTrainedModel
 from transformers.pipelines.audio_classification import AudioClassificationPipeline
+from transformers.pipelines.image_classification import ImageClassificationPipeline
 from transformers.pipelines.video_classification import VideoClassificationPipeline
+from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
 from .api import apply, towers
 from .config import MergeConfig
@@ -19,13 +24,50 @@ from .config.merge_config import CONFIG_NAME
 from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
 from .hub.sources import is_folder
 from .media.audio import AudioError, read_audio, resample
-from .media.video import VideoError, frame_count, is_frame, read_frames, reason, stack_frames
+from .media.image import ImageError, read_image, to_rgb
+from .media.limits import DEFAULT_LIMITS, Deadline, MediaLimits
+from .media.source import error_reason
+from .media.video import VideoError, frame_count, is_frame, read_frames, stack_frames
 
 logger = logging.getLogger(__name__)
 
+TIMEOUT = 10.0
+"""Seconds to wait for an answer, and for each part of a download."""
 
-class _NotesErrors(transformers.Pipeline):
-    """What is unreadable in a list has an error for a result, whose inputs stand in for its own in the batch."""
+
+class _LimitsMedia(transformers.Pipeline):
+    """Adds the argument `media_limits`, of the pipeline or of a call."""
+
+    def _sanitize_parameters(self, media_limits: MediaLimits | None = None, **kwargs: Any) -> Any:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        if media_limits is not None:
+            preprocess = {**preprocess, "media_limits": media_limits}
+        return preprocess, forward, postprocess
+
+
+class _ReadsImages(_LimitsMedia):
+    """Reads images within limits, and converts them to RGB by what their modes mean; see `read_image`."""
+
+    def preprocess(self, image: Any, media_limits: MediaLimits = DEFAULT_LIMITS, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return the model's inputs for one image.
+
+        Raises:
+            ImageError, MediaLimitError: it cannot be read, or is too large.
+        """
+        plain: Any = super().preprocess  # type: ignore[safe-super]
+        return plain(_open_image(image, media_limits, kwargs.get("timeout")), **kwargs)
+
+
+class LimitedImagePipeline(_ReadsImages, ImageClassificationPipeline):  # type: ignore[misc]
+    """Image classification that checks an image before it decodes it."""
+
+
+class LimitedZeroShotPipeline(_ReadsImages, ZeroShotImageClassificationPipeline):  # type: ignore[misc]
+    """Zero-shot image classification that checks an image before it decodes it."""
+
+
+class _NotesErrors(_LimitsMedia):
+    """Unreadable inputs in a list yield an error entry; a blank input takes their slot in the batch."""
 
     def run_single(self, inputs: Any, preprocess_params: Any, forward_params: Any, postprocess_params: Any) -> Any:
         """Classify one input, raising what a list would note in its result."""
@@ -66,12 +108,17 @@ class UniformVideoPipeline(_NotesErrors, VideoClassificationPipeline):  # type: 
         return preprocess if decoder is None else {**preprocess, "decoder": decoder}, forward, postprocess
 
     def preprocess(  # type: ignore[override]
-        self, video: Any, num_frames: int | None = None, decoder: str | None = None, skip_unreadable: bool = True
+        self,
+        video: Any,
+        num_frames: int | None = None,
+        decoder: str | None = None,
+        skip_unreadable: bool = True,
+        media_limits: MediaLimits = DEFAULT_LIMITS,
     ) -> dict[str, Any]:
         """Return the model's inputs for one clip; of an unreadable one a blank clip, and the error."""
         num_frames = num_frames or frame_count(self.model.config)
         try:
-            return {**self._read_and_process(video, num_frames, decoder), "error": None}
+            return {**self._read_and_process(video, num_frames, decoder, media_limits), "error": None}
         except VideoError as unreadable:
             if not skip_unreadable:
                 raise
@@ -79,15 +126,15 @@ class UniformVideoPipeline(_NotesErrors, VideoClassificationPipeline):  # type: 
             blank = np.zeros((num_frames, 64, 64, 3), dtype=np.uint8)
             return {**self._process(blank), "error": str(unreadable)}
 
-    def _read_and_process(self, video: Any, num_frames: int, decoder: str | None) -> Any:
-        frames = read_frames(_fetch(video, VideoError), num_frames, decoder=decoder)
+    def _read_and_process(self, video: Any, num_frames: int, decoder: str | None, limits: MediaLimits) -> Any:
+        frames = read_frames(_fetch(video, VideoError, limits), num_frames, decoder=decoder, limits=limits)
         try:
             return self._process(frames)
         except ImportError:
             raise  # what is missing is not the clip
         except Exception as error:  # a processor is free to raise anything
             height, width = frames.shape[1:3]
-            raise VideoError(f"Cannot process a clip of {height} x {width} pixels: {reason(error)}.") from error
+            raise VideoError(f"Cannot process a clip of {height} x {width} pixels: {error_reason(error)}.") from error
 
     def _process(self, frames: np.ndarray) -> Any:
         if self.video_processor is not None:
@@ -105,35 +152,47 @@ class ResamplingAudioPipeline(_NotesErrors, AudioClassificationPipeline):  # typ
     its result is `[{"label": None, "score": 0.0, "error": "..."}]`, and the others are not affected.
     """
 
-    def preprocess(self, inputs: Any, skip_unreadable: bool = True) -> dict[str, Any]:  # type: ignore[override]
+    def preprocess(  # type: ignore[override]
+        self, inputs: Any, skip_unreadable: bool = True, media_limits: MediaLimits = DEFAULT_LIMITS
+    ) -> dict[str, Any]:
         """Return the model's inputs for one recording; of an unreadable one a second of silence, and the error."""
         rate = self.feature_extractor.sampling_rate  # type: ignore[union-attr]
         try:
-            return {**self._read_and_process(inputs, rate), "error": None}
+            return {**self._read_and_process(inputs, rate, media_limits), "error": None}
         except AudioError as unreadable:
             if not skip_unreadable:
                 raise
             logger.warning("%s", unreadable)
             return {**super().preprocess(np.zeros(rate, dtype=np.float32)), "error": str(unreadable)}
 
-    def _read_and_process(self, inputs: Any, rate: int) -> Any:
-        inputs = _fetch(inputs, AudioError)
-        if isinstance(inputs, (str, Path, bytes)):
-            inputs = read_audio(inputs, rate)
+    def _read_and_process(self, inputs: Any, rate: int, limits: MediaLimits) -> Any:
+        samples = _samples(_fetch(inputs, AudioError, limits), rate, limits)
         try:
-            if isinstance(inputs, dict) and inputs.get("sampling_rate", rate) != rate:
-                samples = inputs["raw"] if inputs.get("raw") is not None else inputs["array"]
-                inputs = resample(np.asarray(samples), inputs["sampling_rate"], rate)
-            return super().preprocess(inputs)
+            return super().preprocess(samples)
         except ImportError:
             raise  # what is missing is not the recording
         except Exception as error:  # a processor is free to raise anything
-            raise AudioError(f"Cannot process a recording: {reason(error)}.") from error
+            raise AudioError(f"Cannot process a recording: {error_reason(error)}.") from error
+
+
+def _samples(recording: Any, rate: int, limits: MediaLimits) -> np.ndarray:
+    """Return a file, its bytes, samples, or a dictionary of samples with their rate as samples at `rate`."""
+    if isinstance(recording, (str, Path, bytes)):
+        return read_audio(recording, rate, limits)
+    if not isinstance(recording, dict):
+        return resample(recording, rate, rate, limits)
+    samples = next((recording[name] for name in ("raw", "array") if recording.get(name) is not None), None)
+    if samples is None:
+        raise AudioError(
+            f"The recording has the keys {', '.join(map(repr, recording))}; it needs 'array' (or 'raw') and "
+            "'sampling_rate'."
+        )
+    return resample(samples, recording.get("sampling_rate", rate), rate, limits)
 
 
 TASKS: dict[str, type[transformers.Pipeline] | None] = {
-    "image-classification": None,
-    "zero-shot-image-classification": None,
+    "image-classification": LimitedImagePipeline,
+    "zero-shot-image-classification": LimitedZeroShotPipeline,
     "video-classification": UniformVideoPipeline,
     "image-feature-extraction": None,
     "audio-classification": ResamplingAudioPipeline,
@@ -211,13 +270,42 @@ def _unread(error: str) -> list[dict[str, Any]]:
     return [{"label": None, "score": 0.0, "error": error}]
 
 
-def _fetch(source: Any, failure: type[Exception]) -> Any:
-    """Download what a link names; raises `failure` where that fails."""
+def _open_image(image: Any, limits: MediaLimits, timeout: float | None) -> Any:
+    """Return an image, a link, a path, bytes or base64 text as RGB; what is none of them is left to transformers."""
+    from PIL import Image, ImageOps
+
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    image = _fetch(image, ImageError, limits, timeout)
+    if isinstance(image, str) and not os.path.exists(image):
+        image = _from_base64(image)
+    return read_image(image, limits) if isinstance(image, (str, Path, bytes)) else image
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text.split(",", 1)[1] if text.startswith("data:image/") else text, validate=True)
+    except (ValueError, IndexError, binascii.Error) as error:
+        raise ImageError(
+            f"Cannot read {text[:60]!r} as an image: it is no file, no link that begins with http:// or https://, and "
+            "no base64 text."
+        ) from error
+
+
+def _fetch(source: Any, failure: type[Exception], limits: MediaLimits, timeout: float | None = None) -> Any:
+    """Download what a link names; raises `failure` where that fails, takes too long or exceeds `file_bytes`."""
     if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
         return source
     from huggingface_hub.utils import httpx
 
+    deadline, content = Deadline(limits), bytearray()
     try:
-        return httpx.get(source, follow_redirects=True).raise_for_status().content
+        with httpx.stream("GET", source, follow_redirects=True, timeout=timeout or TIMEOUT) as response:
+            response.raise_for_status()
+            for block in response.iter_bytes():
+                content += block
+                limits.check("file_bytes", len(content), "it has more bytes")
+                deadline.check()
     except Exception as error:  # httpx has no one class for all of its own
-        raise failure(f"Cannot fetch {source}: {reason(error)}.") from error
+        raise failure(f"Cannot fetch {source}: {error_reason(error)}.") from error
+    return bytes(content)

@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("av")
 
 from hf_tome.cli.app import run  # noqa: E402
-from hf_tome.cli.pictures import open_image  # noqa: E402
+from hf_tome.media.image import read_image  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_photograph_is_turned_as_its_camera_noted(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # orientation: turn by 90 degrees
     image.save(tmp_path / "phone.jpg", exif=exif)
-    assert open_image(tmp_path / "phone.jpg").size == (20, 40)
+    assert read_image(tmp_path / "phone.jpg").size == (20, 40)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (2000, 7)])

@@ -129,7 +129,7 @@ def test_captions_merged_beside_unmerged(model, coco, tmp_path):
     results = evaluate(job_on(model, coco), [MergeConfig(), R8], batch_size=3, out=tmp_path)
     assert results.data["num_samples"] == 4
     reasons = {one["sample"]: one["reason"] for one in results.data["skipped"]}
-    assert reasons["images/1.png"] == "UnidentifiedImageError: cannot identify image file"
+    assert reasons["images/1.png"] == "ImageError: cannot identify image file"
     assert reasons["images/4.png"] == "it has no caption"
     assert reasons["coco/6.png"].startswith("FileNotFoundError: ")
     unmerged, merged = results.rows
@@ -268,7 +268,7 @@ def test_no_such_file(model, tmp_path):
 
 def test_no_image_can_be_read(model, tmp_path):
     (tmp_path / "test.jsonl").write_text('{"image": "absent.png", "caption": "a cat"}')
-    with pytest.raises(DataError, match=r"None of the 1 samples.*FileNotFoundError"):
+    with pytest.raises(DataError, match=r"None of the 1 samples.*No such file"):
         evaluate(build_job(TASK, JobOptions(str(model), str(tmp_path))), [])
 
 

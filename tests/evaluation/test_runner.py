@@ -182,7 +182,7 @@ def test_nothing_readable_is_an_error(tmp_path):
     for digit in "01":
         (tmp_path / "validation" / digit).mkdir(parents=True)
         (tmp_path / "validation" / digit / "broken.png").write_bytes(b"not an image")
-    with pytest.raises(data.DataError, match=r"None of the 2 samples.*0/broken\.png: UnidentifiedImageError"):
+    with pytest.raises(data.DataError, match=r"None of the 2 samples.*0/broken\.png: ImageError: cannot identify"):
         evaluate(job_on(tmp_path), [])
 
 

@@ -65,7 +65,7 @@ def test_labels_are_those_of_the_merged_model(recipe, shards, model, tmp_path):
     assert (summary["images"], summary["failed"]) == (11, [])
     assert [(item["shard"], item["key"]) for item in summary["skipped"]] == [("00002.tar", "2/1")]
     listed = (tmp_path / "00002.skipped.jsonl").read_text().splitlines()
-    assert json.loads(listed[0])["reason"].startswith("UnidentifiedImageError")
+    assert json.loads(listed[0])["reason"].startswith("ImageError")
 
     pipe = hf_tome.pipeline("image-classification", str(model), merge_config=hf_tome.MergeConfig(r=8))
     found = rows(tmp_path)

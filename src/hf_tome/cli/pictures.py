@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
@@ -12,11 +12,9 @@ from ..hub.save_load import load_unmerged
 from ..hub.sources import is_folder
 from ..media.audio import read_audio
 from ..media.image import read_image
+from ..media.limits import DEFAULT_LIMITS, MediaLimits
 from ..media.video import frame_count, read_frames
 from ..visualize import input_kind
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
@@ -31,7 +29,7 @@ def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
     return model, processors.from_pretrained(name, trust_remote_code=False)
 
 
-def open_input(path: Path, model: PreTrainedModel, processor: Any) -> Any:
+def open_input(path: Path, model: PreTrainedModel, processor: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Any:
     """Read a file as what the model takes: an image, the frames of a clip, or the samples of a recording.
 
     Raises:
@@ -39,37 +37,23 @@ def open_input(path: Path, model: PreTrainedModel, processor: Any) -> Any:
     """
     takes, read = OPENERS[input_kind(model)]
     try:
-        return read(path, model, processor)
+        return read(path, model, processor, limits)
     except ValueError as error:
         raise ValueError(f"{error} This model takes {takes}.") from error
 
 
-def open_image(path: Path) -> Image.Image:
-    """Open an image file as RGB.
-
-    Raises:
-        ValueError: it cannot be read as an image.
-    """
-    from PIL import Image
-
-    try:
-        return read_image(path)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read {path} as an image: {error}.") from error
-
-
-OPENERS: dict[str, tuple[str, Callable[[Path, PreTrainedModel, Any], Any]]] = {
+OPENERS: dict[str, tuple[str, Callable[[Path, PreTrainedModel, Any, MediaLimits], Any]]] = {
     "image": (
         "images; clips need one such as VideoMAE, recordings one such as AST",
-        lambda path, model, processor: open_image(path),
+        lambda path, model, processor, limits: read_image(path, limits),
     ),
     "video": (
         "clips; images need one such as ViT, recordings one such as AST",
-        lambda path, model, processor: read_frames(path, frame_count(model.config)),
+        lambda path, model, processor, limits: read_frames(path, frame_count(model.config), limits=limits),
     ),
     "audio": (
         "recordings; images need one such as ViT, clips one such as VideoMAE",
-        lambda path, model, processor: read_audio(path, processor.sampling_rate),
+        lambda path, model, processor, limits: read_audio(path, processor.sampling_rate, limits),
     ),
 }
 """By what a model takes: in words, and how a file is read."""

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Source = str | Path | bytes
-Reader = Callable[[str | bytes, Callable[[int], np.ndarray]], np.ndarray]
-"""Decodes the frames of a clip at the indices that a function of its length names."""
-
-
-class VideoError(ValueError):
-    """A clip cannot be read; the message says which and why."""
+from .limits import DEFAULT_LIMITS, MediaLimits
+from .source import Source, error_reason, source_name
+from .video_decoders import DECODERS, VideoError, first_working
 
 
 def uniform_indices(length: int, count: int, clip: int = 0, clips: int = 1) -> np.ndarray:
@@ -31,38 +25,51 @@ def uniform_indices(length: int, count: int, clip: int = 0, clips: int = 1) -> n
     return ((np.arange(count) + (clip + 0.5) / clips) * (length / count)).astype(np.int64)
 
 
-def read_frames(video: Any, count: int, *, clip: int = 0, clips: int = 1, decoder: str | None = None) -> np.ndarray:
+def read_frames(
+    video: Any,
+    count: int,
+    *,
+    clip: int = 0,
+    clips: int = 1,
+    decoder: str | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> np.ndarray:
     """Return `count` frames (count, H, W, 3), `uint8`, of a file, of bytes, or of frames that are already decoded.
+
+    Frames of files are upright, as their rotation metadata say.
 
     Args:
         video: a path, the bytes of a file, an array (T, H, W, 3), or a list of T frames (arrays or PIL images).
         count: frames to return; see `uniform_indices`, also for `clip` and `clips`.
         decoder (`str`, *optional*): one of `DECODERS`; by default the first that is installed and works.
+        limits: sizes and times beyond which a file is refused.
 
     Raises:
-        VideoError: the clip cannot be decoded, has no frames, or is an array of another shape.
+        VideoError: the clip cannot be decoded, has no frames, exceeds a limit, or is an array of another shape.
         ImportError: no decoder is installed.
     """
     if isinstance(video, (str, Path, bytes)):
-        return _decode(video, lambda length: uniform_indices(length, count, clip, clips), decoder)
+        return _decode(video, lambda length: uniform_indices(length, count, clip, clips), decoder, limits)
     frames = stack_frames(video)
     return frames[uniform_indices(len(frames), count, clip, clips)]
 
 
-def read_views(video: Any, count: int, clips: int, decoder: str | None = None) -> list[np.ndarray]:
+def read_views(
+    video: Any, count: int, clips: int, decoder: str | None = None, limits: MediaLimits = DEFAULT_LIMITS
+) -> list[np.ndarray]:
     """Return the frames of all `clips` views of a clip, which is decoded once; see `read_frames`."""
     wanted = [lambda length, clip=clip: uniform_indices(length, count, clip, clips) for clip in range(clips)]
     if not isinstance(video, (str, Path, bytes)):
         return [read_frames(video, count, clip=clip, clips=clips) for clip in range(clips)]
-    joined = _decode(video, lambda length: np.concatenate([indices(length) for indices in wanted]), decoder)
+    joined = _decode(video, lambda length: np.concatenate([indices(length) for indices in wanted]), decoder, limits)
     return list(joined.reshape(clips, count, *joined.shape[1:]))
 
 
 def stack_frames(video: Any) -> np.ndarray:
-    """Return decoded frames as one array (T, H, W, 3).
+    """Return decoded frames as one array (T, H, W, 3) of `uint8`; floats from 0 to 1 are scaled to 255.
 
     Raises:
-        VideoError: they are of different sizes, or not frames of three colours.
+        VideoError: they are of different sizes, not frames of three colours, or of values outside 0 to 255.
     """
     try:
         frames = np.stack([np.asarray(frame) for frame in video])
@@ -70,7 +77,19 @@ def stack_frames(video: Any) -> np.ndarray:
         raise VideoError(f"The frames cannot be stacked ({error}); a clip is an array (T, H, W, 3).") from error
     if frames.ndim != 4 or frames.shape[-1] != 3:
         raise VideoError(f"The frames have the shape {frames.shape}; a clip is an array (T, H, W, 3), T at least 1.")
-    return frames
+    return _to_bytes(frames)
+
+
+def _to_bytes(frames: np.ndarray) -> np.ndarray:
+    if frames.dtype == np.uint8 or not frames.size:
+        return frames.astype(np.uint8)
+    if frames.dtype.kind not in "iuf":
+        raise VideoError(f"The frames are of type {frames.dtype}; a clip holds integers 0 to 255 or floats 0 to 1.")
+    low, high = frames.min(), frames.max()
+    if not (low >= 0 and high <= 255):  # NaN is neither
+        raise VideoError(f"The frames hold values from {low:.4g} to {high:.4g}; a clip holds 0 to 255 or 0.0 to 1.0.")
+    is_fraction = frames.dtype.kind == "f" and high <= 1
+    return np.rint(frames * 255 if is_fraction else frames).astype(np.uint8)
 
 
 def is_frame(value: Any) -> bool:
@@ -93,74 +112,16 @@ def spatial_crops(frames: np.ndarray, count: int) -> list[np.ndarray]:
     return [frames[:, start : start + side] for start in starts]
 
 
-def _decode(video: Source, indices: Callable[[int], np.ndarray], decoder: str | None) -> np.ndarray:
+def _decode(
+    video: Source, indices: Callable[[int], np.ndarray], decoder: str | None, limits: MediaLimits
+) -> np.ndarray:
     if decoder is not None and decoder not in DECODERS:
         raise ValueError(f"`decoder` is {decoder!r}; it takes one of {', '.join(map(repr, DECODERS))}.")
-    name = "a clip" if isinstance(video, bytes) else Path(video).name
-    read = _first_working(DECODERS if decoder is None else (decoder,))
+    read = first_working(DECODERS if decoder is None else (decoder,))
     try:
-        return read(video if isinstance(video, bytes) else str(video), indices)
+        return read(video, indices, limits)
     except Exception as error:  # PyAV and torchcodec raise a dozen kinds
-        raise VideoError(f"Cannot read {name}: {reason(error)}.") from error
-
-
-def _first_working(modules: Iterable[str]) -> Reader:
-    problems = []
-    for module in modules:
-        try:
-            import_module(module)
-        except (ImportError, OSError, RuntimeError) as error:  # a torchcodec that finds no FFmpeg raises the last
-            problems.append(f"{module}: {reason(error)}")
-        else:
-            return DECODERS[module]
-    raise ImportError(f"No video decoder works ({'; '.join(problems)}). Install one: `pip install 'av>=18'`.")
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error, without the path that PyAV repeats and without a full stop."""
-    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _read_pyav(video: str | bytes, indices: Callable[[int], np.ndarray]) -> np.ndarray:
-    import av
-
-    with av.open(io.BytesIO(video) if isinstance(video, bytes) else video, "r") as container:
-        if not container.streams.video:
-            raise VideoError("it has no video stream")
-        stream = container.streams.video[0]
-        # Not every container says how many frames it holds, and some lie; packets are counted without decoding.
-        length = len([packet for packet in container.demux(stream) if packet.size])
-        if not length:
-            raise VideoError("it has no frames")
-        wanted = indices(length)
-        container.seek(0)
-        stream.thread_type = "AUTO"
-        frames: dict[int, np.ndarray] = {}
-        needed, last, image = set(wanted.tolist()), int(max(wanted)), None
-        for position, frame in enumerate(container.decode(stream)):
-            image = frame
-            if position in needed:
-                frames[position] = frame.to_ndarray(format="rgb24")
-            if position >= last:
-                break
-    if image is None:
-        raise VideoError("none of its frames can be decoded")
-    # A packet or two may give no frame: what is missing at the end repeats the last one.
-    final = image.to_ndarray(format="rgb24")
-    return np.stack([frames.get(index, final) for index in wanted.tolist()])
-
-
-def _read_torchcodec(video: str | bytes, indices: Callable[[int], np.ndarray]) -> np.ndarray:
-    from torchcodec.decoders import VideoDecoder
-
-    opened = VideoDecoder(video, dimension_order="NHWC")
-    wanted = indices(len(opened)).tolist()
-    return opened.get_frames_at(indices=wanted).data.cpu().numpy()
-
-
-DECODERS: dict[str, Reader] = {"av": _read_pyav, "torchcodec": _read_torchcodec}
-"""By module, from the most robust on."""
+        raise VideoError(f"Cannot read {source_name(video, 'a clip')}: {error_reason(error)}.") from error
 
 
 def frame_count(config: Any) -> int:
