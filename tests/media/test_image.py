@@ -102,7 +102,7 @@ def test_decoded_images():
 
 
 def bomb(width, height):
-    """A PNG that declares a size which its few bytes could not hold; decoding it would take the memory all the same."""
+    """A PNG that declares a size which its bytes do not fill; decoding it takes the memory all the same."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
