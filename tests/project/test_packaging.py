@@ -6,18 +6,21 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from hf_tome.cli.app import run as run_command
+from hf_tome.cli.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("src", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 LOCK = ROOT / "requirements" / "lock.txt"
 SIZE = 4_500_000
 """What a wheel may take: 4.2 MB of it are the five small models that `hf-tome demo` runs without a network."""
-
-pytestmark = pytest.mark.slow
 
 
 def run(*command: object, **options) -> str:
@@ -54,6 +57,7 @@ def empty_environment(folder: Path) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_they_hold_the_package_alone(files):
     with zipfile.ZipFile(files["wheel"]) as wheel:
         names = wheel.namelist()
@@ -66,6 +70,7 @@ def test_they_hold_the_package_alone(files):
         assert file.stat().st_size < SIZE, file.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_they_run_in_an_empty_environment(files, kind, tmp_path):
     python = empty_environment(tmp_path / "venv")
@@ -83,3 +88,18 @@ def test_they_run_in_an_empty_environment(files, kind, tmp_path):
     run(python, "-m", "pip", "install", "--quiet", "--constraint", LOCK, f"hf_tome[eval] @ {files[kind].as_uri()}")
     assert "r=8" in run(command, "demo", "--limit", "40", "--out", tmp_path / "demo", cwd=tmp_path)
     assert (tmp_path / "demo" / "report.md").is_file()
+
+
+def test_a_missing_module_is_said_with_its_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "hf_tome.evaluation.data.digits", raising=False)
+    assert run_command(["demo", "--limit", "4"]) == 1
+    assert capsys.readouterr().err.endswith("This needs the extra 'eval': pip install 'hf_tome[eval]'\n")
+
+
+def test_every_extra_that_is_advised_is_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    distributions = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    for module, extra in EXTRAS.items():
+        named = {Requirement(line).name for line in project["optional-dependencies"][extra]}
+        assert distributions.get(module, module) in named, module

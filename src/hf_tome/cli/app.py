@@ -17,6 +17,7 @@ import typer
 
 from ..version import __version__
 from . import bench, card, demo, env, eval, export, show, sweep, tune
+from .extras import advice
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo_command, demo.EXAMPLE),
@@ -135,7 +136,7 @@ def _one_line(error: Exception) -> str:
     if not text:
         return f"{type(error).__name__} (hf_tome {__version__}; --debug shows where)"
     if format_message or isinstance(error, (ValueError, OSError, ImportError)):
-        return text
+        return ". ".join(filter(None, (text, advice(error))))
     return f"{type(error).__name__}: {text} (hf_tome {__version__}; --debug shows where, an issue needs `hf-tome env`)"
 
 
