@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from hf_tome import MergeConfig, apply
 from hf_tome.profiling.benchmark import benchmark
 from hf_tome.profiling.example_inputs import example_inputs
-from hf_tome.profiling.slice_oracle import twin
+from hf_tome.profiling.slice_oracle import shallow_copy
 
 CONFIGS = {
     "ToMe r=16": MergeConfig(r=16),
@@ -42,7 +42,7 @@ def count_graphs(model: ViTForImageClassification, config: MergeConfig) -> int:
         return graph
 
     torch._dynamo.reset()
-    compiled = torch.compile(apply(twin(model), config), backend=count, fullgraph=True)
+    compiled = torch.compile(apply(shallow_copy(model), config), backend=count, fullgraph=True)
     with torch.inference_mode():
         for batch_size in (4, 2, 3):
             compiled(**example_inputs(model, batch_size))

@@ -27,9 +27,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hf_tome import MergeConfig, apply, report
 from hf_tome.adapters.encoders import block as encoder
 from hf_tome.adapters.encoders import packing
-from hf_tome.api import towers
+from hf_tome.api import targets
 from hf_tome.profiling.benchmark import Spread, interleave, ratio
-from hf_tome.profiling.slice_oracle import twin
+from hf_tome.profiling.slice_oracle import shallow_copy
 
 BATCH = 16
 THRESHOLD = 0.7
@@ -57,7 +57,7 @@ def photographs(count: int) -> list[torch.Tensor]:
 
 @contextmanager
 def computing_padding() -> Iterator[None]:
-    with patch.object(encoder, "packing_of", lambda *arguments: packing.WHOLE):
+    with patch.object(encoder, "layout_of", lambda *arguments: packing.PADDED):
         yield
 
 
@@ -71,8 +71,7 @@ class Seen:
 
     def add(self, model: Any, images: torch.Tensor) -> None:
         self.logits += list(model(images).logits)
-        size = towers(model)[0].last.size[-1]
-        self.tokens += (size[..., 0] > 0).sum(dim=1).tolist()
+        self.tokens += targets(model)[0].recorder.summary.real[-1].tolist()
         self.gflops += [report(model).towers[0].gflops] * len(images)
 
 
@@ -81,7 +80,7 @@ def measure(quick: bool) -> list[Row]:
     model = AutoModelForImageClassification.from_pretrained(
         SHARED_DATA / "deit-tiny-patch16-224", dtype=torch.float32
     ).eval()
-    merged = apply(twin(model), MergeConfig(method="mame", threshold=THRESHOLD))
+    merged = apply(shallow_copy(model), MergeConfig(method="mame", threshold=THRESHOLD))
 
     def alone(images: torch.Tensor) -> None:
         for image in images.split(1):

@@ -19,7 +19,7 @@ from hf_tome.adapters.encoders.dims import encoder_shape
 from hf_tome.inspection.flops import planned_tokens
 from hf_tome.profiling.benchmark import Spread, interleave, ratio
 from hf_tome.profiling.example_inputs import example_inputs
-from hf_tome.profiling.slice_oracle import make_oracle, twin
+from hf_tome.profiling.slice_oracle import make_oracle, shallow_copy
 
 COLUMNS = {
     "model": "model",
@@ -51,8 +51,8 @@ def measure(quick: bool) -> list[Row]:
     config, batch_size = MergeConfig(r=13), 2 if quick else 16
     inputs = example_inputs(model, batch_size)
     plan = planned_tokens(encoder_shape(model.config), config)
-    oracle = make_oracle(twin(model), [[plan[0][0], *(after for _, after in plan)]])
-    variants = {"unmerged": model, "merged": apply(twin(model), config), "oracle": oracle}
+    oracle = make_oracle(shallow_copy(model), [[plan[0][0], *(after for _, after in plan)]])
+    variants = {"unmerged": model, "merged": apply(shallow_copy(model), config), "oracle": oracle}
     steps = {name: stepper(variant, inputs) for name, variant in variants.items()}
     seconds = interleave(steps, 3 if quick else 9, warmup=1, clock="process")
     return [

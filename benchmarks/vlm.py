@@ -29,7 +29,7 @@ from hf_tome.adapters.vision_language.call_args import CACHE, cache_of
 from hf_tome.config import format_config
 from hf_tome.profiling.benchmark import Spread, interleave, ratio
 from hf_tome.profiling.measure import MIB, peak_memory_mib
-from hf_tome.profiling.slice_oracle import twin
+from hf_tome.profiling.slice_oracle import shallow_copy
 
 VISION = {"image_size": 336, "patch_size": 14}
 PRESETS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -109,7 +109,7 @@ class Variant:
     """One config on the same weights: the first token, and the tokens that follow it."""
 
     def __init__(self, model: Any, inputs: dict[str, Tensor], config: MergeConfig | None):
-        self.model = twin(model) if config is None else apply(twin(model), config)
+        self.model = shallow_copy(model) if config is None else apply(shallow_copy(model), config)
         self.inputs = inputs
         self.config = config
         out = self.first_token()

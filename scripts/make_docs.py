@@ -13,11 +13,12 @@ from performance_page import performance_page
 from sections import fill
 
 from hf_tome.adapters.encoders.families import FAMILIES, WRAPPERS
-from hf_tome.adapters.encoders.family import RESTORE, Family
-from hf_tome.adapters.encoders.timm import TIMM_FAMILIES
+from hf_tome.adapters.encoders.family import TOKENS, UNMERGE, Family
+from hf_tome.adapters.encoders.outputs import AttentionPool, FunctionalPool, LatentPool, MeanInput, MeanOutput
+from hf_tome.adapters.encoders.timm import TIMM_FAMILIES, TimmTower
 from hf_tome.adapters.encoders.unsupported import BY_REASON, CHECKED
 from hf_tome.adapters.vision_language.connectors import CONNECTORS
-from hf_tome.adapters.vision_language.models import FEWER, NOT_PROJECTED, VISION_LANGUAGE
+from hf_tome.adapters.vision_language.models import NOT_PROJECTED, SHORTEN_PROMPT, VISION_LANGUAGE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -72,16 +73,16 @@ in the table above can merge projected tokens.)
 
 READS = {
     "class_token": "special tokens",
-    "tokens": "all tokens, merged",
-    "mean_input": "mean by size",
-    "mean_output": "mean by size",
-    "attention_pool": "attention pool by size",
-    "functional_pool": "attention pool by size",
-    "latent_pool": "attention pool by size",
-    "timm_pool": "timm's `global_pool`, by size",
-    "restore": "full grid, restored",
+    TOKENS: "all tokens, merged",
+    MeanInput: "mean by size",
+    MeanOutput: "mean by size",
+    AttentionPool: "attention pool by size",
+    FunctionalPool: "attention pool by size",
+    LatentPool: "attention pool by size",
+    TimmTower: "timm's `global_pool`, by size",
+    UNMERGE: "full grid, restored",
 }
-"""What a head reads, by its kind."""
+"""What a head reads, by its mixin, or by its row where it has none."""
 
 
 def supported_table() -> list[str]:
@@ -94,7 +95,7 @@ def supported_table() -> list[str]:
         models = []
         for name, heads in family.heads.items():
             if not isinstance(heads, str):
-                reads = dict.fromkeys(READS[head.kind] for head in heads if head.kind in READS)
+                reads = dict.fromkeys(READS[key] for row in heads for key in (row.mixin, row) if key in READS)
                 models.append(f"`{name}`" + (f" ({'; '.join(reads)})" if reads else ""))
         types = ", ".join(f"`{name}`" for name in family.model_types)
         switch = "on" if family.proportional else "off"
@@ -106,9 +107,9 @@ def language_table() -> list[str]:
     """Return a Markdown table with a line for each vision-language model that owns a tower."""
     lines = ['| model | `where="tower"` | `where="projected"` |', "|---|---|---|"]
     in_tower = {
-        name: "tower alone" if RESTORE in heads else "fewer tokens"
-        for name, heads in VISION_LANGUAGE.items()
-        if RESTORE in heads or heads == FEWER
+        name: "fewer tokens" if rows == SHORTEN_PROMPT else "tower alone"
+        for name, rows in VISION_LANGUAGE.items()
+        if rows == SHORTEN_PROMPT or any(row.unmerge for row in rows)
     }
     for name in dict.fromkeys([*in_tower, *CONNECTORS, *NOT_PROJECTED]):
         projected = "fewer tokens" if name in CONNECTORS else f"unsupported: {NOT_PROJECTED[name]}"
@@ -124,7 +125,7 @@ def unsupported_classes(family: Family) -> list[str]:
 def models_page() -> str:
     """Return docs/models.md."""
     lines = [INTRODUCTION, *supported_table(), ""]
-    general = [name for name in WRAPPERS if name not in VISION_LANGUAGE]
+    general = list(WRAPPERS)
     lines += ["Around any of these towers: " + ", ".join(f"`{name}`" for name in general) + ".", ""]
     lines += [LANGUAGE_INTRODUCTION, *language_table(), ""]
     lines += [UNSUPPORTED_INTRODUCTION, "Classes of supported families:", ""]

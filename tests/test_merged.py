@@ -5,7 +5,7 @@ import torch
 from zoo import ZOO
 
 from hf_tome import MergeConfig, apply, merged, remove, report, trace
-from hf_tome.api import towers
+from hf_tome.api import targets
 
 VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
 
@@ -15,9 +15,9 @@ def test_a_plain_model_is_plain_again():
     plain = VIT.run(model)
     with merged(model, MergeConfig(r=8)) as inside:
         assert inside is model
-        assert towers(model)[0].config.r == 8
+        assert targets(model)[0].config.r == 8
         assert not torch.equal(VIT.run(model), plain)
-    assert not towers(model)
+    assert not targets(model)
     assert torch.equal(VIT.run(model), plain)
 
 
@@ -27,13 +27,13 @@ def test_an_earlier_merge_is_left_as_it_was():
     plain = VIT.run(model)
     apply(model, MergeConfig(r=4, trace=True))
     before = VIT.run(model)
-    (tower,), reported, source = towers(model), str(report(model)), trace(model).source
+    (tower,), reported, source = targets(model), str(report(model)), trace(model).source
     with merged(model, MergeConfig(r=8)):
         VIT.run(model)
         assert report(model).towers[0].tokens_out == 65 - 3 * 8
     with pytest.raises(IndexError), merged(model, MergeConfig(r=8)):
         raise IndexError
-    assert towers(model) == [tower]
+    assert targets(model) == [tower]
     assert str(report(model)) == reported
     assert torch.equal(trace(model).source, source)
     assert torch.equal(VIT.run(model), before)
@@ -42,7 +42,7 @@ def test_an_earlier_merge_is_left_as_it_was():
 
 def test_a_config_that_does_not_fit_changes_nothing():
     model = apply(VIT.make(), MergeConfig(r=4))
-    (tower,) = towers(model)
+    (tower,) = targets(model)
     with pytest.raises(ValueError, match="layers"), merged(model, MergeConfig(method="mame", layers=[7])):
         raise AssertionError("never entered")
-    assert towers(model) == [tower]
+    assert targets(model) == [tower]

@@ -11,7 +11,7 @@ import transformers as tf
 from PIL import Image
 
 from hf_tome import MergeConfig, UnsupportedModelError, report
-from hf_tome.api import towers
+from hf_tome.api import targets
 from hf_tome.media.audio import AudioError, read_audio, resample
 from hf_tome.media.video import VideoError, read_frames, read_views, spatial_crops, uniform_indices
 from hf_tome.pipelines import TASKS, pipeline
@@ -87,7 +87,7 @@ def test_argument_beats_file_beats_key(tmp_path):
 
 
 def applied(model, **options):
-    return towers(pipeline("image-classification", model, device="cpu", **options))[0].config
+    return targets(pipeline("image-classification", model, device="cpu", **options))[0].config
 
 
 def test_model_objects(models):

@@ -1,42 +1,46 @@
-"""`apply` and `remove`: switch merging on and off in a model that is already loaded."""
+"""`apply`, `remove` and `merged`: switch merging on and off in a model that is already loaded."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
-from .adapters.encoders.attention import MergedAttention
-from .adapters.encoders.block import MergedBlock
-from .adapters.encoders.plan import Plan, plan, unwrap
-from .adapters.encoders.timm import TimmAttention
+from .adapters.adapter import Adapter
+from .adapters.encoders.adapter import EncodersAdapter
+from .adapters.vision_language.adapter import ProjectedAdapter, VisionTowerAdapter
 from .config import MergeConfig
-from .patching.patch import LINK, PARTS, is_on_top, is_swapped, swap, unswap
-from .patching.plans import forward_module
-from .patching.recorder import Link, Tower
+from .errors import UnsupportedModelError
+from .patching.patch import context_of, is_patched, is_topmost, mixin_of, patch, unpatch
+from .patching.plans import Target, attach, check_patches
+from .patching.unwrap import unwrap
 
 ModelT = TypeVar("ModelT")
+
+ADAPTERS: tuple[Adapter, ...] = (ProjectedAdapter(), VisionTowerAdapter(), EncodersAdapter())
+"""Where merging fits. The first that serves the config's place, and finds something in the model, plans; the reason
+why nothing is found is that of the first that gives one. Encoders, which give one for any model, come last."""
+AUTO = ("tower", "denoiser")
+"""The places of `where="auto"`."""
 
 PART_OF_MORE = (
     "`hf_tome.apply` was called on a larger model, which holds this tower as {path!r} and was changed too. Call "
     "`hf_tome.apply` and `hf_tome.remove` on that model."
 )
-ATTENTIONS: dict[str, type] = {"transformers": MergedAttention, "timm": TimmAttention}
-"""What an attention module is swapped for, by the library that it is from."""
 
 
-def apply(model: ModelT, config: MergeConfig) -> ModelT:
+def apply(model: ModelT, config: MergeConfig | None = None, **fields: Any) -> ModelT:
     """Merge tokens in every vision or audio tower of a model, in place.
 
-    The blocks' classes are swapped for subclasses; parameters, state dict, config and the model's own class stay as
+    The blocks' classes are changed to subclasses; parameters, state dict, config and the model's own class stay as
     they are. A second call replaces the first config.
 
     Args:
         model: a transformers model, or a pipeline, PEFT model or compiled model around one.
-        config (`MergeConfig`): what to merge.
+        config (`MergeConfig`, *optional*): what to merge.
+        fields: those of a `MergeConfig`, instead of `config`: `apply(model, r=8)`.
 
     Returns:
         The same object.
@@ -46,19 +50,36 @@ def apply(model: ModelT, config: MergeConfig) -> ModelT:
             reason that it says.
         ValueError: the config does not fit the model, e.g. a schedule longer than the model.
     """
-    check_config(config)
-    plans = plan(model, config)  # whatever can go wrong goes wrong here, before anything is touched
+    # Whatever can go wrong goes wrong in planning, before anything is touched.
+    return replace_targets(model, plan_targets(model, _config_from(config, fields)))
+
+
+def plan_targets(model: object, config: MergeConfig) -> list[Target]:
+    """Return what `apply` would do to a model; nothing is touched.
+
+    Raises:
+        UnsupportedModelError, ValueError: as in `apply`.
+    """
+    root = unwrap(model)
+    places = AUTO if config.where == "auto" else (config.where,)
+    serving = [adapter for adapter in ADAPTERS if not set(places).isdisjoint(adapter.places)]
+    for adapter in serving:
+        if adapter.finds(root):
+            config.at(next(place for place in places if place in adapter.places))  # else a field means nothing there
+            planned = adapter.plan(root, config)
+            check_patches(planned)
+            return planned
+    reasons = (adapter.reason(root) for adapter in serving)
+    raise UnsupportedModelError(next(reason for reason in reasons if reason))
+
+
+def replace_targets(model: ModelT, planned: Sequence[Target]) -> ModelT:
+    """Patch a model as planned, in place of what was merged in it before; returns the same object."""
     _check_root(unwrap(model))
     remove(model)
-    for new in plans:
-        _attach(new)
+    for target in planned:
+        attach(target)
     return model
-
-
-def check_config(config: object, name: str = "config") -> None:
-    """Raise a `TypeError` unless `config` is a `MergeConfig`; `name` is what the caller calls it."""
-    if not isinstance(config, MergeConfig):
-        raise TypeError(f"`{name}` is a {type(config).__name__}; it takes a MergeConfig, as in MergeConfig(r=16).")
 
 
 def remove(model: ModelT) -> ModelT:
@@ -70,76 +91,104 @@ def remove(model: ModelT) -> ModelT:
     Raises:
         RuntimeError: only part of what `apply` changed is in this model, or something else has changed it since.
     """
-    swapped = _swapped_modules(unwrap(model))
-    _check_removable(swapped)
-    for module in swapped:
-        unswap(module)
+    root = unwrap(model)
+    patched = _patched(root)
+    _check_removable(root, patched)
+    for module in patched:
+        unpatch(module)
     return model
 
 
 @contextmanager
-def merged(model: ModelT, config: MergeConfig) -> Iterator[ModelT]:
-    """Merge tokens within a `with` block; afterwards the model is as it was, with the merge that it had, if any.
+def merged(model: ModelT, config: MergeConfig | None = None, **fields: Any) -> Iterator[ModelT]:
+    """Merge tokens within a `with` block, and give back whatever was before, also after an exception.
+
+    Args:
+        model, config, fields: as in `apply`.
 
     Raises:
-        As `apply`.
+        UnsupportedModelError, ValueError: as in `apply`; the model is as it was.
     """
     root = unwrap(model)
-    # The same objects come back, so that `report` and `trace` still show the last pass of the earlier merge.
-    earlier = [(module, getattr(type(module), PARTS)[0], module.__dict__[LINK]) for module in _swapped_modules(root)]
-    apply(model, config)
+    before = [(module, mixin_of(module), context_of(module)) for module in _patched(root)]
+    apply(model, config, **fields)
     try:
         yield model
     finally:
         remove(model)
-        for module, mixin, link in earlier:
-            swap(module, mixin, link)
+        for module, mixin, context in before:
+            patch(module, mixin, context)
 
 
-def towers(model: object) -> list[Tower]:
-    """Return the towers of a model in which tokens are merged, in the order of its modules."""
-    found: dict[int, Tower] = {}
-    for link in _links(unwrap(model)):
-        found.setdefault(id(link.tower), link.tower)
+def is_merged(model: object) -> bool:
+    """Return whether `apply` was called on a model, or on a part of it."""
+    return bool(targets(model))
+
+
+def get_config(model: object) -> MergeConfig | None:
+    """Return the config that `apply` was called with; `None` where nothing merges, the first of several."""
+    found = targets(model)
+    return found[0].config if found else None
+
+
+def targets(model: object) -> list[Target]:
+    """Return where in a model tokens merge, in the order of its modules."""
+    found: dict[int, Target] = {}
+    for module in _patched(unwrap(model)):
+        target = context_of(module).target
+        found.setdefault(id(target), target)
     return list(found.values())
 
 
-def _attach(planned: Plan) -> None:
-    tower, mixin = planned.tower, ATTENTIONS[planned.tower.family.library]
-    for index, (block, attention) in enumerate(zip(planned.blocks, planned.attentions)):
-        swap(block, MergedBlock, Link(tower, index))
-        swap(attention, mixin, Link(tower, index, forward_module(attention)))
-    # Video-LLaVA's towers, one for images and one for videos, ask for the same site.
-    sites = [(site, mixin) for site, mixin in planned.sites if not is_swapped(site)]
-    for site, mixin in sites:
-        swap(site, mixin, Link(tower))
-    tower.num_swapped = 2 * len(planned.blocks) + len(sites)
+def check_config(config: object, name: str = "config") -> None:
+    """Raise a `TypeError` unless `config` is a `MergeConfig`; `name` is what the caller calls it."""
+    if not isinstance(config, MergeConfig):
+        raise TypeError(f"`{name}` is a {type(config).__name__}; it takes a MergeConfig, as in MergeConfig(r=16).")
 
 
-def _check_removable(swapped: Sequence[nn.Module]) -> None:
-    for module in swapped:
-        if not is_on_top(module):
+def _config_from(config: MergeConfig | None, fields: dict[str, Any]) -> MergeConfig:
+    if config is None and fields:
+        return MergeConfig.from_dict(fields)
+    check_config(config)
+    if fields:
+        raise TypeError(
+            f"There are both a `config` and {', '.join(map(repr, fields))}; pass one MergeConfig, or its fields alone."
+        )
+    return config  # type: ignore[return-value]
+
+
+def _patched(root: nn.Module) -> list[nn.Module]:
+    return [module for module in root.modules() if is_patched(module)]
+
+
+def _check_removable(root: nn.Module, patched: Sequence[nn.Module]) -> None:
+    for module in patched:
+        if not is_topmost(module):
             raise RuntimeError(
                 f"The class of a {type(module).__name__} has been changed again since `hf_tome.apply`, as FSDP and "
                 "parametrizations do, so merging cannot be taken out of it. Undo that first."
             )
-    found = Counter(id(module.__dict__[LINK].tower) for module in swapped)
-    for tower in {id(module.__dict__[LINK].tower): module.__dict__[LINK].tower for module in swapped}.values():
-        if found[id(tower)] < tower.num_swapped:
-            raise RuntimeError(PART_OF_MORE.format(path=tower.path))
+    inside_root = set(map(id, root.modules()))
+    for target in targets(root):
+        inside_tower = set(map(id, target.module.modules()))
+        own = [id(module) in inside_tower for module in patched if context_of(module).target is target]
+        # Blocks may have been cut out of the tower since; but what was patched around it has to be here.
+        is_whole = own.count(False) == target.num_around and (id(target.module) in inside_root or not any(own))
+        if len(own) < target.num_patches and not is_whole:
+            raise RuntimeError(PART_OF_MORE.format(path=target.path))
 
 
 def _check_root(root: nn.Module) -> None:
     """Raise where blocks were merged as part of a larger model, whose head would not know of another config."""
-    for name, module in root.named_modules():
-        link = module.__dict__.get(LINK)
-        if link is not None and link.index >= 0 and not f".{name}".startswith(f".{link.tower.path}"):
-            raise RuntimeError(PART_OF_MORE.format(path=link.tower.path))
+    for target in targets(root):
+        if not any(_is_at(module, target.path, target.module) for module in root.modules()):
+            raise RuntimeError(PART_OF_MORE.format(path=target.path))
 
 
-def _links(model: nn.Module) -> list[Link]:
-    return [module.__dict__[LINK] for module in _swapped_modules(model)]
-
-
-def _swapped_modules(root: nn.Module) -> list[nn.Module]:
-    return [module for module in root.modules() if is_swapped(module)]
+def _is_at(root: nn.Module, path: str, module: nn.Module) -> bool:
+    """Return whether `module` is at a dotted path of `root`, or wrapped there."""
+    try:
+        found = root.get_submodule(path)
+    except AttributeError:
+        return False
+    return any(inner is module for inner in found.modules())

@@ -18,7 +18,7 @@ from transformers.pipelines.image_classification import ImageClassificationPipel
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
-from .api import apply, towers
+from .api import apply, targets
 from .config import MergeConfig
 from .config.merge_config import CONFIG_NAME
 from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
@@ -249,7 +249,7 @@ def pipeline(
 
 
 def _config_of(model: PreTrainedModel) -> MergeConfig | None:
-    merged = towers(model)
+    merged = targets(model)
     if merged:
         return merged[0].config
     values = getattr(model.config, CONFIG_KEY, None)

@@ -11,7 +11,7 @@ import transformers as tf
 import yaml
 
 from hf_tome import MergeConfig, apply, from_pretrained, pipeline, save_pretrained
-from hf_tome.api import towers
+from hf_tome.api import targets
 from hf_tome.hub.save_load import own_class
 
 R8 = MergeConfig(r=8)
@@ -102,7 +102,7 @@ def test_the_processor_comes_from_where_the_model_came_from(tmp_path):
     source = small.vit(tmp_path / "source")
     save_pretrained(merged(source), tmp_path / "out")
     pipe = pipeline("image-classification", tmp_path / "out", device="cpu")
-    assert towers(pipe)[0].config == R8
+    assert targets(pipe)[0].config == R8
     assert pipe(small.picture()) == pipeline("image-classification", source, merge_config=R8)(small.picture())
     loaded = from_pretrained(tmp_path / "out")  # and on it goes
     save_pretrained(loaded, tmp_path / "again")
@@ -202,7 +202,7 @@ def test_remote_code_runs_only_where_the_user_says_so(remote):
                 load(remote, merge_config=R8, **options)
     model = from_pretrained(remote, R8, trust_remote_code=True)
     assert model.is_remote
-    assert towers(model)[0].config == R8
+    assert targets(model)[0].config == R8
     R8.save_pretrained(remote)
     assert from_pretrained(remote, trust_remote_code=True).is_remote
     assert pipeline("image-classification", remote, trust_remote_code=True)(small.picture())
@@ -235,15 +235,15 @@ def test_argument_beats_file_beats_key(tmp_path):
     config = tf.AutoConfig.from_pretrained(folder)
     config.merge_config = MergeConfig(r=2).to_dict()
     config.save_pretrained(folder)
-    assert towers(from_pretrained(folder))[0].config.r == 2
+    assert targets(from_pretrained(folder))[0].config.r == 2
     MergeConfig(r=4).save_pretrained(folder)
-    assert towers(from_pretrained(folder))[0].config.r == 4
-    assert towers(from_pretrained(folder, MergeConfig(r=6)))[0].config.r == 6
+    assert targets(from_pretrained(folder))[0].config.r == 4
+    assert targets(from_pretrained(folder, MergeConfig(r=6)))[0].config.r == 6
 
 
 def test_plain_transformers_loads_it_unmerged(tmp_path):
     model = merged()
     save_pretrained(model, tmp_path)
     plain = tf.AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert not towers(plain)
+    assert not targets(plain)
     assert all(torch.equal(plain.state_dict()[name], value) for name, value in model.state_dict().items())

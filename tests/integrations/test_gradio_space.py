@@ -14,7 +14,7 @@ from small import ast, dual, llava, picture, videomae, write_clip, write_sound
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
 
-from hf_tome.api import towers
+from hf_tome.api import targets
 from hf_tome.demo.digits_scenes import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def test_an_image(photo):
     for top in found.top.values():
         assert len(top) == 5
         assert 0 < sum(top.values()) <= 1
-    assert not towers(merging.load("digits-vit").model)  # unmerged again
+    assert not targets(merging.load("digits-vit").model)  # unmerged again
     table = found.table()
     assert [len(row) for row in table] == [len(merging.COLUMNS)] * 3
     assert table[0][1:] == ["257 of 257", "0.17", table[0][3], "1.00"]
@@ -87,7 +87,7 @@ def test_clips_sounds_and_models_without_classes(tmp_path, photo, build):
     kind = merging.load(folder).kind
     found = merging.merge(folder, str(files[kind]), "MaMe", 4, SAME, 0.5)
     assert list(found.tokens) == ["unmerged", "MaMe"]
-    assert not towers(merging.load(folder).model)
+    assert not targets(merging.load(folder).model)
     assert bool(found.top) == (build in (videomae, ast))
 
 

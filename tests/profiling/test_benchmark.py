@@ -9,10 +9,10 @@ import torch
 from zoo import ZOO
 
 from hf_tome import MergeConfig, apply, report
-from hf_tome.patching.patch import is_swapped
+from hf_tome.patching.patch import is_patched
 from hf_tome.profiling.benchmark import Spread, benchmark, interleave, ratio, why_no_speedup
 from hf_tome.profiling.example_inputs import example_inputs
-from hf_tome.profiling.slice_oracle import make_oracle, twin
+from hf_tome.profiling.slice_oracle import make_oracle, shallow_copy
 
 VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
 CPU = torch.device("cpu")
@@ -21,22 +21,22 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("zoo", ZOO, ids=lambda zoo: zoo.name)
 def test_the_oracle_cuts_to_the_schedule(zoo):
     model = zoo.make()
-    merged = apply(twin(model), MergeConfig(r=6))
+    merged = apply(shallow_copy(model), MergeConfig(r=6))
     with torch.no_grad():
         zoo.run(merged)
         tokens = [[tower.computed[0][0], *(after for _, after in tower.computed)] for tower in report(merged).towers]
-        oracle = make_oracle(twin(model), tokens)
+        oracle = make_oracle(shallow_copy(model), tokens)
         zoo.run(oracle)
     assert [tower.computed for tower in report(oracle).towers] == [tower.computed for tower in report(merged).towers]
-    assert not any(is_swapped(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
 
 
 def test_a_twin_shares_the_weights():
     model = apply(VIT.make(), MergeConfig(r=6))
-    copy = twin(model)
+    copy = shallow_copy(model)
     assert all(one is other for one, other in zip(model.parameters(), copy.parameters(), strict=True))
-    assert not any(is_swapped(module) for module in copy.modules())
-    assert any(is_swapped(module) for module in model.modules())
+    assert not any(is_patched(module) for module in copy.modules())
+    assert any(is_patched(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("config", [MergeConfig(r=6), MergeConfig(method="mame", threshold=0.3, layers=range(3))])
@@ -48,7 +48,7 @@ def test_benchmark(config):
     assert result.batch_size == 2
     assert result.tokens[1] < result.tokens[0] == 65
     assert result.gflops < result.gflops_unmerged
-    assert not any(is_swapped(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
     assert result.to_dict()["config"] == config.to_dict()
 
 

@@ -1,4 +1,4 @@
-"""`import hf_tome` and `hf-tome --help` load nothing heavy, and the lazily imported public names are all there."""
+"""`import hf_tome` and `hf-tome --help` load nothing heavy, public names are all there, and rooms import one way."""
 
 import ast
 import subprocess
@@ -60,3 +60,82 @@ def test_unknown_names_are_attribute_errors():
         _ = hf_tome.aply
     with pytest.raises(ImportError, match="aply"):
         exec("from hf_tome import aply")
+
+
+PACKAGE = Path(hf_tome.__file__).parent
+SPLIT = ("adapters", "evaluation")
+"""Folders whose sub-folders are rooms of their own."""
+ORDER = [
+    ["version", "media"],
+    ["errors"],
+    ["merging"],
+    ["config"],
+    ["patching"],
+    ["adapters"],  # what an adapter is; its folders follow
+    ["adapters/encoders"],
+    ["adapters/vision_language"],
+    ["api"],
+    ["inspection"],
+    ["profiling"],
+    ["hub"],
+    ["pipelines", "visualize"],
+    ["evaluation/data"],
+    ["evaluation/store"],
+    ["evaluation/metrics"],
+    ["evaluation/tasks", "evaluation/reporting"],
+    ["evaluation/search"],
+    ["evaluation"],
+    ["demo"],
+    ["cli"],
+    ["__main__"],
+]
+"""The rooms from the lowest up (DESIGN.md, "The house"): each imports only rooms of lower lines."""
+UPWARD = {
+    ("evaluation/data", "evaluation"): "being sorted",
+    ("evaluation/store", "evaluation"): "being sorted",
+    ("evaluation/tasks", "evaluation"): "being sorted",
+    ("evaluation/search", "evaluation"): "being sorted",
+}
+"""Imports that still run upwards, and why."""
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    folder = PACKAGE.joinpath(*parts[:2])
+    return "/".join(parts[:2]) if parts[0] in SPLIT and len(parts) > 1 and folder.is_dir() else parts[0]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Return the rooms that a file imports when it runs; blocks under TYPE_CHECKING import nothing then."""
+    package = path.relative_to(PACKAGE).with_suffix("").parts
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    rooms = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in hidden:
+            base = (*package[: len(package) - node.level], *(node.module.split(".") if node.module else ()))
+            for alias in node.names:
+                target = PACKAGE.joinpath(*base, alias.name)
+                parts = (*base, alias.name) if target.with_suffix(".py").is_file() or target.is_dir() else base
+                rooms |= {room_of(parts)} if parts else set()
+    return rooms
+
+
+def test_rooms_import_one_way():
+    height = {room: index for index, line in enumerate(ORDER) for room in line}
+    seen = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        room = room_of(parts)
+        for other in imported_rooms(path) - {room}:
+            if (room, other) in UPWARD:
+                seen.add((room, other))
+            else:
+                assert height[other] < height[room], f"{path.relative_to(PACKAGE)} imports {other}"
+    assert seen == set(UPWARD), "an import no longer runs upwards: take it out of UPWARD"

@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_tome import MergeConfig, apply, merging, remove
 from hf_tome.adapters.vision_language.connectors import CONNECTORS
-from hf_tome.adapters.vision_language.models import FEWER, VISION_LANGUAGE
-from hf_tome.patching.patch import LINK
+from hf_tome.adapters.vision_language.models import SHORTEN_PROMPT, VISION_LANGUAGE
+from hf_tome.patching.patch import CONTEXT
 
 IMAGE_TOKEN, VIDEO_TOKEN, PAD, NEW = 98, 97, 0, 5
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
@@ -368,7 +368,7 @@ class Vlm:
         """Yield each prompt's inputs for a plain model: the merged model's features, and as many placeholders."""
         alone = partial(self.alone, model)
         if self.connector.mrope:
-            alone = partial(self.alone_on_grid, plain(model), model.base_model.__dict__[LINK].tower.config)
+            alone = partial(self.alone_on_grid, plain(model), model.base_model.__dict__[CONTEXT].target.config)
         for pieces, chosen in zip(texts_for(images), images):
             yield alone(pieces, chosen)
 
@@ -453,7 +453,7 @@ VLMS: tuple[Vlm, ...] = (
 )
 """One for every row of the connectors."""
 
-FEW = {name.removesuffix("Model") for name, heads in VISION_LANGUAGE.items() if heads == FEWER}
+FEW = {name.removesuffix("Model") for name, heads in VISION_LANGUAGE.items() if heads == SHORTEN_PROMPT}
 CASES = [(vlm, "projected") for vlm in VLMS] + [(vlm, "tower") for vlm in VLMS if vlm.name in FEW]
 CONFIGS = {
     ("tower", "tome"): MergeConfig(r=6),

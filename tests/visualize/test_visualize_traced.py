@@ -11,7 +11,7 @@ pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
 
 from hf_tome import MergeConfig, apply, report
-from hf_tome.api import towers
+from hf_tome.api import targets
 from hf_tome.cli.pictures import load_model
 from hf_tome.visualize import compare_sheet, input_kind, merged_image, trace_input
 
@@ -45,7 +45,7 @@ def test_every_family_can_be_drawn(zoo):
     model = zoo.make()
     kind = input_kind(model)
     traced = trace_input(model, PROCESSORS.get(zoo.name, CLASSIC), CONTENTS[kind], CONFIG)
-    assert not towers(model)  # unmerged again
+    assert not targets(model)  # unmerged again
     assert len(traced.sources) == 3
     for block, source in enumerate(traced.sources):
         # 64 patches (of AST 9 x 7), 6 of which are merged in each of the 3 blocks
@@ -60,12 +60,12 @@ def test_a_merge_that_the_user_applied_is_left_as_it_was():
     zoo = next(zoo for zoo in ZOO if zoo.name == "vit")
     model = apply(zoo.make(), MergeConfig(r=3))
     output = zoo.run(model)
-    (tower,), reported = towers(model), str(report(model))
+    (tower,), reported = targets(model), str(report(model))
     assert input_kind(model) == "image"
     trace_input(model, CLASSIC, CONTENTS["image"], CONFIG)
     with pytest.raises(ValueError, match="for one picture"):
         trace_input(model, Tiles(), picture(), CONFIG)
-    assert towers(model) == [tower]
+    assert targets(model) == [tower]
     assert str(report(model)) == reported
     assert torch.equal(zoo.run(model), output)
 
@@ -153,7 +153,7 @@ def test_inputs_that_do_not_fit_are_refused():
         trace_input(model, Tiles(), picture(), CONFIG)
     with pytest.raises(ValueError, match="sees 3 x 3 pixels, less than one patch of 4 x 4"):
         trace_input(model, Tiny(), picture(), CONFIG)
-    assert not towers(model)  # an error leaves nothing merged
+    assert not targets(model)  # an error leaves nothing merged
     with pytest.raises(ValueError, match="The clip has 1 frames, but a token of this model covers 2"):
         trace_input(by_name["videomae"].make(), OneFrame(), CONTENTS["video"], CONFIG)
     masked = tf.ViTMAEModel(tf.ViTMAEConfig(**{**by_name["vit_mae"].make().config.to_dict(), "mask_ratio": 0.75}))

@@ -59,14 +59,14 @@ def _load(name: str, device: str, dtype: str) -> Any:
     """Load a model in the class that it was saved as; of one with a text tower, the tower that merges."""
     from operator import attrgetter
 
-    from ..api import apply, remove, towers
+    from ..api import apply, remove, targets
     from ..config import MergeConfig
     from ..hub.save_load import load_unmerged
     from ..hub.sources import is_folder
 
     is_folder(name, "model")  # a path that is none would be taken for a Hub id
     model = load_unmerged(name, dtype=dtype).to(device).eval()
-    path = towers(apply(model, MergeConfig(r=0)))[0].path if hasattr(model.config, "text_config") else ""
+    path = targets(apply(model, MergeConfig(r=0)))[0].path if hasattr(model.config, "text_config") else ""
     return attrgetter(path)(remove(model)) if path else model
 
 

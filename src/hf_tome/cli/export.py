@@ -55,9 +55,9 @@ def export_command(
 
 def _exported_path(model: Any) -> str:
     """Return where the tower of a model with text is, "" for a model that is exported as a whole."""
-    from ..api import towers
+    from ..api import targets
 
-    return towers(model)[0].path if hasattr(model.config, "text_config") else ""
+    return targets(model)[0].path if hasattr(model.config, "text_config") else ""
 
 
 def _write_onnx(model: Any, out: Path, check: bool) -> float | None:

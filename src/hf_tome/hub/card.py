@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ..adapters.encoders.plan import unwrap
 from ..files import write_whole
 from ..inspection.reports import report
+from ..patching.unwrap import unwrap
 from .sources import hub_id
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.encoders.plan import unwrap
-from ..api import towers
+from ..api import targets
 from ..inspection.reports import depends_on_images
+from ..patching.unwrap import unwrap
 from ..profiling.example_inputs import example_inputs
 
 OPSET = 18
@@ -109,7 +109,7 @@ def _output_names(root: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
 def _check(root: nn.Module) -> None:
     if root.training:
         raise ValueError("The model is in training mode; call `model.eval()` before exporting it.")
-    if any(depends_on_images(tower) for tower in towers(root)):
+    if any(depends_on_images(target) for target in targets(root)):
         raise ValueError(
             "With MaMe's threshold the number of tokens depends on the images, and a graph has fixed shapes. Set "
             "`keep_ratio`, which fixes the number, as in MergeConfig(method='mame', keep_ratio=0.5)."
@@ -136,13 +136,13 @@ def _translations() -> dict[Any, Any]:
 
 @contextmanager
 def _passes_kept(root: nn.Module) -> Iterator[None]:
-    """Keep the towers' latest passes: that of an export has tensors without values, which no report can count."""
-    kept = [(tower, tower.last) for tower in towers(root)]
+    """Keep the summaries of the last passes: that of an export has no values, which no report can count."""
+    kept = [(target.recorder, target.recorder.summary) for target in targets(root)]
     try:
         yield
     finally:
-        for tower, last in kept:
-            tower.last = last
+        for recorder, summary in kept:
+            recorder.summary = summary
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import transformers
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from ..adapters.encoders.plan import unwrap
-from ..api import apply, check_config, towers
+from ..api import apply, check_config, targets
 from ..config import MergeConfig
 from ..config.merge_config import CONFIG_NAME
+from ..patching.unwrap import unwrap
 from .card import write_card
 from .sources import hub_id
 
@@ -54,7 +54,7 @@ def save_pretrained(model: Any, save_directory: str | Path, *, processor: Any = 
             f"`processor` is a {type(processor).__name__}; it takes a processor, image processor, feature extractor "
             "or tokenizer of transformers, which has `save_pretrained`."
         )
-    merged = towers(model)
+    merged = targets(model)
     if not merged:
         raise ValueError(
             "No tokens are merged in this model, so there is no merge config to save. Call `hf_tome.apply` first, or "

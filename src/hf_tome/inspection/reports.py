@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any
 
-from ..adapters.encoders.attention import backend_of
-from ..adapters.encoders.dims import family_shape, timm_shape
-from ..adapters.encoders.plan import unwrap
-from ..api import towers
+from ..api import targets
 from ..config import MergeConfig
-from ..patching.recorder import ForwardState, Tower
+from ..merging.methods import get_method
+from ..patching.plans import Description, Target
+from ..patching.unwrap import unwrap
 from .flops import EncoderShape, merged_flops, planned_tokens
 
 
@@ -103,122 +101,85 @@ class Report:
 def report(model: object) -> Report:
     """Report what merging does to a model: measured in the last forward pass, or planned where there was none."""
     root = unwrap(model)
-    return Report(type(root).__name__, tuple(_report_tower(root, tower) for tower in towers(model)))
+    paths = {id(module): path for path, module in root.named_modules()}
+    reports = [_report_target(target, paths.get(id(target.module), target.path)) for target in targets(root)]
+    return Report(type(root).__name__, tuple(reports))
 
 
-def _report_tower(root: Any, tower: Tower) -> TowerReport:
-    module = attrgetter(tower.path)(root) if tower.path else root
-    shape = _shape(module, tower)
-    state = tower.last
-    num_run = _blocks_run(tower, state)
-    tokens: list | None = None
-    computed: list | None = None
-    if state is not None:
-        computed = list(pairwise(state.tokens))[:num_run]
-        tokens = _mean_counts(state)[:num_run]
-    elif shape is not None and not depends_on_images(tower):
-        tokens = computed = planned_tokens(shape, tower.config)[:num_run]
-    counts: tuple[float | None, float | None] = (None, None)
-    if shape is not None and computed:
-        counts = _gflops(_at_length(shape, computed[0][0]), computed, tower, state)
+def _report_target(target: Target, path: str) -> TowerReport:
+    description, summary, shape = target.describe(), target.recorder.summary, target.plan.shape(target.module)
+    num_run = description.blocks_run
+    tokens: list[tuple[float, float]] | None = None
+    computed: list[tuple[float, float]] | None = None
+    if summary is not None:
+        computed = list(pairwise(summary.tokens))[:num_run]
+        tokens = list(pairwise(summary.mean_tokens()))[:num_run]
+    elif shape is not None and not depends_on_images(target):
+        computed = [*planned_tokens(shape, target.config)[:num_run]]
+        tokens = computed
+    gflops = target.plan.gflops(target.module, summary)
+    if gflops is None and shape is not None and computed:
+        gflops = _gflops(_at_length(shape, computed[0][0]), computed, target, description)
     return TowerReport(
-        path=tower.path,
-        tower=tower.family.tower,
-        method=tower.config.method,
-        config=tower.config.to_dict(),
-        backend=backend_of(module),
-        proportional_attention=tower.proportional,
-        num_special=tower.num_special,
-        heads=tuple(dict.fromkeys(head.says for head in tower.heads if head.says)),
-        measured=state is not None,
-        tokens=tuple(tokens) if tokens is not None else None,
-        computed=tuple(computed) if computed is not None else None,
-        gflops=counts[0],
-        gflops_unmerged=counts[1],
-        notes=tuple(_notes(tower, computed, num_run)),
+        path=path,
+        tower=description.tower,
+        method=target.config.method,
+        config=target.config.to_dict(),
+        backend=description.backend,
+        proportional_attention=description.proportional_attention,
+        num_special=description.num_prefix_tokens,
+        heads=description.outputs,
+        measured=summary is not None,
+        tokens=None if tokens is None else tuple(tokens),
+        computed=None if computed is None else tuple(computed),
+        gflops=None if gflops is None else gflops[0],
+        gflops_unmerged=None if gflops is None else gflops[1],
+        notes=tuple(_notes(target, description, computed)),
     )
 
 
-def _blocks_run(tower: Tower, state: ForwardState | None) -> int:
-    """Return the number of blocks with merged tokens that run: those after the hidden states that are read do not."""
-    reads = tower.reads if state is None else state.reads
-    return tower.num_layers if tower.restore or not reads else min(max(reads), tower.num_layers)
-
-
-def _gflops(shape: EncoderShape, computed: list, tower: Tower, state: ForwardState | None) -> tuple[float, float]:
+def _gflops(shape: EncoderShape, computed: list, target: Target, description: Description) -> tuple[float, float]:
     """Return the GFLOPs of an image with merging and without."""
     full = (shape.num_tokens, shape.num_tokens)
-    behind = [full if tower.restore else (0, 0)] * (shape.num_layers - len(computed))
+    behind = [full if description.unmerged else (0, 0)] * (shape.num_layers - len(computed))
     tokens = [*computed, *behind]
     packed, attended = list(tokens), [before**2 for before, _ in tokens]
-    for block in range(len(computed) if state is not None else 0):
-        ends = [_tokens_run(state, index) for index in (block, block + 1)]  # type: ignore[arg-type]
-        packed[block], attended[block] = (ends[0][0], ends[1][0]), ends[0][1]
+    summary = target.recorder.summary
+    if summary is not None:
+        packed[: len(computed)] = list(pairwise(run for run, _ in summary.computed))[: len(computed)]
+        attended[: len(computed)] = [pairs for _, pairs in summary.computed[: len(computed)]]
     unmerged = merged_flops(shape, [full] * shape.num_layers, MergeConfig())
-    merged = merged_flops(shape, tokens, tower.config, packed=packed, attended=attended)
+    merged = merged_flops(shape, tokens, target.config, packed=packed, attended=attended)
     return merged.gflops, unmerged.gflops
 
 
-def _tokens_run(state: ForwardState, index: int) -> tuple[float, float]:
-    """Return the tokens an image that block `index` is computed with, and the pairs that its attention takes."""
-    packing, count = state.packing[index], state.tokens[index]
-    if packing.lengths is None:
-        return count, count**2
-    images = len(packing.lengths)
-    pairs = sum(length**2 for length in packing.lengths) / images if packing.alone else count**2
-    return sum(packing.lengths) / images, pairs
-
-
-def _notes(tower: Tower, computed: list[tuple[int, int]] | None, num_run: int) -> list[str]:
-    notes = []
-    if not any(tower.merging):
+def _notes(target: Target, description: Description, computed: list[tuple[float, float]] | None) -> list[str]:
+    notes = [*description.notes]
+    if not any(description.merging):
         notes.append(
             "nothing merges: the config asks for no token in any block; the output is the unmerged model's, bit by bit"
         )
     elif computed is None:
         notes.append("how many tokens merge depends on the images; run the model on some, and report again")
     elif all(before == after for before, after in computed):
-        union = ", or use batching='pad' instead of 'union'" if tower.config.batching == "union" else ""
+        union = ", or use batching='pad' instead of 'union'" if target.config.batching == "union" else ""
         notes.append(f"nothing merged in the last forward pass; lower `threshold`{union}")
-    for block, (r, (before, after)) in enumerate(zip(tower.schedule, computed or ())):
-        if r > before - after and tower.config.where == "projected":
-            notes.append(f"fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
-            break
+    for block, (r, (before, after)) in enumerate(zip(description.schedule, computed or ())):
         if r > before - after:
-            notes.append(
-                f"from block {block} on fewer than the r={r} asked for can merge: {before - after} of {before} tokens "
-                f"did"
-            )
+            start = "" if target.config.where == "projected" else f"from block {block} on "
+            notes.append(f"{start}fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
             break
-    if tower.restore:
-        notes.append(f"the full grid of tokens is given back after block {tower.num_layers - 1}")
-    if num_run < tower.num_layers:
-        notes.append(f"the blocks from {num_run} on are not run, as nobody reads them")
+    if description.unmerged:
+        notes.append(f"the full grid of tokens is given back after block {len(description.merging) - 1}")
+    if description.blocks_run < len(description.merging):
+        notes.append(f"blocks {description.blocks_run} and later are skipped: no later hidden state is used")
     return notes
 
 
-def _mean_counts(state: ForwardState) -> list[tuple[float, float]]:
-    counts = [
-        float((size[..., 0] > 0).sum(dim=1).float().mean()) if padded and size is not None else float(count)
-        for size, padded, count in zip(state.size, state.padded, state.tokens)
-    ]
-    return list(pairwise(counts))
-
-
-def depends_on_images(tower: Tower) -> bool:
-    """Return whether the number of tokens that a tower merges depends on the images, as with MaMe's threshold."""
-    method, fields = tower.method, tower.config.match_fields(tower.method)
-    return any(tower.merging) and method.planned_tokens(2, 0, 1, fields) is None
-
-
-def _shape(module: Any, tower: Tower) -> EncoderShape | None:
-    if tower.config.where == "projected":
-        return None  # the tower runs as ever, and what the language model saves goes by the prompt
-    try:
-        shape = timm_shape(module) if tower.family.library == "timm" else family_shape(tower.family, module.config)
-    except ValueError:
-        return None  # a config whose sizes are not known costs the report its GFLOPs, nothing else
-    return replace(shape, num_special=tower.num_special)
+def depends_on_images(target: Target) -> bool:
+    """Return whether the number of tokens that merge depends on the images, as with MaMe's threshold."""
+    method, config = get_method(target.config.method), target.config
+    return any(target.describe().merging) and method.planned_tokens(2, 0, 1, config.match_fields(method)) is None
 
 
 def _at_length(shape: EncoderShape, num_tokens: int) -> EncoderShape:

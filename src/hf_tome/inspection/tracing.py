@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..api import towers
+from ..api import targets
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def trace(model: object, tower: int = 0) -> Trace:
     Raises:
         ValueError: the model was not applied with `MergeConfig(trace=True)`, or has not run since.
     """
-    found = towers(model)
+    found = targets(model)
     if not found:
         raise ValueError(
             "No tokens are merged in this model; call `hf_tome.apply(model, MergeConfig(..., trace=True))`."
@@ -44,17 +44,15 @@ def trace(model: object, tower: int = 0) -> Trace:
     chosen = found[tower]
     if not chosen.config.trace:
         raise ValueError("The model was applied with trace=False; apply it again with `MergeConfig(..., trace=True)`.")
-    state = chosen.last
-    if state is None:
+    summary = chosen.recorder.summary
+    if summary is None:
         raise ValueError("The model has not run since `apply`; run it on some input first.")
-    reference = next((s for s in (*state.source, *state.size) if s is not None), None)
-    batch_size = 1 if reference is None else reference.shape[0]
-    device = None if reference is None else reference.device
-    identity = torch.arange(state.tokens[0], device=device).expand(batch_size, -1)
+    state = summary.state
+    identity = torch.arange(state.tokens[0], device=state.device).expand(state.batch_size, -1)
     if state.size[0] is not None:
         identity = identity.masked_fill(state.size[0][..., 0] == 0, -1)  # padding from the start
     by_block = tuple(identity if source is None else source for source in state.source[1:])
     size = state.size[-1]
     if size is None:
-        size = torch.ones((batch_size, state.tokens[-1], 1), device=device)
-    return Trace(by_block[-1], size, chosen.num_special, by_block)
+        size = torch.ones((state.batch_size, state.tokens[-1], 1), device=state.device)
+    return Trace(by_block[-1], size, chosen.describe().num_prefix_tokens, by_block)

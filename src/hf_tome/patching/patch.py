@@ -1,4 +1,4 @@
-"""Swap the class of a module instance for a subclass, and back.
+"""Change the class of a module instance to a subclass, and back.
 
 The instance keeps its parameters, buffers, hooks and name, so state dicts, devices and wrappers see nothing.
 """
@@ -8,67 +8,82 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .recorder import Link
+if TYPE_CHECKING:
+    from .plans import MergeContext
 
-LINK = "_hf_tome"
-PARTS = "_hf_tome_parts"
+CONTEXT = "_hf_tome"
+"""Attribute of a patched module that holds its `MergeContext`."""
+PATCHED_FROM = "_hf_tome_patched_from"
 """Attribute of the classes made here: the mixin, and the module's own class."""
 
 # The classes made here inherit the rest from the module's own class, of which a type checker cannot know.
 _Module: Any = object
 
 
-class Swapped(_Module):
-    """Marks the classes made here, and pickles their instances, whose class no module holds by name."""
+class PatchedModule(_Module):
+    """Base of all mixins; it pickles instances, whose class no Python module holds by name."""
+
+    reads_sizes: bool = False
+    """Whether the mixin reads the sizes of a pass after its last block (see `Recorder.reader`)."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
-        return _rebuild, getattr(type(self), PARTS), self.__dict__
+        return _rebuild, getattr(type(self), PATCHED_FROM), self.__dict__
 
 
-class StandIn(Swapped):
-    """Marks those that stand in for whole models: transformers asks for signatures, so they are the model's own."""
+class PatchedModel(PatchedModule):
+    """Base of mixins for whole models: transformers inspects signatures, so the methods keep the model's own."""
 
     methods: tuple[str, ...] = ()
-    """What is overridden."""
+    """The methods that the mixin overrides."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Build a plain model where one is built from a config, as in `type(model).from_pretrained(...)`."""
-        return getattr(cls, PARTS)[1](*args, **kwargs) if args or kwargs else super().__new__(cls)
+        return getattr(cls, PATCHED_FROM)[1](*args, **kwargs) if args or kwargs else super().__new__(cls)
 
 
-def swap(module: nn.Module, mixin: type, link: Link) -> None:
-    """Give `module` the behaviour of `mixin`, and the link that it reads."""
+def patch(module: nn.Module, mixin: type, context: MergeContext) -> None:
+    """Give `module` the behaviour of `mixin`, and the context that it reads."""
     base: Any = type(module)
     module.__class__ = _subclass(mixin, base)
     # Not a module or parameter, so this bypasses nn.Module's registration on purpose.
-    module.__dict__[LINK] = link
+    module.__dict__[CONTEXT] = context
     _rebind(module)
 
 
-def unswap(module: nn.Module) -> None:
-    """Give `module` its own class back; the inverse of `swap`."""
+def unpatch(module: nn.Module) -> None:
+    """Give `module` its own class back; the inverse of `patch`."""
     module.__class__ = own_class(module)
-    module.__dict__.pop(LINK, None)
+    module.__dict__.pop(CONTEXT, None)
     _rebind(module)
 
 
-def is_swapped(module: nn.Module) -> bool:
-    """Return whether `module` carries a class made by `swap`."""
-    return isinstance(module, Swapped)
+def is_patched(module: object) -> bool:
+    """Return whether `module` has a class made by `patch`."""
+    return isinstance(module, PatchedModule)
 
 
-def is_on_top(module: nn.Module) -> bool:
-    """Return whether a swapped module's class is still the one that `swap` made, not one that was made of it since."""
-    return PARTS in vars(type(module))
+def is_topmost(module: nn.Module) -> bool:
+    """Return whether the class is exactly the patched class (not subclassed again, e.g. by FSDP)."""
+    return PATCHED_FROM in vars(type(module))
 
 
 def own_class(module: nn.Module) -> Any:
-    """Return the class that a module had before it was swapped, if it was."""
-    return getattr(type(module), PARTS, (None, type(module)))[1]
+    """Return the class that a module has without a patch."""
+    return getattr(type(module), PATCHED_FROM, (None, type(module)))[1]
+
+
+def mixin_of(module: nn.Module) -> Any:
+    """Return the mixin that a module is patched with, or `None`."""
+    return getattr(type(module), PATCHED_FROM, (None, None))[0]
+
+
+def context_of(module: Any) -> MergeContext:
+    """Return the context of a patched module."""
+    return getattr(module, CONTEXT)
 
 
 def hooked_forward(module: nn.Module) -> MethodType | None:
@@ -88,7 +103,7 @@ def _subclass(mixin: Any, base: Any) -> type:
     # The name stays: device maps, FSDP policies and printed models go by it. GradientCheckpointingLayer wraps the
     # forward of every new subclass, so the mixin's is checkpointed as the original is.
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    names[PARTS] = mixin, base
+    names[PATCHED_FROM] = mixin, base
     for name in getattr(mixin, "methods", ()):
         names[name] = _with_signature(getattr(mixin, name), getattr(base, name))
     return type(base.__name__, (mixin, base), names)
@@ -96,10 +111,10 @@ def _subclass(mixin: Any, base: Any) -> type:
 
 def _with_signature(method: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(like)
-    def standing_in(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
         return method(self, *args, **kwargs)
 
-    return standing_in
+    return patched
 
 
 def _rebuild(mixin: type, base: type) -> nn.Module:

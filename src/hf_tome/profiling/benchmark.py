@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.encoders.plan import unwrap
 from ..api import apply
 from ..config import MergeConfig
 from ..inspection.reports import TowerReport, report
+from ..patching.unwrap import unwrap
 from .measure import peak_memory_mib, synchronize
-from .slice_oracle import make_oracle, twin
+from .slice_oracle import make_oracle, shallow_copy
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
@@ -120,11 +120,11 @@ def benchmark(
     if clock not in CLOCKS:
         raise ValueError(f"`clock` is {clock!r}; it takes one of {', '.join(map(repr, CLOCKS))}.")
     root = unwrap(model)
-    merged = apply(twin(root), config)
+    merged = apply(shallow_copy(root), config)
     merged(**inputs)  # tells what MaMe, whose schedule depends on the images, is going to do
     tower_reports = report(merged).towers
-    oracle = make_oracle(twin(root), [_path(tower) for tower in tower_reports])
-    variants: dict[str, nn.Module] = {"unmerged": twin(root), "merged": merged, "oracle": oracle}
+    oracle = make_oracle(shallow_copy(root), [_path(tower) for tower in tower_reports])
+    variants: dict[str, nn.Module] = {"unmerged": shallow_copy(root), "merged": merged, "oracle": oracle}
     runs = {name: _runner(wrap(variant) if wrap else variant, inputs) for name, variant in variants.items()}
 
     device = next(root.parameters()).device

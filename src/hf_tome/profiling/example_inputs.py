@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..adapters.encoders.families import family_of, tower_config
 from ..adapters.encoders.inputs import IMAGE
-from ..adapters.encoders.plan import unwrap
+from ..patching.unwrap import unwrap
 
 
 def example_inputs(

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..api import apply, remove, towers
+from ..api import plan_targets, remove, replace_targets
 from ..config import MergeConfig
 from ..merging import MatchInputs, Merge, Method
+from ..patching.plans import Target
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-class Cut(Merge):
+class TokenSlice(Merge):
     """Keep the first M of N tokens; sizes are kept only where they mark padding."""
 
     def __init__(self, num_input: int, num_output: int, batch_size: int, device: torch.device):
@@ -48,12 +50,12 @@ class Cut(Merge):
         return self._kept
 
 
-def _cut(inputs: MatchInputs) -> Merge:
+def _slice(inputs: MatchInputs) -> Merge:
     batch_size, num_tokens = inputs.metric.shape[:2]
-    return Cut(num_tokens, num_tokens - inputs.r, batch_size, inputs.metric.device)
+    return TokenSlice(num_tokens, num_tokens - inputs.r, batch_size, inputs.metric.device)
 
 
-CUT = Method("slice", _cut, metric="x", proportional=False, drops_tokens=True)
+SLICE = Method("slice", _slice, metric="x", proportional=False, drops_tokens=True)
 
 
 def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]]) -> ModelT:
@@ -64,16 +66,18 @@ def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]]) -> ModelT:
         tokens: for each tower, the tokens into each block and, last, those out of the last one.
     """
     # The config only makes every block a merging one; what it does is set below.
-    apply(model, MergeConfig(r=1, proportional_attention=False))
-    for tower, counts in zip(towers(model), tokens):
-        whole = [round(count) for count in counts]
-        tower.method = CUT
-        tower.schedule = tuple(before - after for before, after in pairwise(whole))
-        tower.merging = tuple(cut > 0 for cut in tower.schedule)
-    return model
+    planned = plan_targets(model, MergeConfig(r=1, proportional_attention=False))
+    return replace_targets(model, [_sliced(target, counts) for target, counts in zip(planned, tokens)])
 
 
-def twin(model: ModelT) -> ModelT:
+def _sliced(target: Target, tokens: Sequence[float]) -> Target:
+    counts = [round(count) for count in tokens]
+    schedule = tuple(before - after for before, after in pairwise(counts))
+    merging = tuple(cut > 0 for cut in schedule)
+    return replace(target, plan=replace(target.plan, method=SLICE, schedule=schedule, merging=merging))
+
+
+def shallow_copy(model: ModelT) -> ModelT:
     """Return an unmerged copy of a model's modules around the same parameters and buffers: it costs no memory."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return remove(copy.deepcopy(model, shared))

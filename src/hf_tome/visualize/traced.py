@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..adapters.encoders.inputs import TokenGrid
-from ..adapters.encoders.plan import unwrap
-from ..api import merged, towers
+from ..api import merged, targets
 from ..config import MergeConfig
 from ..inspection.tracing import Trace, trace
 from .view import model_frames, model_view, spectrogram_view
@@ -43,7 +41,7 @@ def input_kind(model: PreTrainedModel) -> str:
         UnsupportedModelError: tokens cannot be merged in this model.
     """
     with merged(model, MergeConfig()):
-        return towers(model)[0].family.inputs.medium
+        return targets(model)[0].plan.family.inputs.medium
 
 
 @torch.inference_mode()
@@ -64,23 +62,19 @@ def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: Me
             "Leave `where` out."
         )
     with merged(model, dataclasses.replace(config, trace=True)):
-        tower, module = _first_tower(model)
-        medium = tower.family.inputs.medium
+        target = targets(model)[0]
+        module, family = target.module, target.plan.family
+        medium = family.inputs.medium
         inputs = process_input(medium, processor, content).to(module.device)
-        grid = tower.family.inputs.grid(module.config, inputs)
+        grid = family.inputs.grid(module.config, inputs)
         module(**_arguments(module, inputs, grid))
         traced = trace(model)
-        last = max(tower.reads) if tower.reads and not tower.restore else tower.num_layers
+        last = target.plan.blocks_read
     first = _first_patch(module, grid, traced, padded="spatial_shapes" in inputs)
     sources = [source[0, first : first + grid.patches].cpu() for source in traced.by_block[:last]]
     if medium == "audio":  # rows of a picture run from the top down, those of the model from the lowest frequency up
         sources = [source.view(grid.rows, grid.columns).flip(0).flatten() for source in sources]
     return Traced(_view(medium, processor, content, inputs, grid), grid, sources)
-
-
-def _first_tower(model: Any) -> tuple[Any, Any]:
-    tower, root = towers(model)[0], unwrap(model)
-    return tower, attrgetter(tower.path)(root) if tower.path else root
 
 
 def process_input(medium: str, processor: Any, content: Any) -> Any:

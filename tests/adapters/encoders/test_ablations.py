@@ -6,7 +6,7 @@ import transformers as tf
 from zoo import IMAGE, SMALL, ZOO
 
 from hf_tome import MergeConfig, apply
-from hf_tome.api import towers
+from hf_tome.api import targets
 from hf_tome.merging import MatchInputs, kmeans
 from hf_tome.merging.base import COMBINE_MODES
 from hf_tome.merging.method import HEAD_AGGREGATIONS, METRICS
@@ -78,7 +78,7 @@ def test_random_partition_takes_a_seed():
 def test_kmeans_iterations_are_those_of_the_config():
     model = apply(VIT.make(), MergeConfig(method="kmeans", r=32, kmeans_iterations=5))
     metric = torch.randn(2, 65, 16, generator=torch.Generator().manual_seed(0))
-    inputs = MatchInputs(metric, 50, num_prefix_tokens=1, fields=towers(model)[0].config.match_fields())
+    inputs = MatchInputs(metric, 50, num_prefix_tokens=1, fields=targets(model)[0].config.match_fields())
     once, often = (kmeans(metric, 50, 1, iterations=iterations).source for iterations in (1, 5))
     assert torch.equal(METHODS["kmeans"].match(inputs).source, often)
     assert not torch.equal(once, often)
@@ -88,12 +88,14 @@ def test_proportional_attention_auto_follows_method_and_model():
     expected = {"vit": True, "clip": True, "videomae": False, "vit_mae": False, "ast": False}
     for name, on in expected.items():
         model = next(zoo for zoo in ZOO if zoo.name == name).make()
-        assert towers(apply(model, MergeConfig(r=4)))[0].proportional is on, name
-        assert towers(apply(model, MergeConfig(r=4, proportional_attention=not on)))[0].proportional is not on, name
-        assert towers(apply(model, MergeConfig(method="mame")))[0].proportional is False, name
+        assert targets(apply(model, MergeConfig(r=4)))[0].plan.proportional is on, name
+        assert targets(apply(model, MergeConfig(r=4, proportional_attention=not on)))[0].plan.proportional is not on, (
+            name
+        )
+        assert targets(apply(model, MergeConfig(method="mame")))[0].plan.proportional is False, name
 
 
 def test_mame_merges_in_the_first_two_thirds_by_default():
     config = tf.ViTConfig(**{**SMALL, "num_hidden_layers": 12}, **IMAGE)
-    tower = towers(apply(tf.ViTModel(config), MergeConfig(method="mame")))[0]
-    assert [layer for layer, merges in enumerate(tower.merging) if merges] == list(range(8))
+    tower = targets(apply(tf.ViTModel(config), MergeConfig(method="mame")))[0]
+    assert [layer for layer, merges in enumerate(tower.plan.merging) if merges] == list(range(8))

@@ -1,11 +1,9 @@
 """What `apply` takes, what it refuses and how, and that a refusal leaves the model as it was."""
 
-import ast
 import logging
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,19 +13,17 @@ from torch import nn
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 from zoo import BEIT, DINO, IMAGE, IMG, SMALL, ZOO
 
-import hf_tome
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report, trace
-from hf_tome.api import towers
-from hf_tome.patching.patch import is_swapped
+from hf_tome.api import targets
+from hf_tome.patching.patch import is_patched
 
 SPREAD = ("vit", "dinov3", "videomae", "siglip-classifier", "beit")
 """A class token, rotary positions, a mean head, a mean of a norm's output, position biases."""
 BY_NAME = {zoo.name: zoo for zoo in ZOO}
-PACKAGE = Path(hf_tome.__file__).parent
 
 
 def untouched(model):
-    return not any(is_swapped(module) for module in model.modules())
+    return not any(is_patched(module) for module in model.modules())
 
 
 REFUSED = {
@@ -73,7 +69,7 @@ def test_a_wrapper_with_a_head_of_its_own_is_refused_and_its_encoder_taken():
         apply(model, MergeConfig(r=4))
     assert untouched(model)
     apply(model.encoder, MergeConfig(r=4))
-    assert len(towers(model.encoder)) == 1
+    assert len(targets(model.encoder)) == 1
 
 
 @pytest.mark.parametrize(
@@ -222,7 +218,7 @@ def test_compiled_and_parallel_models_are_unwrapped():
         torch.testing.assert_close(zoo.run(compiled), plain)
     parallel = nn.DataParallel(zoo.make())
     assert apply(parallel, MergeConfig(r=6)) is parallel
-    assert len(towers(parallel)) == 1
+    assert len(targets(parallel)) == 1
 
 
 @pytest.mark.parametrize("order", ["lora first", "merging first"])
@@ -278,7 +274,7 @@ def test_a_block_alone_says_what_is_wrong():
 def test_text_towers_are_left_alone():
     model = apply(BY_NAME["clip"].make(), MergeConfig(r=6))
     assert untouched(model.text_model)
-    assert [tower.path for tower in towers(model)] == ["vision_model"]
+    assert [tower.path for tower in targets(model)] == ["vision_model"]
 
 
 def test_report_tells_what_the_user_should_know():
@@ -323,35 +319,3 @@ def test_the_library_is_quiet_and_light():
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert not logging.getLogger("hf_tome").handlers
-
-
-# Each may import those before it (DESIGN.md: merging <- config, state <- adapters <- apply <- the rest <- cli).
-ORDER = ["version", "errors", "merging", "config_values", "config", "packing", "state", "adapters", "apply"]
-
-
-def imports(path: Path) -> set[str]:
-    package = ("hf_tome", *path.relative_to(PACKAGE).with_suffix("").parts)
-    found = set()
-    # Blocks under TYPE_CHECKING import nothing at run time.
-    tree = ast.parse(path.read_text())
-    hidden = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in hidden:
-            target = (*package[: -node.level], *(node.module.split(".") if node.module else ()))
-            found |= {target[1]} if len(target) > 1 else {alias.name for alias in node.names}
-    return found
-
-
-@pytest.mark.parametrize("layer", ORDER)
-def test_imports_run_one_way(layer):
-    module = PACKAGE / f"{layer}.py"
-    files = [module] if module.is_file() else sorted((PACKAGE / layer).glob("*.py"))
-    assert files
-    for path in files:
-        later = imports(path) - set(ORDER[: ORDER.index(layer) + 1])
-        assert not later, f"{path.name} imports {later}"

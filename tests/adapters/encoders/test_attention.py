@@ -9,7 +9,7 @@ from zoo import IMG, ZOO
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove
 from hf_tome.adapters.encoders.attention import CHANNEL_BACKENDS, log_size, with_bias_channel
-from hf_tome.api import towers
+from hf_tome.api import targets
 
 BY_NAME = {zoo.name: zoo for zoo in ZOO}
 
@@ -125,7 +125,7 @@ def test_positions_follow_the_tokens(name):
             blocks, kwargs = tower.layers, {"resolution": pixels.shape[2:]}
         apply(model, config)
         out = model(pixels, output_hidden_states=True).hidden_states[-1]
-        source = towers(model)[0].last.source[-1]
+        source = targets(model)[0].recorder.summary.state.source[-1]
         remove(model)
         kept, hide = (source[0] >= 0).nonzero()[:, 0], (source[0] < 0).nonzero()[:, 0]
         if name == "beit-shared":
@@ -148,10 +148,10 @@ def test_pruning_goes_by_the_models_own_attention(name):
     with torch.no_grad():
         weights = model(**IMG(2), output_attentions=True).attentions[0]  # (B, H, N, N)
         zoo.run(apply(model, MergeConfig(method="attention_prune", r=12, layers=[0], trace=True)))
-    tower = towers(model)[0]
-    received = weights.mean(dim=(1, 2))[:, tower.num_special :]
-    lowest = received.argsort(dim=1)[:, :12].sort(dim=1).values + tower.num_special
-    pruned = [(source < 0).nonzero()[:, 0] for source in tower.last.source[-1]]
+    tower = targets(model)[0]
+    received = weights.mean(dim=(1, 2))[:, tower.plan.num_prefix_tokens :]
+    lowest = received.argsort(dim=1)[:, :12].sort(dim=1).values + tower.plan.num_prefix_tokens
+    pruned = [(source < 0).nonzero()[:, 0] for source in tower.recorder.summary.state.source[-1]]
     assert torch.equal(torch.stack(pruned), lowest)
 
 
@@ -160,12 +160,12 @@ def test_pruning_goes_by_the_models_own_attention(name):
 def test_half_precision(zoo, dtype):
     model = zoo.make().to(dtype)
     inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in zoo.inputs(2).items()}
-    for config in (MergeConfig(r=6), MergeConfig(method="mame", threshold=0.3)):
+    for config in (MergeConfig(r=6, trace=True), MergeConfig(method="mame", threshold=0.3, trace=True)):
         with torch.no_grad():
             out = zoo.run(apply(model, config), inputs=inputs)
         assert out.dtype == dtype
         assert torch.isfinite(out).all()
-        size = towers(model)[0].last.size[-1]
+        size = targets(model)[0].recorder.summary.state.size[-1]
         assert size.dtype == torch.float32, "counts beyond 256 are not exact in bfloat16"
 
 

@@ -7,7 +7,7 @@ from vlms import smooth
 from zoo import IMAGE, IMG, SMALL
 
 from hf_tome import MergeConfig, apply, remove, report
-from hf_tome.api import towers
+from hf_tome.api import targets
 
 
 def make_captioner(width: int = 32) -> tf.VisionEncoderDecoderModel:
@@ -38,7 +38,7 @@ def test_a_decoder_does_not_attend_to_padding(width, beams):
     settings = {"max_new_tokens": 6, "num_beams": beams, "decoder_start_token_id": 1, "pad_token_id": 0}
     with torch.no_grad():
         logits = captioner(pixel_values=pixels, decoder_input_ids=torch.ones(3, 2, dtype=torch.long)).logits
-        assert (towers(captioner)[0].last.size[-1] == 0).any(), "no image was padded"
+        assert len(set(targets(captioner)[0].recorder.summary.real[-1].tolist())) > 1, "no image was padded"
         together = captioner.generate(pixels, **settings)
         for row in range(3):
             one = {"pixel_values": pixels[row : row + 1], "decoder_input_ids": torch.ones(1, 2, dtype=torch.long)}
@@ -64,4 +64,4 @@ def test_any_tower_in_an_encoder_decoder_and_a_dual_encoder():
     with torch.no_grad():
         out = dual(**IMG(2), input_ids=torch.tensor([[1, 2], [3, 4]]))
     assert out.logits_per_image.shape == (2, 2)
-    assert [tower.path for tower in towers(dual)] == ["vision_model"]
+    assert [tower.path for tower in targets(dual)] == ["vision_model"]

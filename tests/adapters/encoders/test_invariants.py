@@ -20,9 +20,9 @@ from hf_tome import (
     trace,
 )
 from hf_tome.adapters.encoders.families import TOWERS
-from hf_tome.api import towers
+from hf_tome.api import targets
 from hf_tome.merging.methods import METHODS
-from hf_tome.patching.patch import LINK, is_swapped
+from hf_tome.patching.patch import CONTEXT, is_patched
 
 CONFIGS = {
     "tome": MergeConfig(r=6),
@@ -60,6 +60,10 @@ every_model = pytest.mark.parametrize("zoo", ZOO, ids=lambda zoo: zoo.name)
 def every_config(configs):
     parametrize = pytest.mark.parametrize("config", configs.values(), ids=configs.keys())
     return lambda test: pytest.mark.product(parametrize(test))
+
+
+def traced(config: MergeConfig) -> MergeConfig:
+    return MergeConfig.from_dict({**config.to_dict(), "trace": True})
 
 
 def merged(zoo: Zoo, config: MergeConfig, backend: str = "sdpa"):
@@ -101,7 +105,7 @@ def test_r0_is_bit_identical_and_remove_is_exact(zoo, backend):
         remove(model)
         assert torch.equal(zoo.run(model), plain)
     assert [type(module) for module in model.modules()] == classes
-    assert not any(LINK in module.__dict__ for module in model.modules())
+    assert not any(CONTEXT in module.__dict__ for module in model.modules())
 
 
 @every_config(PLANNED)
@@ -118,12 +122,12 @@ def test_lengths_follow_the_plan(zoo, config):
 @every_config(CONFIGS)
 @every_model
 def test_sizes_and_protected_tokens(zoo, config):
-    model = merged(zoo, MergeConfig.from_dict({**config.to_dict(), "trace": True}))
+    model = merged(zoo, traced(config))
     with torch.no_grad():
         zoo.run(model)
-    tower, found = towers(model)[0], trace(model)
-    num_input, special = tower.last.tokens[0], tower.num_special
-    start = tower.last.size[0]
+    tower, found = targets(model)[0], trace(model)
+    num_input, special = tower.recorder.summary.tokens[0], tower.plan.num_prefix_tokens
+    start = tower.recorder.summary.state.size[0]
     real = start[..., 0].sum(dim=1) if start is not None else torch.full((found.size.shape[0],), float(num_input))
     if config.method not in ("random_prune", "attention_prune"):
         torch.testing.assert_close(found.size.sum(dim=(1, 2)), real, atol=1e-3, rtol=0)
@@ -162,11 +166,11 @@ def test_eager_agrees_with_sdpa(zoo, config):
 @every_config(ALONE)
 @every_model
 def test_results_do_not_depend_on_the_batch(zoo, config):
-    model = merged(zoo, config)
+    model = merged(zoo, traced(config))
     inputs = zoo.inputs(2)
     with torch.no_grad():
         together = zoo.run(model, inputs=inputs)
-        sizes = towers(model)[0].last.size[-1]
+        sizes = targets(model)[0].recorder.summary.state.size[-1]
         for row in range(2):
             # A text tower's sentences stay; they are not the batch of images. (Prompts that hold images are.)
             stays = "input_ids" if "image_embeds_position_mask" not in inputs else None
@@ -249,13 +253,13 @@ def test_saves_loads_pickles_and_copies(zoo, tmp_path):
         }
         for name, twin in twins.items():
             assert torch.equal(zoo.run(twin), expected), name
-            assert towers(twin)[0] is not towers(model)[0], name
-            assert not any(is_swapped(module) for module in remove(twin).modules()), name
+            assert targets(twin)[0] is not targets(model)[0], name
+            assert not any(is_patched(module) for module in remove(twin).modules()), name
         save_pretrained(model, tmp_path)
         loaded = from_pretrained(tmp_path, auto_class=type(model), attn_implementation="sdpa").eval()
         assert torch.equal(zoo.run(loaded), expected)
     assert loaded.config.architectures == architectures
-    assert towers(loaded)[0].config == config
+    assert targets(loaded)[0].config == config
 
 
 @every_config({name: CONFIGS[name] for name in ("tome", "mame")})
@@ -267,7 +271,7 @@ def test_apply_twice_is_apply_once(zoo, config):
         apply(apply(model, MergeConfig(r=3)), config)
         assert torch.equal(zoo.run(model), once)
     remove(model)
-    assert not any(is_swapped(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
 
 
 @every_config(MERGING)

@@ -8,24 +8,26 @@ from zoo import ZOO
 
 from hf_tome import MergeConfig, apply, report
 from hf_tome.adapters.encoders import block as encoder
-from hf_tome.adapters.encoders.packing import WHOLE, Packed
-from hf_tome.api import towers
+from hf_tome.adapters.encoders.packing import PADDED, PackedLayout
+from hf_tome.api import targets
 
 CONFIGS = {
-    "mame": MergeConfig(method="mame", threshold=0.3, layers=range(3)),
-    "mame-proportional": MergeConfig(method="mame", threshold=0.3, layers=[0, 2], proportional_attention=True),
+    "mame": MergeConfig(trace=True, method="mame", threshold=0.3, layers=range(3)),
+    "mame-proportional": MergeConfig(
+        trace=True, method="mame", threshold=0.3, layers=[0, 2], proportional_attention=True
+    ),
 }
-computing_padding = patch.object(encoder, "packing_of", lambda *arguments: WHOLE)
+computing_padding = patch.object(encoder, "layout_of", lambda *arguments: PADDED)
 FAMILIES = [zoo for zoo in ZOO if zoo.name in ("vit-tower", "beit", "dinov3", "siglip", "siglip2", "ast")]
 
 
 def is_packed(model):
-    return [packing.lengths is not None for packing in towers(model)[0].last.packing]
+    return [packing.lengths is not None for packing in targets(model)[0].recorder.summary.state.layout]
 
 
 def test_pack_and_unpack():
     size = torch.tensor([[2.0, 1, 0], [1, 1, 3]])[..., None]
-    packing, x = Packed(size, alone=True), torch.randn(2, 3, 4)
+    packing, x = PackedLayout(size, per_image=True), torch.randn(2, 3, 4)
     assert packing.lengths == (2, 3)
     assert torch.equal(packing.pack(x), torch.cat([x[0, :2], x[1]])[None])
     assert torch.equal(packing.unpack(packing.pack(x)), x * (size > 0))
@@ -40,7 +42,7 @@ def test_packed_equals_padded(zoo, backend, config):
     with torch.no_grad():
         packed = zoo.run(model, inputs=inputs)
         assert any(is_packed(model)), "no batch with padding, so nothing is tested"
-        size = towers(model)[0].last.size[-1]
+        size = targets(model)[0].recorder.summary.state.size[-1]
         with computing_padding:
             padded = zoo.run(model, inputs=inputs)
     if zoo.by_tokens:

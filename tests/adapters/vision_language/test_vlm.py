@@ -13,8 +13,8 @@ from transformers.generation.configuration_utils import CompileConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_tome import MergeConfig, apply, from_pretrained, remove, report, save_pretrained, trace
-from hf_tome.api import towers
-from hf_tome.patching.patch import LINK, is_swapped
+from hf_tome.api import targets
+from hf_tome.patching.patch import CONTEXT, is_patched
 
 IMAGE_TOKEN, PAD, NEW = 98, 0, 6
 VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
@@ -223,7 +223,7 @@ def test_r0_is_bit_identical_and_remove_is_exact(name, tower):
     assert torch.equal(model(**inputs).logits, logits)
     assert torch.equal(model.generate(**inputs), tokens)
     assert [type(module) for module in model.modules()] == classes
-    assert not any(LINK in module.__dict__ for module in model.modules())
+    assert not any(CONTEXT in module.__dict__ for module in model.modules())
 
 
 def test_nothing_similar_enough_changes_nothing():
@@ -247,14 +247,14 @@ def test_saves_loads_pickles_and_copies(name, tower, config, tmp_path):
     expected = model(**inputs).logits
     for twin in twins:
         assert torch.equal(twin(**inputs).logits, expected)
-        assert not any(is_swapped(module) for module in remove(twin).modules())
+        assert not any(is_patched(module) for module in remove(twin).modules())
     save_pretrained(model, tmp_path)
     loaded = from_pretrained(tmp_path).eval()
     assert type(loaded).__name__ == f"{name}ForConditionalGeneration"
     assert loaded.config.architectures == [f"{name}ForConditionalGeneration"]
     assert torch.equal(loaded(**inputs).logits, expected)
     unmerged = type(model).from_pretrained(tmp_path)
-    assert not any(is_swapped(module) for module in unmerged.modules())
+    assert not any(is_patched(module) for module in unmerged.modules())
 
 
 GENERATION = {
@@ -587,7 +587,7 @@ def test_blocks_behind_the_feature_layer_do_not_run():
     assert ran == [0, 1, 2, 3] * 2
     text = str(report(apply(model, MergeConfig(r=6))))
     assert "65 -> 59 -> 53 -> 47\n" in text
-    assert "blocks from 3 on are not run" in text
+    assert "blocks 3 and later are skipped" in text
     assert "placeholders follow" in text
 
 
@@ -599,7 +599,7 @@ def test_several_feature_layers_hold_the_same_tokens():
     model.model.multi_modal_projector.register_forward_hook(lambda module, args, out: caught.append(args[0]))
     out = model.get_image_features(pixels, output_hidden_states=True)
     last, middle, early = caught[0].split(32, dim=-1)
-    state = towers(model)[0].last
+    state = targets(model)[0].recorder.summary.state
     order = state.position[3][0].argsort()  # back in the image's own order
     assert torch.equal(last[0], out.hidden_states[3][0, order[1:]])
     for found, layer in ((middle, 2), (early, 1)):
@@ -737,7 +737,7 @@ def test_a_feature_layer_before_any_merge():
         apply(model, MergeConfig(r=4, layers=[2, 3]))
     with pytest.raises(ValueError, match=r"before the first block"):
         apply(make(vision_feature_layer=0), MergeConfig(r=4))
-    assert not any(is_swapped(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
     apply(model, MergeConfig(r=4))
 
 
@@ -746,7 +746,7 @@ def test_the_first_token_is_protected_where_it_is_cut_off():
     with pytest.raises(ValueError, match=r"vision_feature_select_strategy.*'default'.*before `hf_tome.apply`"):
         model.get_image_features(torch.randn(1, 3, 32, 32), vision_feature_select_strategy="default")
     cropping = merged(MergeConfig(r=6), "Llava", "siglip", vision_feature_select_strategy="default")
-    assert towers(cropping)[0].num_special == 1
+    assert targets(cropping)[0].plan.num_prefix_tokens == 1
     assert len(cropping.get_image_features(torch.randn(1, 3, 32, 32)).pooler_output[0]) == 64 - 18 - 1
 
 

@@ -8,10 +8,10 @@ import torch
 import transformers as tf
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
-from hf_tome.adapters.encoders.family import RESTORE
+from hf_tome.adapters.encoders.family import UNMERGE
 from hf_tome.adapters.vision_language.models import VISION_LANGUAGE
-from hf_tome.api import towers
-from hf_tome.patching.patch import is_swapped
+from hf_tome.api import targets
+from hf_tome.patching.patch import is_patched
 
 IMAGE_TOKEN, VIDEO_TOKEN = 98, 97
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
@@ -118,7 +118,7 @@ def without_gradients():
 
 def test_every_row_has_a_model():
     tested = {f"{grid.name}Model" for grid in MODELS} | {"T5Gemma2Encoder", "PI0Model"}
-    assert tested == {name for name, heads in VISION_LANGUAGE.items() if RESTORE in heads}
+    assert tested == {name for name, heads in VISION_LANGUAGE.items() if UNMERGE in heads}
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -138,15 +138,15 @@ def test_the_tower_merges_and_the_language_model_sees_all(grid, config, backend)
     torch.testing.assert_close(grid.make(backend)(**inputs).logits, plain)
     generated = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert torch.equal(generated[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
-    ran = [tower for tower in towers(model) if tower.last is not None]
+    ran = [tower for tower in targets(model) if tower.recorder.summary is not None]
     assert ran
     for tower in ran:
-        assert tower.num_layers == grid.run
-        assert tower.last.tokens[-1] < tower.last.tokens[0]
+        assert tower.plan.num_layers == grid.run
+        assert tower.recorder.summary.tokens[-1] < tower.recorder.summary.tokens[0]
     remove(model)
     assert torch.equal(model(**inputs).logits, plain)
     assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), tokens)
-    assert not any(is_swapped(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
 
 
 @every_config
@@ -154,12 +154,12 @@ def test_the_tower_merges_and_the_language_model_sees_all(grid, config, backend)
 def test_features_are_those_of_the_tower_restored_by_itself(grid, config):
     # The tower taken out of the model, its blocks cut behind the one that is read, and merged with `restore=True`.
     model = apply(grid.make(), config)
-    tower = towers(model)[0]
+    tower = targets(model)[0]
     alone = remove(copy.deepcopy(model)).get_submodule(tower.path)
-    path = tower.family.layers.split(".")
+    path = tower.plan.family.layers.split(".")
     blocks = alone.get_submodule(".".join(path[:-1])) if len(path) > 1 else alone
     setattr(blocks, path[-1], getattr(blocks, path[-1])[: grid.run])
-    restored = {**config.to_dict(), "restore": True, "proportional_attention": tower.proportional}
+    restored = {**config.to_dict(), "restore": True, "proportional_attention": tower.plan.proportional}
     apply(alone, MergeConfig.from_dict(restored))
     caught = {}
 
@@ -170,7 +170,7 @@ def test_features_are_those_of_the_tower_restored_by_itself(grid, config):
         return hook
 
     for name, module in (("inside", model.get_submodule(tower.path)), ("alone", alone)):
-        last = module.get_submodule(tower.family.layers)[grid.run - 1]
+        last = module.get_submodule(tower.plan.family.layers)[grid.run - 1]
         last.register_forward_hook(catch(name), with_kwargs=True)
     model.get_submodule(tower.path).register_forward_hook(catch("tower"), with_kwargs=True)
     getattr(model.base_model, f"get_{grid.modality}_features")(**grid.images)
@@ -223,7 +223,7 @@ def test_the_encoder_of_t5gemma2():
     plain = model(**inputs).logits
     apply(model, MergeConfig(r=6))
     assert model(**inputs).logits.shape == plain.shape
-    assert towers(model)[0].last.tokens == [64, 58, 52, 46, 40]
+    assert targets(model)[0].recorder.summary.tokens == [64, 58, 52, 46, 40]
     remove(model)
     assert torch.equal(model(**inputs).logits, plain)
 
@@ -244,7 +244,7 @@ def test_shieldgemma2():
     plain = model(**inputs, attention_mask=torch.ones_like(ids)).logits
     apply(model, MergeConfig(r=6))
     found = model(**inputs, attention_mask=torch.ones_like(ids)).logits
-    assert towers(model)[0].last.tokens == [64, 58, 52, 46, 40]
+    assert targets(model)[0].recorder.summary.tokens == [64, 58, 52, 46, 40]
     assert not torch.allclose(found, plain, atol=1e-4)
     assert found.shape == plain.shape
 
@@ -269,7 +269,7 @@ def test_pi0():
     }
     plain = model(**inputs).logits
     found = apply(model, MergeConfig(r=6))(**inputs).logits
-    assert towers(model)[0].last.tokens == [64, 58, 52, 46, 40]
+    assert targets(model)[0].recorder.summary.tokens == [64, 58, 52, 46, 40]
     assert not torch.allclose(found, plain, atol=1e-4)
     assert found.shape == plain.shape
 

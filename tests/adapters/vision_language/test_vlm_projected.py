@@ -33,8 +33,8 @@ from vlms import (
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, report
 from hf_tome import trace as trace_of
-from hf_tome.api import towers
-from hf_tome.patching.patch import is_swapped
+from hf_tome.api import targets
+from hf_tome.patching.patch import is_patched
 from hf_tome.profiling.benchmark import benchmark
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
@@ -386,8 +386,8 @@ def test_what_is_refused(build, message):
     model = build()
     with pytest.raises(UnsupportedModelError, match=message):
         apply(model, MergeConfig(r=4, where="projected"))
-    assert not any(is_swapped(module) for module in model.modules())
-    assert towers(model) == []
+    assert not any(is_patched(module) for module in model.modules())
+    assert targets(model) == []
 
 
 def test_a_packed_tower_is_refused_with_what_can_be_done_instead():

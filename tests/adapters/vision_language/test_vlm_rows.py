@@ -10,7 +10,7 @@ from vlms import CASES, CLOSE, CONFIGS, FEW, IMAGE_TOKEN, IMAGES, VLMS, labels_o
 
 from hf_tome import MergeConfig, apply, from_pretrained, remove, save_pretrained
 from hf_tome.adapters.vision_language.connectors import CONNECTORS
-from hf_tome.patching.patch import LINK, is_swapped
+from hf_tome.patching.patch import CONTEXT, is_patched
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
 every_method = pytest.mark.parametrize("method", ["tome", "mame"])
@@ -83,7 +83,7 @@ def test_r0_is_bit_identical_and_remove_is_exact(vlm, where):
     assert torch.equal(model(**inputs).logits, logits)
     assert torch.equal(model.generate(**inputs), tokens)
     assert [type(module) for module in model.modules()] == classes
-    assert not any(LINK in module.__dict__ for module in model.modules())
+    assert not any(CONTEXT in module.__dict__ for module in model.modules())
 
 
 @every_case
@@ -100,7 +100,7 @@ def test_saves_loads_pickles_and_copies(vlm, where, tmp_path):
     assert loaded.config.architectures == [f"{vlm.name}ForConditionalGeneration"]
     for twin in (*twins, loaded):
         assert torch.equal(twin(**inputs).logits, expected)
-        assert not any(is_swapped(module) for module in remove(twin).modules())
+        assert not any(is_patched(module) for module in remove(twin).modules())
 
 
 @every_case

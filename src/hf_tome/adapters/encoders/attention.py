@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
-from ...patching.patch import LINK, Swapped
-from .packing import WHOLE, Whole, attend_alone
+from ...patching.patch import PatchedModule, context_of
+from .packing import PADDED, PaddedLayout, attend_per_image
 
 if TYPE_CHECKING:
     from .family import Family
@@ -36,20 +36,20 @@ class AttentionCall:
         real (`Tensor`, *optional*): (B, N) bool, the tokens that are not padding; `None` where all are real.
         position (`Tensor`, *optional*): (B, N) int64, the input position of each token, for rotary tables.
         feature (`str`, *optional*): `"k"`, `"q"`, `"v"` (before any rotary embedding) or `"received"`, to be returned.
-        packing (`Whole`): how the tokens lie in the attention's input and output.
+        layout (`PaddedLayout`): of the attention's input and output.
         result (`Tensor`, *optional*): (B, H, N, d) for a projection, (B, N) for the attention each token received.
     """
 
     bias: Tensor | None = None
     real: Tensor | None = None
     position: Tensor | None = None
-    num_special: int = 0
+    num_prefix_tokens: int = 0
     feature: str | None = None
-    packing: Whole = WHOLE
+    layout: PaddedLayout = PADDED
     result: Tensor | None = None
 
 
-class MergedAttention(Swapped):
+class MergedAttention(PatchedModule):
     """Attention that hands out its projections and weighs each key by its token's size."""
 
     def forward(
@@ -62,13 +62,14 @@ class MergedAttention(Swapped):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over `hidden_states` (B, N, C); the mask is what transformers made for the backend."""
         call = merge_call or AttentionCall()
-        family: Family = getattr(self, LINK).tower.family
+        context = context_of(self)
+        family: Family = context.target.plan.family
         head_dim = getattr(self, family.head_dim)
 
         def project(name: str, norm: str | None = None) -> Tensor:
             # (1, R, H*d) -> (B, N, H*d) where padding is left out; -> (B, H, N, d)
             states = getattr(self, name)(hidden_states)
-            states = call.packing.unpack(states if norm is None else getattr(self, norm)(states))
+            states = call.layout.unpack(states if norm is None else getattr(self, norm)(states))
             return states.view(*states.shape[:2], -1, head_dim).transpose(1, 2)
 
         query, key = project(family.query, family.query_norm), project(family.key, family.key_norm)
@@ -85,12 +86,12 @@ class MergedAttention(Swapped):
             call.result = attention_received(query, key, scaling, call, pairs)
         dropout = getattr(self, family.dropout) if self.training else 0.0
         # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
-        modeling = sys.modules[getattr(self, LINK).modeling]
+        modeling = sys.modules[context.detail]
         attend = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(backend, modeling.eager_attention_forward)
         options = {"dropout": dropout, "scaling": scaling, **kwargs}
-        if call.packing.alone:
-            bias = call.bias if getattr(self, LINK).tower.proportional else None  # no padding, no mask
-            out = attend_alone(attend, self, query, key, value, bias, call.packing, **options)
+        if call.layout.per_image:
+            bias = call.bias if context.target.plan.proportional else None  # no padding, no mask
+            out = attend_per_image(attend, self, query, key, value, bias, call.layout, **options)
             return self._project_out(out.flatten(2), family), None
         if call.bias is not None and backend in CHANNEL_BACKENDS:
             query, key, value = with_bias_channel(query, key, value, call.bias, scaling)
@@ -99,7 +100,7 @@ class MergedAttention(Swapped):
             attention_mask = bias if attention_mask is None else attention_mask + bias
         out, weights = attend(self, query, key, value, attention_mask, is_causal=False, **options)
         # (B, N, H, d) -> (B, N, H*d); a bias channel and its padding are cut off
-        out = call.packing.pack(out[..., :head_dim].flatten(2).contiguous())
+        out = call.layout.pack(out[..., :head_dim].flatten(2).contiguous())
         return self._project_out(out, family), weights
 
     def _project_out(self, out: Tensor, family: Family) -> Tensor:
@@ -163,11 +164,11 @@ def with_bias_channel(
 def _rotate(
     module: nn.Module, name: str, query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor], call: AttentionCall
 ) -> tuple[Tensor, Tensor]:
-    rotate = getattr(sys.modules[getattr(module, LINK).modeling], name)
+    rotate = getattr(sys.modules[context_of(module).detail], name)
     if call.position is None:
         return rotate(query, key, *tables)
-    # A merged token keeps the position of the token it was merged into; (patches, d) -> (B, 1, N - special, d)
-    rows = call.position[:, call.num_special :] - call.num_special
+    # A merged token keeps the position of the token it was merged into; (patches, d) -> (B, 1, N - prefix, d)
+    rows = call.position[:, call.num_prefix_tokens :] - call.num_prefix_tokens
     return rotate(query, key, *(table[rows][:, None] for table in tables))
 
 

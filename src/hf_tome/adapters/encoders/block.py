@@ -10,39 +10,47 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ...merging import MatchInputs
-from ...patching.patch import LINK, Swapped
-from ...patching.recorder import ForwardState, Link
+from ...patching.patch import PatchedModule, context_of
+from ...patching.plans import MergeContext, Target, patched_inside
 from .attention import AttentionCall, backend_of, log_size
-from .packing import packing_of
+from .carry import ForwardState, stale
+from .packing import layout_of
 
 if TYPE_CHECKING:
     from ...merging import Merge
     from .family import Family
+    from .plan import EncoderPlan
 
 
-class MergedBlock(Swapped):
+class MergedBlock(PatchedModule):
     """A pre-norm block that merges tokens between attention and MLP (ToMe, figure 1; MaMe, equations 11 to 13)."""
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block in this forward pass, whose state travels as an argument (see `ForwardState`)."""
-        link: Link = getattr(self, LINK)
-        state = link.tower.begin() if link.index == 0 else link.tower.current()
-        return nn.Module.__call__(self, hidden_states, *args, merge_state=state, **kwargs)
+        context = context_of(self)
+        target, index = context.target, context.index
+        state = begin_pass(target) if index == 0 else _running_pass(target, index)
+        state.next_block = index + 1
+        hidden_states = nn.Module.__call__(self, hidden_states, *args, merge_state=state, **kwargs)
+        if index == target.plan.num_layers - 1:
+            end_pass(target, state)
+        return hidden_states
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Any = None, *, merge_state: ForwardState, **kwargs: Any
     ) -> Tensor:
         """Take tokens (B, N, C) to (B, M, C); arguments are those of the block that this stands in for."""
-        link: Link = getattr(self, LINK)
-        tower, index, family = link.tower, link.index, link.tower.family
+        context = context_of(self)
+        plan: EncoderPlan = context.target.plan
+        index, family = context.index, plan.family
         merge_state.bring(index, hidden_states.device)
         if index == 0:
             is_padding_mask = attention_mask is not None and family.position_bias is None
             merge_state.enter(hidden_states, _sizes_of(attention_mask, hidden_states) if is_padding_mask else None)
         if not merge_state.is_needed(index):
-            merge_state.leave(index, hidden_states, merge_state.size[index], None, tower)
+            merge_state.leave(index, hidden_states, merge_state.size[index], None, plan)
             return hidden_states
-        call = _attention_call(link, merge_state)
+        call = _attention_call(context, merge_state)
         if family.position_bias is not None:
             attention_mask = _position_bias(self, family.position_bias, attention_mask, merge_state, index, kwargs)
         elif merge_state.merged[index]:
@@ -51,26 +59,73 @@ class MergedBlock(Swapped):
         hidden_states = self._attend(hidden_states, attention_mask, call, kwargs)
         hidden_states = _merge(self, merge_state, call, hidden_states)
 
-        packing = merge_state.packing[index + 1]
-        hidden_states = packing.pack(hidden_states)
+        layout = merge_state.layout[index + 1]
+        hidden_states = layout.pack(hidden_states)
         fed_forward = _steps(self, family.mlp, attrgetter(family.norm2)(self)(hidden_states))
         hidden_states = _add(family, hidden_states, fed_forward)
-        hidden_states = packing.unpack(hidden_states)
-        if index == tower.num_layers - 1 and tower.restore:
-            hidden_states = _restore(merge_state, hidden_states)
+        hidden_states = layout.unpack(hidden_states)
+        if index == plan.num_layers - 1 and plan.unmerge:
+            hidden_states = _unmerge(merge_state, hidden_states)
         return hidden_states
 
     def _attend(
         self, hidden_states: Tensor, attention_mask: Any, call: AttentionCall, kwargs: dict[str, Any]
     ) -> Tensor:
         # In a method of its own, so that what it leaves behind is freed before the MLP, whose peak is the block's.
-        family = getattr(self, LINK).tower.family
+        family = context_of(self).target.plan.family
         if call.feature == "x_pre":
             call.result = hidden_states
-        packed = call.packing.pack(hidden_states)
+        packed = call.layout.pack(hidden_states)
         attention = attrgetter(family.attention)(self)
         attended = attention(attrgetter(family.norm1)(self)(packed), attention_mask, merge_call=call, **kwargs)[0]
-        return call.packing.unpack(_add(family, packed, _steps(self, family.after_attention, attended)))
+        return call.layout.unpack(_add(family, packed, _steps(self, family.after_attention, attended)))
+
+
+def begin_pass(target: Target) -> ForwardState:
+    """Begin a forward pass through the blocks.
+
+    Raises:
+        RuntimeError: the blocks are not those that were planned for.
+    """
+    if not torch.compiler.is_compiling():  # a graph is compiled for the blocks that there are
+        _check_layers(target)
+    recorder = target.recorder
+    state = ForwardState(target.plan.num_layers, recorder.scope("reads"))
+    recorder.begin(state)
+    return state
+
+
+def end_pass(target: Target, state: ForwardState) -> None:
+    """End the pass: what is kept is a summary, and what is read of the final tokens, if they are read."""
+    plan, recorder = target.plan, target.recorder
+    # Models around the tower read hidden states of several blocks; they are readers before the pass begins.
+    with_state = bool(plan.reads) and (recorder.is_read or torch.compiler.is_compiling())
+    result = state.final(with_state) if plan.has_readers else None
+    recorder.end(state.summary(plan.config.trace), result)
+
+
+def _running_pass(target: Target, index: int) -> ForwardState:
+    state = target.recorder.current()
+    if state is None:
+        raise RuntimeError(
+            f"Block {index} of a {target.plan.family.tower} ran before the first one; merging needs the blocks to run "
+            "in order from block 0. Call `hf_tome.remove(model)` to run them one by one, or `hf_tome.apply` again if "
+            "the model's layers have been changed."
+        )
+    if state.next_block != index:
+        raise stale(target, f"block {index} ran where block {state.next_block} should")
+    return state
+
+
+def _check_layers(target: Target) -> None:
+    plan: EncoderPlan = target.plan
+    layers = list(attrgetter(plan.family.layers)(target.module))
+    if len(layers) != plan.num_blocks:
+        raise stale(target, f"there are {len(layers)}, and there were {plan.num_blocks}")
+    for index, entry in enumerate(layers[: plan.num_layers]):
+        block = patched_inside(entry, MergedBlock)
+        if block is None or context_of(block).target is not target or context_of(block).index != index:
+            raise stale(target, f"another one stands in the place of block {index}")
 
 
 def _sizes_of(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
@@ -100,43 +155,43 @@ def _sizes_of(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
     return real[..., None].to(torch.float32)
 
 
-def _attention_call(link: Link, state: ForwardState) -> AttentionCall:
-    tower, index = link.tower, link.index
+def _attention_call(context: MergeContext, state: ForwardState) -> AttentionCall:
+    plan, index = context.target.plan, context.index
     size, bias = state.size[index], None
     # Until a merge has happened the model's own mask is right, and the bits are the model's own.
-    if size is not None and state.merged[index] and (tower.proportional or state.padded[index]):
-        bias = log_size(size, tower.proportional)
+    if size is not None and state.merged[index] and (plan.proportional or state.padded[index]):
+        bias = log_size(size, plan.proportional)
     return AttentionCall(
         bias=bias,
         real=size[..., 0] > 0 if size is not None and state.padded[index] else None,
         position=state.position[index],
-        num_special=tower.num_special,
-        feature=(tower.method.metric or tower.config.choice("metric")) if tower.merging[index] else None,
-        packing=state.packing[index],
+        num_prefix_tokens=plan.num_prefix_tokens,
+        feature=(plan.method.metric or plan.config.choice("metric")) if plan.merging[index] else None,
+        layout=state.layout[index],
     )
 
 
 def _merge(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_states: Tensor) -> Tensor:
     """Merge the tokens of one block, and write down what the next one has to know."""
-    link: Link = getattr(block, LINK)
-    tower, index = link.tower, link.index
+    context = context_of(block)
+    plan, index = context.target.plan, context.index
     size, match = state.size[index], None
-    if tower.merging[index]:
-        match = _match(link, call, hidden_states, size if state.padded[index] else None)
+    if plan.merging[index]:
+        match = _match(context, call, hidden_states, size if state.padded[index] else None)
         hidden_states, size = match.merge(hidden_states, size)
-    state.leave(index, hidden_states, size, match, tower)
+    state.leave(index, hidden_states, size, match, plan)
     if match is None:
-        state.packing[index + 1] = state.packing[index]
+        state.layout[index + 1] = state.layout[index]
     else:
-        family, padded = tower.family, state.padded[index + 1]
+        family, padded = plan.family, state.padded[index + 1]
         has_mask = family.position_bias is not None
         backend = backend_of(attrgetter(family.attention)(block))
-        state.packing[index + 1] = packing_of(size, padded, block, backend, has_mask)
+        state.layout[index + 1] = layout_of(size, padded, block, backend, has_mask)
     return hidden_states
 
 
-def _match(link: Link, call: AttentionCall, hidden_states: Tensor, size: Tensor | None) -> Merge:
-    tower, index, config = link.tower, link.index, link.tower.config
+def _match(context: MergeContext, call: AttentionCall, hidden_states: Tensor, size: Tensor | None) -> Merge:
+    plan, index, config = context.target.plan, context.index, context.target.plan.config
     metric = hidden_states if call.result is None else call.result
     call.result = None  # it need not outlive the matching
     if metric.ndim == 4:
@@ -144,18 +199,18 @@ def _match(link: Link, call: AttentionCall, hidden_states: Tensor, size: Tensor 
         # (B, H, N, d) -> (B, N, d) or (B, N, H*d)
         metric = metric.mean(dim=1) if mean else metric.transpose(1, 2).flatten(2)
     # No method takes more than half of what may merge, so that all of them are compared at equal tokens.
-    r = config.tokens_to_merge(tower.schedule[index], metric.shape[1] - tower.num_special)
+    num_prefix_tokens = plan.num_prefix_tokens
     inputs = MatchInputs(
         metric=metric,
-        r=r,
-        num_prefix_tokens=tower.num_special,
+        r=config.tokens_to_merge(plan.schedule[index], metric.shape[1] - num_prefix_tokens),
+        num_prefix_tokens=num_prefix_tokens,
         size=size,
-        seed=config.seed * tower.num_layers + index,
+        seed=config.seed * plan.num_layers + index,
         layer=index,
-        num_layers=tower.num_layers,
-        fields=config.match_fields(tower.method),
+        num_layers=plan.num_layers,
+        fields=config.match_fields(plan.method),
     )
-    return tower.method.match(inputs)
+    return plan.method.match(inputs)
 
 
 def _position_bias(
@@ -192,9 +247,9 @@ def _add(family: Family, residual: Tensor, computed: Tensor) -> Tensor:
     return residual + computed if family.residual_first else computed + residual
 
 
-def _restore(state: ForwardState, hidden_states: Tensor) -> Tensor:
+def _unmerge(state: ForwardState, hidden_states: Tensor) -> Tensor:
     for match in reversed(state.match):
         if match is not None:
             hidden_states = match.to(hidden_states.device).unmerge(hidden_states)
-    state.restored = True
+    state.unmerged = True
     return hidden_states

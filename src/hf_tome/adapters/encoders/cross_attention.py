@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...patching.patch import LINK, Swapped
+from ...patching.patch import PatchedModule, context_of
+from .family import OutputAdapter
+from .outputs import SizeReader, final_tokens
 
 
-class ZeroPadding(Swapped):
+class ZeroPadding(SizeReader):
     """The encoder, whose output has zeros for padding."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the encoder, and clear the padding among its tokens (B, M, C)."""
         out = super().forward(*args, **kwargs)
-        state = getattr(self, LINK).tower.current()
-        size = state.final_size(out[0].device)
-        if size is None or not state.padded[-1]:
+        final = final_tokens(self)
+        size = final.size_on(out[0].device)
+        if size is None or not final.padded:
             return out
         tokens = out[0].masked_fill(size == 0, 0)
         if isinstance(out, tuple):
@@ -32,15 +34,15 @@ class ZeroPadding(Swapped):
         return out
 
 
-class ZerosStay(Swapped):
-    """The projection between encoder and decoder, which keeps zeros what they are."""
+class KeepPaddingZero(PatchedModule):
+    """Encoder-decoder projection that keeps padding rows zero."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Project tokens (B, M, C) to (B, M, D)."""
         return super().forward(hidden_states).masked_fill(_is_padding(hidden_states)[..., None], 0)
 
 
-class MaskedMemory(Swapped):
+class MaskedMemory(PatchedModule):
     """The decoder, with a mask for the padding among the tokens that it attends to."""
 
     def forward(
@@ -51,7 +53,7 @@ class MaskedMemory(Swapped):
         **kwargs: Any,
     ) -> Any:
         """Attend to tokens (B, M, C), but for those that are zeros."""
-        merges = any(getattr(self, LINK).tower.merging)
+        merges = any(context_of(self).target.plan.merging)
         if merges and encoder_hidden_states is not None and encoder_attention_mask is None:
             padding = _is_padding(encoder_hidden_states)
             if torch.compiler.is_compiling() or bool(padding.any()):
@@ -66,3 +68,11 @@ class MaskedMemory(Swapped):
 
 def _is_padding(hidden_states: Tensor) -> Tensor:
     return (hidden_states == 0).all(dim=-1)  # (B, M, C) -> (B, M)
+
+
+ENCODER_MEMORY = (
+    OutputAdapter(ZeroPadding, "encoder"),
+    OutputAdapter(KeepPaddingZero, "enc_to_dec_proj"),
+    OutputAdapter(MaskedMemory, "decoder"),
+)
+"""What `VisionEncoderDecoderModel` does with its encoder's tokens."""

@@ -5,32 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..vision_language.models import VISION_LANGUAGE
 from . import sizes
+from .cross_attention import ENCODER_MEMORY
 from .family import (
     CLASS_TOKEN,
-    POOLS,
-    RESTORE,
     TOKENS,
+    UNMERGE,
     Family,
-    Head,
-    attention_pool,
+    OutputAdapter,
     class_and_registers,
     class_tokens,
     first_patch,
     first_patch_if_pooled,
     first_patch_unless_mean,
-    mean_of,
     one,
     two,
     zero,
 )
 from .inputs import PADDED_IMAGE, SPECTROGRAM, VIDEO
+from .outputs import POOLS, DropMask, FunctionalPool, LatentPool, MeanInput, attention_pool, mean_of
 
 BACKBONE = "a backbone reads the grid of tokens after several blocks, and merged tokens have no grid"
 SEGMENTATION = "its segmentation head reads the grid of tokens after several blocks, and merged tokens have no grid"
 PIXEL_DECODER = "its decoder puts masked patches back by position among the encoder's tokens, which merging reorders"
-LATENTS = Head("latent_pool", "image_to_text_projection.x_attn", POOLS)
+LATENTS = OutputAdapter(LatentPool, "image_to_text_projection.x_attn", POOLS)
 
 
 VIT = Family(
@@ -40,7 +38,7 @@ VIT = Family(
     heads={
         "ViTModel": (CLASS_TOKEN, TOKENS),
         "ViTForImageClassification": (CLASS_TOKEN,),
-        "ViTForMaskedImageModeling": (RESTORE,),
+        "ViTForMaskedImageModeling": (UNMERGE,),
     },
 )
 
@@ -93,7 +91,7 @@ SIGLIP = replace(
     heads={
         "SiglipVisionModel": (attention_pool("head.attention"), TOKENS),
         "SiglipModel": (),
-        "SiglipForImageClassification": (mean_of("vision_model.post_layernorm"),),
+        "SiglipForImageClassification": (mean_of("vision_model.post_layernorm", averages_prefix=True),),
     },
 )
 
@@ -109,7 +107,7 @@ FAMILIES: tuple[Family, ...] = (
             "DeiTModel": (CLASS_TOKEN, TOKENS),
             "DeiTForImageClassification": (CLASS_TOKEN,),
             "DeiTForImageClassificationWithTeacher": (CLASS_TOKEN,),
-            "DeiTForMaskedImageModeling": (RESTORE,),
+            "DeiTForMaskedImageModeling": (UNMERGE,),
         },
     ),
     replace(
@@ -142,16 +140,19 @@ FAMILIES: tuple[Family, ...] = (
         tower="IJepaModel",
         protected=first_patch_if_pooled,
         num_special=zero,
-        heads={"IJepaModel": (TOKENS,), "IJepaForImageClassification": (mean_of("ijepa.layernorm"),)},
+        heads={
+            "IJepaModel": (TOKENS,),
+            "IJepaForImageClassification": (mean_of("ijepa.layernorm", averages_prefix=True),),
+        },
     ),
     replace(
         VIT,
         model_types=("beit",),
         tower="BeitModel",
         heads={
-            "BeitModel": (CLASS_TOKEN, mean_of("pooler", "input"), TOKENS),
+            "BeitModel": (CLASS_TOKEN, mean_of("pooler", MeanInput), TOKENS),
             "BeitForImageClassification": (),
-            "BeitForMaskedImageModeling": (RESTORE,),
+            "BeitForMaskedImageModeling": (UNMERGE,),
             "BeitForSemanticSegmentation": SEGMENTATION,
             "BeitBackbone": BACKBONE,
         },
@@ -175,7 +176,7 @@ FAMILIES: tuple[Family, ...] = (
         DINOV2,
         model_types=("dinov3_vit",),
         tower="DINOv3ViTModel",
-        sizes=replace(sizes.NO_HEAD, gated=lambda config: config.use_gated_mlp),
+        sizes=replace(sizes.NO_HEAD, gated=sizes.gated_by_config),
         num_special=class_and_registers,
         heads={"DINOv3ViTModel": (CLASS_TOKEN, TOKENS), "DINOv3ViTBackbone": BACKBONE},
         layers="model.layer",
@@ -191,7 +192,7 @@ FAMILIES: tuple[Family, ...] = (
         num_special=zero,
         heads={
             "VideoMAEModel": (TOKENS,),
-            "VideoMAEForVideoClassification": (mean_of("videomae.encoder"),),
+            "VideoMAEForVideoClassification": (mean_of("videomae.encoder", averages_prefix=True),),
             "VideoMAEForPreTraining": PIXEL_DECODER,
         },
         layers="encoder.layer",
@@ -252,9 +253,9 @@ FAMILIES: tuple[Family, ...] = (
         CLIP,
         model_types=("aimv2_vision_model", "aimv2"),
         tower="Aimv2VisionModel",
-        sizes=replace(sizes.QUERY_POOL, gated=lambda config: True),
+        sizes=replace(sizes.QUERY_POOL, gated=sizes.always_gated),
         num_special=zero,
-        heads={"Aimv2VisionModel": (Head("functional_pool", "head", POOLS), TOKENS), "Aimv2Model": ()},
+        heads={"Aimv2VisionModel": (OutputAdapter(FunctionalPool, "head", POOLS), TOKENS), "Aimv2Model": ()},
         norm1="rms_norm1",
         attention="attention",
         norm2="rms_norm2",
@@ -279,10 +280,10 @@ FAMILIES: tuple[Family, ...] = (
         tower="Siglip2VisionModel",
         inputs=PADDED_IMAGE,
         heads={
-            "Siglip2VisionModel": (Head("drop_mask", "head"), attention_pool("head.attention"), TOKENS),
+            "Siglip2VisionModel": (OutputAdapter(DropMask, "head"), attention_pool("head.attention"), TOKENS),
             "Siglip2Model": (),
             # Its masked mean is taken in the model's own forward, over as many tokens as the mask has.
-            "Siglip2ForImageClassification": (RESTORE,),
+            "Siglip2ForImageClassification": (UNMERGE,),
         },
     ),
     replace(
@@ -347,17 +348,14 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 
-MEMORY = (Head("zero_padding", "encoder"), Head("zeros_stay", "enc_to_dec_proj"), Head("masked_memory", "decoder"))
-
 TOWERS: dict[str, Family] = {family.tower: family for family in FAMILIES}
 """The rows by the class name of the module that owns the blocks."""
 
-WRAPPERS: dict[str, tuple[Head, ...]] = {
-    "VisionEncoderDecoderModel": (TOKENS, *MEMORY),
+WRAPPERS: dict[str, tuple[OutputAdapter, ...] | str] = {
+    "VisionEncoderDecoderModel": (TOKENS, *ENCODER_MEMORY),
     "VisionTextDualEncoderModel": (CLASS_TOKEN,),
-    **VISION_LANGUAGE,
 }
-"""Models of transformers that hold any tower, and take any number of tokens from it or have the grid restored."""
+"""Models of transformers that hold any tower, and take any number of tokens from it."""
 
 
 def tower_config(config: Any) -> Any:

@@ -51,38 +51,38 @@ def first_patch_unless_mean(config: Any, tower: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Head:
-    """What a model does with the tokens after the last block, and where hf_tome has a hand in it.
+class OutputAdapter:
+    """How a model consumes the final tokens, and which submodule is patched for it.
 
     Attributes:
-        kind (`str`): a name in `heads.HEADS`.
-        site (`str`): dotted path, from the model that owns the head, of the module that is swapped.
-        says (`str`): how `report` puts it.
-        on_grid (`bool`): whether it has a hand in it also where the full grid is restored.
+        mixin (`type`, *optional*): the subclass of `PatchedModule` that the submodule is patched with.
+        target (`str`): dotted path of that submodule, from the model that has the row; "" is the model itself.
+        description (`str`): how `report` puts it.
+        unmerge (`bool`): whether the model needs every token, so that merging is undone after the last block.
+        when_unmerged (`bool`): whether the submodule is patched also where all tokens are given back.
+        at_root (`bool`): whether it applies only to the model itself, not to one that another model holds.
+        averages_prefix (`bool`): whether a mean that the model takes includes the tokens that are never merged.
+        reads (`Callable`, *optional*): from the model and the number of blocks, the indices of the hidden states that
+            it reads (0 = embeddings); empty where it reads the tower's output.
+        num_cropped (`Callable`, *optional*): from the model, how many leading tokens it cuts off.
     """
 
-    kind: str
-    site: str = ""
-    says: str = ""
-    on_grid: bool = False
+    mixin: type | None = None
+    target: str = ""
+    description: str = ""
+    unmerge: bool = False
+    when_unmerged: bool = False
+    at_root: bool = False
+    averages_prefix: bool = False
+    reads: Callable[[Any, int], tuple[int, ...]] | None = None
+    num_cropped: Callable[[Any], int] | None = None
 
 
-CLASS_TOKEN = Head("class_token", says="reads the special tokens, which are never merged")
-TOKENS = Head("tokens", says="gives out the merged tokens (`restore=True` gives the full grid)")
-RESTORE = Head("restore", says="needs every token, so the full grid is restored after the last block")
-
-
-def mean_of(site: str, where: str = "output") -> Head:
-    """Return a head that averages the tokens that come into, or out of, the module at `site`."""
-    return Head(f"mean_{where}", site, "averages the tokens, weighted by size")
-
-
-POOLS = "pools with attention, with log(size) added to its logits"
-
-
-def attention_pool(site: str) -> Head:
-    """Return a head that pools with the `nn.MultiheadAttention` at `site`."""
-    return Head("attention_pool", site, POOLS)
+CLASS_TOKEN = OutputAdapter(description="reads the special tokens, which are never merged")
+TOKENS = OutputAdapter(description="gives out the merged tokens (`restore=True` gives the full grid)", at_root=True)
+UNMERGE = OutputAdapter(
+    description="needs every token, so the full grid is restored after the last block", unmerge=True
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Family:
     model_types: tuple[str, ...]
     tower: str
     num_special: Callable[[Any], int]
-    heads: Mapping[str, tuple[Head, ...] | str]
+    heads: Mapping[str, tuple[OutputAdapter, ...] | str]
     layers: str = "layers"
     norm1: str = "layernorm_before"
     attention: str = "attention"

@@ -1,45 +1,70 @@
-"""Heads that stay right when tokens stand for more than one patch each."""
+"""Size-aware pooling and output adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ...patching.patch import LINK, Swapped
-from ...patching.recorder import Link
-from ..vision_language.generate import MergedGenerator
-from ..vision_language.grid import GridLayers, GridVideoLayers
-from ..vision_language.vlm import MergedImageModel, ProjectedImageModel, ProjectedVideoModel
+from ...patching.patch import PatchedModule, context_of
+from ...patching.recorder import Recorder
 from .attention import log_size
-from .cross_attention import MaskedMemory, ZeroPadding, ZerosStay
-from .family import Head
-from .timm import TimmTower
+from .carry import NOTHING_MERGED, FinalTokens, stale
+from .family import OutputAdapter
 
 
-class MeanOutput(Swapped):
+class SizeReader(PatchedModule):
+    """A module that reads the sizes of the final tokens; when the outermost of them returns, the pass is over."""
+
+    reads_sizes = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module as a reader of its pass."""
+        with context_of(self).target.recorder.reader():
+            return super().__call__(*args, **kwargs)
+
+
+def final_tokens(module: Any) -> FinalTokens:
+    """Return what a patched module behind the blocks has to know; outside of a pass no token is merged.
+
+    Raises:
+        RuntimeError: the pass did not reach the last of the blocks that were planned.
+    """
+    target = context_of(module).target
+    recorder: Recorder = target.recorder
+    if recorder.current() is not None:
+        raise stale(target, "the last of them did not run")
+    result = recorder.result()
+    return NOTHING_MERGED if result is None else result
+
+
+def final_size(module: Any, device: torch.device) -> Tensor | None:
+    """Return the sizes (B, M, 1) of the final tokens on a device, or `None` where all are 1."""
+    return final_tokens(module).size_on(device)
+
+
+class MeanOutput(SizeReader):
     """A module whose output tokens the model averages: they come out scaled, so that the mean is weighted by size."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module, and scale its tokens, be they its output or its `last_hidden_state`."""
         out = super().forward(*args, **kwargs)
-        link: Link = getattr(self, LINK)
         if isinstance(out, Tensor):
-            return _weight(out, link)
-        out.last_hidden_state = _weight(out.last_hidden_state, link)
+            return _weight(self, out)
+        out.last_hidden_state = _weight(self, out.last_hidden_state)
         return out
 
 
-class MeanInput(Swapped):
+class MeanInput(SizeReader):
     """A pooler that averages the tokens it is given: they go in scaled."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the module on the scaled tokens (B, M, C)."""
-        return super().forward(_weight(hidden_states, getattr(self, LINK)), *args, **kwargs)
+        return super().forward(_weight(self, hidden_states), *args, **kwargs)
 
 
-class AttentionPool(Swapped):
+class AttentionPool(SizeReader):
     """An `nn.MultiheadAttention` that pools over tokens: each key gets log(size) (ToMe, equation 1)."""
 
     num_heads: int
@@ -48,7 +73,7 @@ class AttentionPool(Swapped):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
         """Attend from `query` (B, L, C) to tokens (B, M, C)."""
-        size = getattr(self, LINK).tower.current().final_size(key.device)
+        size = final_size(self, key.device)
         if size is not None:
             bias = log_size(size, proportional=True).to(key.dtype)
             # (B, M) -> (B * H, L, M)
@@ -56,14 +81,14 @@ class AttentionPool(Swapped):
         return super().forward(query, key, value, attn_mask=attn_mask, **kwargs)
 
 
-class FunctionalPool(Swapped):
+class FunctionalPool(SizeReader):
     """AIMv2's head, in which a learned query attends to the tokens: each key gets log(size) (ToMe, equation 1)."""
 
     num_heads: int
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Pool tokens (B, M, C) to (B, C); nothing but the mask differs from the module's own forward."""
-        size = getattr(self, LINK).tower.current().final_size(hidden_states.device)
+        size = final_size(self, hidden_states.device)
         if size is None:
             return super().forward(hidden_states)
         batch_size, _, width = hidden_states.shape
@@ -79,14 +104,14 @@ class FunctionalPool(Swapped):
         return self.output_proj(pooled.transpose(1, 2).reshape(batch_size, width))
 
 
-class LatentPool(Swapped):
+class LatentPool(SizeReader):
     """Attention of learned latents to the tokens and to themselves (Kosmos-2): each token's key gets log(size)."""
 
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
         """Attend from latents (B, L, C) to tokens and latents (B, M + L, C) (ToMe, equation 1)."""
-        size = getattr(self, LINK).tower.current().final_size(hidden_states.device)
+        size = final_size(self, hidden_states.device)
         if size is not None:
             bias = log_size(size, proportional=True).to(hidden_states.dtype)
             # (B, M) -> (B, 1, L, M + L)
@@ -100,69 +125,42 @@ class LatentPool(Swapped):
         )
 
 
-class DropMask(Swapped):
+class DropMask(SizeReader):
     """A head that takes a padding mask of the first block's length: padding is in the sizes by now."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Any:
         """Run the head without the mask if tokens have merged."""
-        if getattr(self, LINK).tower.current().final_size() is not None:
+        if final_tokens(self).size is not None:
             attention_mask = None
         return super().forward(hidden_states, attention_mask)
 
 
-HEADS: dict[str, type | None] = {
-    "class_token": None,
-    "tokens": None,
-    "restore": None,
-    "mean_output": MeanOutput,
-    "mean_input": MeanInput,
-    "attention_pool": AttentionPool,
-    "functional_pool": FunctionalPool,
-    "latent_pool": LatentPool,
-    "timm_pool": TimmTower,
-    "drop_mask": DropMask,
-    "zero_padding": ZeroPadding,
-    "zeros_stay": ZerosStay,
-    "masked_memory": MaskedMemory,
-    "grid_layers": GridLayers,
-    "grid_video_layers": GridVideoLayers,
-    "image_features": MergedImageModel,
-    "projected": ProjectedImageModel,
-    "projected_video": ProjectedVideoModel,
-    "generator": MergedGenerator,
-}
-"""What is swapped at a head's site, by the head's kind; `None` where nothing is."""
+POOLS = "pools with attention, with log(size) added to its logits"
+AVERAGES = "averages the tokens, weighted by size"
 
 
-def _weight(x: Tensor, link: Link) -> Tensor:
-    """Scale the tokens after the first `skip` of (B, M, C), so that their plain mean is the mean weighted by size."""
-    size = link.tower.current().final_size(x.device)
+def mean_of(target: str, mixin: type = MeanOutput, averages_prefix: bool = False) -> OutputAdapter:
+    """Return the row of a model that averages the tokens out of (`MeanInput`: into) the module at `target`.
+
+    The mean is that of the tokens behind the prefix, or with `averages_prefix` of all tokens.
+    """
+    return OutputAdapter(mixin, target, AVERAGES, averages_prefix=averages_prefix)
+
+
+def attention_pool(target: str) -> OutputAdapter:
+    """Return the row of a model that pools with the `nn.MultiheadAttention` at `target`."""
+    return OutputAdapter(AttentionPool, target, POOLS)
+
+
+def _weight(module: Any, x: Tensor) -> Tensor:
+    """Scale tokens (B, M, C), so that the plain mean of those that a model averages is their mean weighted by size."""
+    size = final_size(module, x.device)
     if size is None:
         return x
-    skip = link.tower.num_special
+    context = context_of(module)
+    skip = 0 if context.detail.averages_prefix else context.target.plan.num_prefix_tokens
     weight = size.clone()
     rest = size[:, skip:]
     weight[:, :skip] = 1
     weight[:, skip:] = rest * (rest.shape[1] / rest.sum(dim=1, keepdim=True))
     return (x * weight).to(x.dtype)
-
-
-def sites_of(owned_heads: Iterable[tuple[nn.Module, Head]]) -> list[tuple[nn.Module, type]]:
-    """Return the modules that heads have swapped, each with its mixin; a model may have been built without one."""
-    found = []
-    for owner, head in owned_heads:
-        mixin = HEADS[head.kind]
-        site = None if mixin is None else _at(owner, head.site)
-        if mixin is not None and site is not None:
-            found.append((site, mixin))
-    return found
-
-
-def _at(owner: nn.Module, path: str) -> nn.Module | None:
-    """Return the module at a dotted path, or `None` where there is none; "" is the owner itself."""
-    module: Any = owner
-    for name in path.split(".") if path else ():
-        module = getattr(module, name, None)
-        if module is None:
-            return None
-    return module

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-class Whole:
-    """A batch that has no padding, or where padding is computed with: packing changes nothing."""
+class PaddedLayout:
+    """The batch as it is, (B, N, C), with padding computed with where there is any."""
 
     lengths: tuple[int, ...] | None = None
     """The number of real tokens of each image, where they are packed."""
-    alone = False
+    per_image = False
     """Whether attention runs image by image."""
 
     def pack(self, x: Tensor) -> Tensor:
@@ -32,20 +32,24 @@ class Whole:
         """Take (1, R, C) to (B, N, C), zeros at padding."""
         return x
 
-    def to(self, device: torch.device) -> Whole:
+    def computed(self, num_tokens: int) -> tuple[float, float]:
+        """Return the tokens an image that token-wise layers run on, and the pairs of tokens in its attention."""
+        return num_tokens, num_tokens**2
+
+    def to(self, device: torch.device) -> PaddedLayout:
         """Return the same for tokens on `device`."""
         return self
 
 
-class Packed(Whole):
+class PackedLayout(PaddedLayout):
     """The real tokens of a batch with padding. Every image has its real tokens first."""
 
-    def __init__(self, size: Tensor, alone: bool):
-        self.alone = alone
+    def __init__(self, size: Tensor, per_image: bool):
+        self.per_image = per_image
         real = size[..., 0] > 0  # (B, N)
         self.shape = real.shape
         self.rows = real.reshape(-1).nonzero()[:, 0]  # (R,)
-        self.lengths = tuple(real.sum(dim=1).tolist())
+        self.lengths: tuple[int, ...] = tuple(real.sum(dim=1).tolist())
 
     def pack(self, x: Tensor) -> Tensor:
         """See the base class."""
@@ -57,7 +61,13 @@ class Packed(Whole):
         padded = x.new_zeros((batch_size * num_tokens, x.shape[-1])).index_copy(0, self.rows, x[0])
         return padded.view(batch_size, num_tokens, -1)
 
-    def to(self, device: torch.device) -> Packed:
+    def computed(self, num_tokens: int) -> tuple[float, float]:
+        """See the base class."""
+        images = len(self.lengths)
+        pairs = sum(length**2 for length in self.lengths) / images if self.per_image else num_tokens**2
+        return sum(self.lengths) / images, pairs
+
+    def to(self, device: torch.device) -> PackedLayout:
         """See the base class."""
         if self.rows.device == device:
             return self
@@ -66,35 +76,35 @@ class Packed(Whole):
         return moved
 
 
-WHOLE = Whole()
+PADDED = PaddedLayout()
 
 
-def packing_of(size: Tensor | None, padded: bool, block: nn.Module, backend: str, has_mask: bool) -> Whole:
+def layout_of(size: Tensor | None, padded: bool, block: nn.Module, backend: str, has_mask: bool) -> PaddedLayout:
     """Return how tokens of `size` (B, N, 1), among which there is padding if `padded`, go through MLP and attention.
 
     Not in training, where modules such as DropPath tell images apart by the batch dimension, and not in graphs, whose
     shapes may not depend on the data.
     """
     if size is None or not padded or block.training or torch.compiler.is_compiling():
-        return WHOLE
+        return PADDED
     # On an accelerator launching a kernel for each image costs more than the padding.
-    alone = size.device.type == "cpu" and backend == "sdpa" and not has_mask
-    return Packed(size, alone)
+    per_image = size.device.type == "cpu" and backend == "sdpa" and not has_mask
+    return PackedLayout(size, per_image)
 
 
-def attend_alone(
+def attend_per_image(
     attend: Attend,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
-    packing: Whole,
+    layout: PaddedLayout,
     **kwargs: Any,
 ) -> Tensor:
     """Attend in each image by itself, over its real tokens: (B, H, N, d) -> (1, R, H, d); `bias` is (B, N)."""
     outputs = []
-    for image, length in enumerate(packing.lengths or ()):
+    for image, length in enumerate(layout.lengths or ()):
         states = (x[image : image + 1, :, :length] for x in (query, key, value))
         mask = None if bias is None else bias[image, None, None, None, :length]
         outputs.append(attend(module, *states, mask, is_causal=False, **kwargs)[0])

@@ -1,8 +1,9 @@
-"""Find the towers in a model, and plan what merging does to each. Nothing is changed here."""
+"""Plan what merging does to each encoder in a model. Nothing is changed here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -11,62 +12,108 @@ from torch import nn
 
 from ...config import MergeConfig
 from ...errors import UnsupportedModelError
-from ...merging.methods import METHODS
-from ...patching.plans import HOW_TO_GO_ON, Plan, check_blocks, check_forwards
-from ...patching.recorder import Tower
-from ..vision_language.connectors import CONNECTORS
-from ..vision_language.features import IMAGE_FEATURES, check_reads, cropped_tokens, has_feature_layers, read_layers
-from ..vision_language.models import VISION_LANGUAGE
-from ..vision_language.plan_projected import plan_projected
-from .attention import backend_of, check_backend
+from ...merging.methods import METHODS, Method
+from ...patching.plans import (
+    HOW_TO_GO_ON,
+    Description,
+    Patch,
+    Plan,
+    Target,
+    check_blocks,
+    check_forwards,
+    forward_module,
+)
+from ...patching.recorder import PassSummary, Recorder
+from .attention import MergedAttention, backend_of, check_backend
+from .block import MergedBlock
+from .dims import EncoderShape, family_shape, timm_shape
 from .families import TOWERS, WRAPPERS
-from .family import Family, Head
-from .outputs import sites_of
-from .timm import TIMM_TOWERS, check_timm, is_timm
+from .family import Family, OutputAdapter
+from .timm import TIMM_TOWERS, TimmAttention, check_timm, is_timm
 from .unsupported import why_unsupported
 
+Wrappers = Mapping[str, tuple[OutputAdapter, ...] | str]
+"""The output adapters of models around any tower, by class name; a string is the reason why it is not supported."""
+Owned = tuple[nn.Module, OutputAdapter]
+"""An output adapter with the model that has it."""
 
-def unwrap(model: Any) -> Any:
-    """Return the transformers model inside a pipeline, a compiled model, a PEFT model or a parallel wrapper.
+ATTENTIONS: dict[str, type] = {"timm": TimmAttention}
+"""What an attention is patched with, by its library; `MergedAttention` for all that are not listed."""
 
-    Raises:
-        TypeError: it is no model at all.
+
+@dataclass(frozen=True)
+class EncoderPlan(Plan):
+    """What is decided for one encoder, and read by its blocks, attentions and output adapters.
+
+    Attributes:
+        family: the row.
+        method: the row of the config's method.
+        schedule: tokens that each block is asked to merge, of those that may (see `num_layers`); for MaMe all 0.
+        merging: whether each of them merges.
+        num_blocks: all blocks of the tower.
+        num_prefix_tokens: leading tokens that are never merged.
+        proportional: whether log(size) is added to the attention logits.
+        unmerge: whether the full grid is given back after the last block.
+        reads: indices of the hidden states that a model around the tower reads (0 = embeddings); empty where it reads
+            the tower's output.
+        outputs: what is done with the tokens after the last block, in words.
+        has_readers: whether something behind the blocks reads the sizes of the tokens.
     """
-    if isinstance(model, transformers.Pipeline):
-        model = model.model
-    while isinstance(model, nn.Module) and not isinstance(model, transformers.PreTrainedModel):
-        if "_orig_mod" in model._modules:  # torch.compile
-            model = model._orig_mod
-        elif hasattr(model, "get_base_model"):  # peft
-            model = model.get_base_model()  # type: ignore[operator]
-        elif type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
-            model = model.module
-        else:
-            break
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` is a {type(model).__name__}; it takes a transformers model or pipeline.")
-    return model
+
+    family: Family
+    method: Method
+    schedule: tuple[int, ...]
+    merging: tuple[bool, ...]
+    num_blocks: int
+    num_prefix_tokens: int
+    proportional: bool
+    unmerge: bool
+    reads: tuple[int, ...] = ()
+    outputs: tuple[str, ...] = ()
+    has_readers: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks that may merge: all, or those before the place where the full grid is given back."""
+        return len(self.merging)
+
+    @property
+    def follows_position(self) -> bool:
+        """Whether some part of the model goes by the tokens' positions."""
+        hands_on = bool(self.reads) and not self.unmerge  # language models take image tokens in order
+        return self.family.rotary is not None or self.family.position_bias is not None or hands_on
+
+    @property
+    def blocks_read(self) -> int:
+        """The number of these blocks that something is read of; later ones need not run."""
+        return self.num_layers if self.unmerge or not self.reads else min(max(self.reads), self.num_layers)
+
+    def describe(self, module: Any, summary: PassSummary | None) -> Description:
+        """See the base class."""
+        return Description(
+            tower=self.family.tower,
+            schedule=self.schedule,
+            merging=self.merging,
+            blocks_run=self.blocks_read if summary is None else summary.blocks_run,
+            backend=backend_of(module),
+            proportional_attention=self.proportional,
+            num_prefix_tokens=self.num_prefix_tokens,
+            outputs=self.outputs,
+            unmerged=self.unmerge,
+        )
+
+    def shape(self, module: Any) -> EncoderShape | None:
+        """See the base class; `None` for a config whose sizes are not known."""
+        try:
+            is_timm = self.family.library == "timm"
+            shape = timm_shape(module) if is_timm else family_shape(self.family, module.config)
+        except ValueError:
+            return None  # it costs the report its GFLOPs, nothing else
+        return replace(shape, num_special=self.num_prefix_tokens)
 
 
-def plan(model: Any, config: MergeConfig) -> list[Plan]:
-    """Plan merging for every tower of a model.
-
-    Raises:
-        UnsupportedModelError: no tower that can merge, a head that cannot take merged tokens, or an attention
-            implementation that cannot weigh them.
-        ValueError: the config does not fit the model.
-    """
-    root = unwrap(model)
-    if config.where == "projected":
-        return plan_projected(root, config)
-    config.at("tower")  # a field that means nothing there is refused
-    plans = [_plan_tower(root, path, tower, family, config) for path, tower, family in _towers(root)]
-    if not plans:
-        raise UnsupportedModelError(_why_not(root))
-    return plans
-
-
-def _towers(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
+def find_towers(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
+    """Yield path, module and row of every tower in a model."""
     for path, module in root.named_modules():
         rows = TIMM_TOWERS if is_timm(module) else TOWERS if isinstance(module, transformers.PreTrainedModel) else {}
         family = rows.get(type(module).__name__)
@@ -74,50 +121,114 @@ def _towers(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
             yield path, module, family
 
 
-def _plan_tower(root: nn.Module, path: str, module: nn.Module, family: Family, config: MergeConfig) -> Plan:
-    owned_heads = list(_heads(root, path, family))
+def plan_tower(
+    root: nn.Module, path: str, module: nn.Module, family: Family, config: MergeConfig, wrappers: Wrappers
+) -> Target:
+    """Plan merging for the tower at `path`, with what `wrappers` says of the models around it.
+
+    Raises:
+        UnsupportedModelError: an output adapter that cannot take merged tokens, or an attention implementation that
+            cannot weigh them.
+        ValueError: the config does not fit the model.
+    """
+    owned = list(_outputs_of(root, path, family, wrappers))
     if family.library == "timm":
         check_timm(module)
     blocks = list(attrgetter(family.layers)(module))
     check_blocks(blocks, family.library)
     check_backend(backend_of(module))
-    merging = config.merging_blocks(len(blocks))
-    restore = _restores(root, owned_heads, config)
-    readers = [owner for owner, head in owned_heads if has_feature_layers(owner) or head.kind == IMAGE_FEATURES]
-    reads = read_layers(readers[0], len(blocks)) if readers else ()
-    check_reads(type(root).__name__, reads, merging, restore)
-    if restore and reads:
+    num_blocks, merging = len(blocks), config.merging_blocks(len(blocks))
+    unmerge = _unmerges(root, owned, config)
+    reads = next((reads for owner, row in owned if row.reads and (reads := row.reads(owner, num_blocks))), ())
+    check_reads(type(root).__name__, reads, merging, unmerge)
+    if unmerge and reads:
         blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
     attentions = [attrgetter(family.attention)(block) for block in blocks]
     check_blocks(attentions, family.library)
-    cropped = max((cropped_tokens(owner) for owner, head in owned_heads if head.kind == IMAGE_FEATURES), default=0)
-    tower = Tower(
-        family=family,
-        config=config,
-        method=METHODS[config.method],
-        schedule=config.schedule(len(merging))[: len(blocks)],
-        merging=merging[: len(blocks)],
-        num_special=max(family.num_protected(getattr(module, "config", None), module), cropped),
-        proportional=_weighs_attention(config, family),
-        restore=restore,
-        reads=reads,
-        path=path,
-        heads=tuple(head for owner, head in owned_heads if owner is not module or not reads),
-    )
-    # A grid that is restored is averaged, and laid out, as ever.
-    sites = sites_of([(owner, head) for owner, head in owned_heads if head.on_grid or not restore])
-    if family.library == "timm" and all(site is not module for site, _ in sites):
+    # A grid that is given back is averaged, and laid out, as ever.
+    outputs = patches_of([(owner, row) for owner, row in owned if row.when_unmerged or not unmerge])
+    if family.library == "timm" and all(change.module is not module for change in outputs):
         raise UnsupportedModelError(
             f"{type(root).__name__} reads the tokens of several blocks on the full grid (`features_only`), and merged "
             f"tokens have no grid. {HOW_TO_GO_ON}"
         )
-    check_forwards([*blocks, *attentions, *(site for site, _ in sites)])
-    return Plan(tower, blocks, attentions, sites)
+    cropped = max((row.num_cropped(owner) for owner, row in owned if row.num_cropped), default=0)
+    plan = EncoderPlan(
+        config=config,
+        family=family,
+        method=METHODS[config.method],
+        schedule=config.schedule(num_blocks)[: len(blocks)],
+        merging=merging[: len(blocks)],
+        num_blocks=num_blocks,
+        num_prefix_tokens=max(family.num_protected(getattr(module, "config", None), module), cropped),
+        proportional=_weighs_attention(config, family),
+        unmerge=unmerge,
+        reads=reads,
+        outputs=descriptions(row for owner, row in owned if owner is not module or not reads),
+        has_readers=any(change.mixin.reads_sizes for change in outputs),
+    )
+    mixin = ATTENTIONS.get(family.library, MergedAttention)
+    patches = [Patch(block, MergedBlock, index) for index, block in enumerate(blocks)]
+    patches += [Patch(part, mixin, index, forward_module(part)) for index, part in enumerate(attentions)]
+    check_forwards([change.module for change in (*patches, *outputs)])
+    return Target(path, module, plan, Recorder(), (*patches, *outputs))
 
 
-def _restores(root: nn.Module, owned_heads: list[tuple[nn.Module, Head]], config: MergeConfig) -> bool:
-    """Return whether the full grid is given back, because of the config or of a head."""
-    needs_grid = any(head.kind == "restore" for _, head in owned_heads)
+def patches_of(owned: Sequence[Owned]) -> list[Patch]:
+    """Return how the modules that output adapters name are patched; a model may have been built without one."""
+    found = [(row, _at(owner, row.target)) for owner, row in owned if row.mixin is not None]
+    return [Patch(module, row.mixin, detail=row) for row, module in found if module is not None]  # type: ignore[arg-type]
+
+
+def descriptions(rows: Iterator[OutputAdapter]) -> tuple[str, ...]:
+    """Return what output adapters do, in words, each once."""
+    return tuple(dict.fromkeys(row.description for row in rows if row.description))
+
+
+def check_reads(model: str, reads: Sequence[int], merging: Sequence[bool], unmerge: bool = False) -> None:
+    """Raise a `ValueError` where every merge would come after the hidden state that a model reads.
+
+    Args:
+        model: what it is called.
+        reads: indices of the hidden states that it reads.
+        merging: whether each block merges.
+        unmerge: whether the full grid is given back to it.
+    """
+    if not reads or not any(merging):
+        return
+    # A grid that is given back is read from the first of them on; tokens read at several places follow the last.
+    last = min(reads) if unmerge else max(reads)
+    if not any(merging[:last]):
+        raise ValueError(
+            f"The config merges in blocks {[i for i, merges in enumerate(merging) if merges]} only, but {model} reads "
+            f"its image features before block {last} (`vision_feature_layer`), so nothing of it would be seen. Let "
+            f"some of the blocks 0 to {last - 1} merge."
+            if last
+            else f"{model} reads its image features before the first block (`vision_feature_layer`), so that no merge "
+            "can come before; set a later feature layer."
+        )
+
+
+def why_not(root: nn.Module, hint: str = "") -> str:
+    """Return why no encoder is found in a model, what is supported and what to do; `hint` goes before the latter."""
+    model_type = getattr(getattr(root, "config", None), "model_type", None)
+    found = f"Found no encoder to merge tokens in: {type(root).__name__}"
+    if model_type is not None:
+        found += f" (model type {model_type!r})"
+    how = f"{hint}{HOW_TO_GO_ON}"
+    reason = why_unsupported(model_type)
+    if reason is not None:
+        return f"{found} is not supported, because {reason}. {how}"
+    tower_type = getattr(getattr(root.config, "vision_config", None), "model_type", None) if model_type else None
+    reason = why_unsupported(tower_type)
+    if reason is not None:
+        return f"{found} is not supported around a tower of type {tower_type!r}: {reason}. {how}"
+    return f"{found} holds none of the supported {', '.join(sorted(TOWERS))}. {how}"
+
+
+def _unmerges(root: nn.Module, owned: Sequence[Owned], config: MergeConfig) -> bool:
+    """Return whether the full grid is given back, because of the config or of an output adapter."""
+    needs_grid = any(row.unmerge for _, row in owned)
     if needs_grid and METHODS[config.method].drops_tokens:
         raise UnsupportedModelError(
             f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens "
@@ -131,50 +242,44 @@ def _weighs_attention(config: MergeConfig, family: Family) -> bool:
     return METHODS[config.method].proportional and family.proportional if chosen == "auto" else bool(chosen)
 
 
-def _heads(root: nn.Module, path: str, family: Family) -> Iterator[tuple[nn.Module, Head]]:
-    """Yield the heads of the tower and of every model around it, each with the model that owns it.
+def _outputs_of(root: nn.Module, path: str, family: Family, wrappers: Wrappers) -> Iterator[Owned]:
+    """Yield the output adapters of the tower and of every model around it, from the outermost in.
 
     Raises:
-        UnsupportedModelError: a model around the tower that is unsupported, or not known.
+        UnsupportedModelError: a model around the tower that is not supported, or not known.
     """
-    names = path.split(".") if path else []
     owners = [root]
-    for name in names:
+    for name in path.split(".") if path else ():
         owners.append(getattr(owners[-1], name))
     for owner in owners:
         if owner is not root and not isinstance(owner, transformers.PreTrainedModel):
             continue
         name = type(owner).__name__
-        heads = family.heads.get(name, WRAPPERS.get(name))
-        if heads is None:
-            model_type = getattr(getattr(owner, "config", None), "model_type", None)
-            reason = why_unsupported(model_type) or "its head is not known"
-            rows = {**family.heads, **{known: row for known, row in WRAPPERS.items() if known not in VISION_LANGUAGE}}
-            known = ", ".join(known for known, row in rows.items() if not isinstance(row, str))
-            raise UnsupportedModelError(
-                f"{name} holds a {family.tower}, in which tokens can be merged, but {name} itself is not supported: "
-                f"{reason}. Supported around this tower: {known}, and vision-language models. {HOW_TO_GO_ON}"
-            )
-        if isinstance(heads, str):
-            raise UnsupportedModelError(f"{name} is not supported: {heads}. {HOW_TO_GO_ON}")
-        for head in heads:
-            if head.kind != "tokens" or owner is root:  # a model around the tower takes them
-                yield owner, head
+        rows = family.heads.get(name, wrappers.get(name))
+        if rows is None:
+            raise UnsupportedModelError(_unknown_owner(owner, family))
+        if isinstance(rows, str):
+            raise UnsupportedModelError(f"{name} is not supported: {rows}. {HOW_TO_GO_ON}")
+        for row in rows:
+            if owner is root or not row.at_root:  # a model around the tower takes its tokens
+                yield owner, row
 
 
-def _why_not(root: nn.Module) -> str:
-    model_type = getattr(getattr(root, "config", None), "model_type", None)
-    found = f"Found no encoder to merge tokens in: {type(root).__name__}"
-    if model_type is not None:
-        found += f" (model type {model_type!r})"
-    how = HOW_TO_GO_ON
-    if any(type(module).__name__ in CONNECTORS for module in root.modules()):
-        how = f"Its projected image tokens can be merged: `MergeConfig(..., where='projected')`. {how}"
-    reason = why_unsupported(model_type)
-    if reason is not None:
-        return f"{found} is not supported, because {reason}. {how}"
-    tower_type = getattr(getattr(root.config, "vision_config", None), "model_type", None) if model_type else None
-    reason = why_unsupported(tower_type)
-    if reason is not None:
-        return f"{found} is not supported around a tower of type {tower_type!r}: {reason}. {how}"
-    return f"{found} holds none of the supported {', '.join(sorted(TOWERS))}. {how}"
+def _unknown_owner(owner: Any, family: Family) -> str:
+    name = type(owner).__name__
+    reason = why_unsupported(getattr(getattr(owner, "config", None), "model_type", None)) or "its head is not known"
+    known = ", ".join(name for name, rows in {**family.heads, **WRAPPERS}.items() if not isinstance(rows, str))
+    return (
+        f"{name} holds a {family.tower}, in which tokens can be merged, but {name} itself is not supported: "
+        f"{reason}. Supported around this tower: {known}, and vision-language models. {HOW_TO_GO_ON}"
+    )
+
+
+def _at(owner: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a dotted path, or `None` where there is none; "" is the owner itself."""
+    module: Any = owner
+    for name in path.split(".") if path else ():
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module

@@ -87,6 +87,16 @@ def unmasked_patches(config: Any, patches: int) -> int:
     return int(patches * (1 - config.mask_ratio))
 
 
+def always_gated(config: Any) -> bool:
+    """Every MLP has three projections."""
+    return True
+
+
+def gated_by_config(config: Any) -> bool:
+    """The MLPs have three projections where the config says so."""
+    return config.use_gated_mlp
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of an encoder that its cost depends on, each read from the tower's config.

@@ -14,57 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UnsupportedModelError
-from ...patching.patch import LINK, Swapped
+from ...patching.patch import PatchedModule, context_of
 from .attention import AttentionCall, attention_received, log_size
-from .family import CLASS_TOKEN, TOKENS, Family, Head, zero
-from .packing import attend_alone
-
-POOL = Head(
-    "timm_pool",
-    "timm_model",
-    says="pools as `global_pool` says, with means and attention weighted by size",
-    on_grid=True,
-)
-OWN_POOL = replace(POOL, site="")
-
-
-def prefix_tokens(config: Any, tower: Any) -> int:
-    """Class, distillation and register tokens."""
-    return tower.num_prefix_tokens
-
-
-TIMM_WRAPPERS: dict[str, tuple[Head, ...]] = {
-    "TimmWrapperModel": (POOL, TOKENS),
-    "TimmWrapperForImageClassification": (POOL,),
-}
-
-TIMM_VIT = Family(
-    model_types=("timm_wrapper",),
-    tower="VisionTransformer",
-    num_special=zero,  # timm's modules have no config to read them from
-    protected=prefix_tokens,
-    heads={"VisionTransformer": (OWN_POOL,), **TIMM_WRAPPERS},
-    library="timm",
-    layers="blocks",
-    norm1="norm1",
-    attention="attn",
-    after_attention=("ls1", "drop_path1"),
-    norm2="norm2",
-    mlp=("mlp", "ls2", "drop_path2"),
-    residual_first=True,
-)
-
-TIMM_FAMILIES: tuple[Family, ...] = (
-    TIMM_VIT,
-    replace(
-        TIMM_VIT,
-        tower="VisionTransformerDistilled",
-        heads={"VisionTransformerDistilled": (CLASS_TOKEN, OWN_POOL), **TIMM_WRAPPERS},
-    ),
-)
-
-TIMM_TOWERS: dict[str, Family] = {family.tower: family for family in TIMM_FAMILIES}
-"""The rows by the class name of timm's module that owns the blocks."""
+from .block import begin_pass, end_pass
+from .family import CLASS_TOKEN, TOKENS, Family, OutputAdapter, zero
+from .outputs import SizeReader, final_size
+from .packing import attend_per_image
 
 GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "map", "")
 
@@ -100,7 +55,7 @@ def check_timm(tower: Any) -> None:
         )
 
 
-class TimmAttention(Swapped):
+class TimmAttention(PatchedModule):
     """timm's attention with one projection for queries, keys and values; see `MergedAttention`."""
 
     def forward(
@@ -113,7 +68,7 @@ class TimmAttention(Swapped):
     ) -> tuple[Tensor, None]:
         """Attend over `x` (B, N, C)."""
         call = merge_call or AttentionCall()
-        states = call.packing.unpack(self.qkv(x))
+        states = call.layout.unpack(self.qkv(x))
         # (B, N, 3*H*d) -> (3, B, H, N, d)
         states = states.reshape(*states.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = states.unbind(0)
@@ -122,13 +77,13 @@ class TimmAttention(Swapped):
             call.result = {"q": query, "k": key, "v": value}[call.feature]
         elif call.feature == "received":
             call.result = attention_received(query, key, self.scale, call)
-        if call.packing.alone:
-            bias = call.bias if getattr(self, LINK).tower.proportional else None  # no padding, no mask
-            out = attend_alone(_attend, self, query, key, value, bias, call.packing).flatten(2)
+        if call.layout.per_image:
+            bias = call.bias if context_of(self).target.plan.proportional else None  # no padding, no mask
+            out = attend_per_image(_attend, self, query, key, value, bias, call.layout).flatten(2)
         else:
             bias = None if call.bias is None else call.bias[:, None, None, :].to(query.dtype)  # (B, N) -> (B, 1, 1, N)
             # (B, N, H, d) -> (B, N, H*d)
-            out = call.packing.pack(_attend(self, query, key, value, bias)[0].flatten(2))
+            out = call.layout.pack(_attend(self, query, key, value, bias)[0].flatten(2))
         out = self.norm(out)
         if getattr(self, "gate", None) is not None:
             out = out * self.gate(x).sigmoid()
@@ -149,7 +104,7 @@ def _attend(
     return out.transpose(1, 2), None
 
 
-class TimmTower(Swapped):
+class TimmTower(SizeReader):
     """timm's `VisionTransformer`: pools by size, and refuses what needs every token."""
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -164,9 +119,11 @@ class TimmTower(Swapped):
             return super().forward_features(x)
         # timm checkpoints calls of blocks; the state has to go into them from outside, as an argument.
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        state = getattr(self, LINK).tower.begin()
+        target = context_of(self).target
+        state = begin_pass(target)
         for block in self.blocks:
             x = checkpoint(partial(nn.Module.__call__, block), x, merge_state=state, use_reentrant=False)
+        end_pass(target, state)
         return self.norm(x)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
@@ -180,7 +137,8 @@ class TimmTower(Swapped):
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pool tokens (B, M, C), each by as much as it stands for."""
-        size = getattr(self, LINK).tower.current().final_size(x.device)
+        with context_of(self).target.recorder.reader():
+            size = final_size(self, x.device)
         kind = self.global_pool if pool_type is None else pool_type
         if size is None or (self.attn_pool is None and kind not in ("avg", "avgmax", "max")):
             return super().pool(x, pool_type)
@@ -192,3 +150,51 @@ class TimmTower(Swapped):
         mean = ((x * size).sum(dim=1) / size.sum(dim=1)).to(x.dtype)
         largest = x.masked_fill(size <= 0, -torch.inf).amax(dim=1)  # padding has size 0
         return {"avg": mean, "max": largest, "avgmax": 0.5 * (largest + mean)}[kind]
+
+
+POOL = OutputAdapter(
+    TimmTower,
+    "timm_model",
+    "pools as `global_pool` says, with means and attention weighted by size",
+    when_unmerged=True,
+)
+OWN_POOL = replace(POOL, target="")
+
+
+def prefix_tokens(config: Any, tower: Any) -> int:
+    """Class, distillation and register tokens."""
+    return tower.num_prefix_tokens
+
+
+TIMM_WRAPPERS: dict[str, tuple[OutputAdapter, ...]] = {
+    "TimmWrapperModel": (POOL, TOKENS),
+    "TimmWrapperForImageClassification": (POOL,),
+}
+
+TIMM_VIT = Family(
+    model_types=("timm_wrapper",),
+    tower="VisionTransformer",
+    num_special=zero,  # timm's modules have no config to read them from
+    protected=prefix_tokens,
+    heads={"VisionTransformer": (OWN_POOL,), **TIMM_WRAPPERS},
+    library="timm",
+    layers="blocks",
+    norm1="norm1",
+    attention="attn",
+    after_attention=("ls1", "drop_path1"),
+    norm2="norm2",
+    mlp=("mlp", "ls2", "drop_path2"),
+    residual_first=True,
+)
+
+TIMM_FAMILIES: tuple[Family, ...] = (
+    TIMM_VIT,
+    replace(
+        TIMM_VIT,
+        tower="VisionTransformerDistilled",
+        heads={"VisionTransformerDistilled": (CLASS_TOKEN, OWN_POOL), **TIMM_WRAPPERS},
+    ),
+)
+
+TIMM_TOWERS: dict[str, Family] = {family.tower: family for family in TIMM_FAMILIES}
+"""The rows by the class name of timm's module that owns the blocks."""

@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...patching.recorder import ForwardState
-
-IMAGE_FEATURES = "image_features"
-"""The kind of head that turns a tower's merged tokens into image features."""
-
+from ..encoders.carry import ForwardState
 
 FIXED_SIZE = ("siglip_vision_model", "janus_vision_model")
 """Towers that add position embeddings to images of any size, and fail where they cannot be added."""
@@ -57,28 +53,9 @@ def read_layers(model: Any, num_layers: int, layers: int | Sequence[int] | None 
     return tuple(layer % (num_layers + 1) for layer in chosen)
 
 
-def check_reads(model: str, reads: Sequence[int], merging: Sequence[bool], restore: bool = False) -> None:
-    """Raise a `ValueError` where every merge would come after the hidden state that a model reads.
-
-    Args:
-        model: what it is called.
-        reads: see `read_layers`.
-        merging: whether each block merges.
-        restore: whether the model reads a restored grid.
-    """
-    if not reads or not any(merging):
-        return
-    # A restored grid is read from the first of them on; tokens read at several places follow the last.
-    last = min(reads) if restore else max(reads)
-    if not any(merging[:last]):
-        raise ValueError(
-            f"The config merges in blocks {[i for i, merges in enumerate(merging) if merges]} only, but {model} reads "
-            f"its image features before block {last} (`vision_feature_layer`), so nothing of it would be seen. Let "
-            f"some of the blocks 0 to {last - 1} merge."
-            if last
-            else f"{model} reads its image features before the first block (`vision_feature_layer`), so that no merge "
-            "can come before; set a later feature layer."
-        )
+def configured_layers(model: Any, num_layers: int) -> tuple[int, ...]:
+    """Return the hidden states that a model's config names (see `read_layers`), none where it reads the output."""
+    return read_layers(model, num_layers) if has_feature_layers(model) else ()
 
 
 def cropped_tokens(model: Any, strategy: str | None = None) -> int:

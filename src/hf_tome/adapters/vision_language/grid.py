@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...patching.patch import LINK, StandIn
+from ...patching.patch import PatchedModel, context_of
 from .call_args import arguments
 from .features import read_layers
 
 
-class GridLayers(StandIn):
+class GridLayers(PatchedModel):
     """A model that may be told, call by call, which layers of its tower to read."""
 
     methods: tuple[str, ...] = ("get_image_features",)
@@ -24,14 +24,14 @@ class GridLayers(StandIn):
         return self._on_grid(super().get_image_features, args, kwargs)
 
     def _on_grid(self, method: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        tower = self.__dict__[LINK].tower
+        plan = context_of(self).target.plan
         layers = arguments(method, args, kwargs).get("vision_feature_layer")
-        if layers is not None and any(tower.merging):
+        if layers is not None and any(plan.merging):
             reads = read_layers(self, self.config.vision_config.num_hidden_layers, layers)
-            if min(reads) < tower.num_layers:
+            if min(reads) < plan.num_layers:
                 raise ValueError(
                     f"`vision_feature_layer` is {layers!r} in this call, but the tokens of {type(self).__name__}'s "
-                    f"tower were to merge before block {tower.num_layers}, from which the model's config reads them, "
+                    f"tower were to merge before block {plan.num_layers}, from which the model's config reads them, "
                     "and have no grid earlier. Set `model.config.vision_feature_layer` and call `hf_tome.apply` again."
                 )
         return method(*args, **kwargs)

@@ -6,66 +6,81 @@ the grid of tokens (a projector that folds or pools neighbours, rows with line e
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ..encoders.family import RESTORE, Head
+from ..encoders.family import UNMERGE, OutputAdapter
+from .features import configured_layers, cropped_tokens, read_layers
+from .generate import MergedGenerator
+from .grid import GridLayers, GridVideoLayers
+from .vlm import MergedImageModel, ProjectedImageModel, ProjectedVideoModel
 
-FEWER = (Head("image_features", says="hands the merged tokens to the language model, whose placeholders follow"),)
-GENERATOR = (Head("generator"),)
-GRID = (RESTORE,)
-GRID_LAYERS = (RESTORE, Head("grid_layers", on_grid=True))  # whose calls may name other layers of the tower to read
-GRID_VIDEO_LAYERS = (RESTORE, Head("grid_video_layers", on_grid=True))
-AROUND: tuple[Head, ...] = ()  # around a model that is listed by itself
-
-PROJECTED = Head(
-    "projected", says="merges each image's projected tokens before the language model, whose placeholders follow"
+SHORTEN_PROMPT = (
+    OutputAdapter(
+        MergedImageModel,
+        description="hands the merged tokens to the language model, whose placeholders follow",
+        reads=read_layers,
+        num_cropped=cropped_tokens,
+    ),
 )
-PROJECTED_VIDEO = Head("projected_video", says=f"{PROJECTED.says}; videos keep all of theirs")
+GENERATE = (OutputAdapter(MergedGenerator),)
+RESTORE_GRID = (replace(UNMERGE, reads=configured_layers),)
+# Calls of these may name other layers of the tower to read.
+GRID_LAYERS = (*RESTORE_GRID, OutputAdapter(GridLayers, when_unmerged=True))
+GRID_VIDEO_LAYERS = (*RESTORE_GRID, OutputAdapter(GridVideoLayers, when_unmerged=True))
+WRAPPER: tuple[OutputAdapter, ...] = ()
+"""Around a model that is listed by itself."""
 
-VISION_LANGUAGE: dict[str, tuple[Head, ...]] = {
-    "LlavaModel": FEWER,
-    "LlavaForConditionalGeneration": GENERATOR,
-    "VipLlavaModel": FEWER,
-    "VipLlavaForConditionalGeneration": GENERATOR,
+PROJECTED = OutputAdapter(
+    ProjectedImageModel,
+    description="merges each image's projected tokens before the language model, whose placeholders follow",
+)
+PROJECTED_VIDEO = OutputAdapter(ProjectedVideoModel, description=f"{PROJECTED.description}; videos keep all of theirs")
+
+VISION_LANGUAGE: dict[str, tuple[OutputAdapter, ...]] = {
+    "LlavaModel": SHORTEN_PROMPT,
+    "LlavaForConditionalGeneration": GENERATE,
+    "VipLlavaModel": SHORTEN_PROMPT,
+    "VipLlavaForConditionalGeneration": GENERATE,
     "LlavaNextModel": GRID_LAYERS,
-    "LlavaNextForConditionalGeneration": AROUND,
+    "LlavaNextForConditionalGeneration": WRAPPER,
     "LlavaNextVideoModel": GRID_VIDEO_LAYERS,
-    "LlavaNextVideoForConditionalGeneration": AROUND,
+    "LlavaNextVideoForConditionalGeneration": WRAPPER,
     "LlavaOnevisionModel": GRID_VIDEO_LAYERS,
-    "LlavaOnevisionForConditionalGeneration": AROUND,
+    "LlavaOnevisionForConditionalGeneration": WRAPPER,
     "VideoLlavaModel": GRID_VIDEO_LAYERS,
-    "VideoLlavaForConditionalGeneration": AROUND,
-    "PaliGemmaModel": FEWER,
-    "PaliGemmaForConditionalGeneration": GENERATOR,
-    "PI0Model": GRID,  # its action expert reads the prefix in as many columns as the processor wrote
-    "PI0ForConditionalGeneration": AROUND,
-    "Gemma3Model": GRID,
-    "Gemma3ForConditionalGeneration": AROUND,
-    "Gemma3ForSequenceClassification": AROUND,
-    "ShieldGemma2ForImageClassification": AROUND,
-    "T5Gemma2Encoder": GRID,
-    "T5Gemma2Model": AROUND,
-    "T5Gemma2ForConditionalGeneration": AROUND,
-    "T5Gemma2ForSequenceClassification": AROUND,
-    "T5Gemma2ForTokenClassification": AROUND,
+    "VideoLlavaForConditionalGeneration": WRAPPER,
+    "PaliGemmaModel": SHORTEN_PROMPT,
+    "PaliGemmaForConditionalGeneration": GENERATE,
+    "PI0Model": RESTORE_GRID,  # its action expert reads the prefix in as many columns as the processor wrote
+    "PI0ForConditionalGeneration": WRAPPER,
+    "Gemma3Model": RESTORE_GRID,
+    "Gemma3ForConditionalGeneration": WRAPPER,
+    "Gemma3ForSequenceClassification": WRAPPER,
+    "ShieldGemma2ForImageClassification": WRAPPER,
+    "T5Gemma2Encoder": RESTORE_GRID,
+    "T5Gemma2Model": WRAPPER,
+    "T5Gemma2ForConditionalGeneration": WRAPPER,
+    "T5Gemma2ForSequenceClassification": WRAPPER,
+    "T5Gemma2ForTokenClassification": WRAPPER,
     "AyaVisionModel": GRID_LAYERS,
-    "AyaVisionForConditionalGeneration": AROUND,
-    "Cohere2VisionModel": GRID,
-    "Cohere2VisionForConditionalGeneration": AROUND,
-    "DeepseekVLModel": FEWER,
-    "DeepseekVLForConditionalGeneration": GENERATOR,
-    "JanusModel": FEWER,
-    "JanusForConditionalGeneration": GENERATOR,
-    "Lfm2VlModel": GRID,
-    "Lfm2VlForConditionalGeneration": AROUND,
-    "Idefics3Model": GRID,
-    "Idefics3ForConditionalGeneration": AROUND,
-    "SmolVLMModel": GRID,
-    "SmolVLMForConditionalGeneration": AROUND,
+    "AyaVisionForConditionalGeneration": WRAPPER,
+    "Cohere2VisionModel": RESTORE_GRID,
+    "Cohere2VisionForConditionalGeneration": WRAPPER,
+    "DeepseekVLModel": SHORTEN_PROMPT,
+    "DeepseekVLForConditionalGeneration": GENERATE,
+    "JanusModel": SHORTEN_PROMPT,
+    "JanusForConditionalGeneration": GENERATE,
+    "Lfm2VlModel": RESTORE_GRID,
+    "Lfm2VlForConditionalGeneration": WRAPPER,
+    "Idefics3Model": RESTORE_GRID,
+    "Idefics3ForConditionalGeneration": WRAPPER,
+    "SmolVLMModel": RESTORE_GRID,
+    "SmolVLMForConditionalGeneration": WRAPPER,
     "InternVLModel": GRID_LAYERS,
-    "InternVLForConditionalGeneration": AROUND,
+    "InternVLForConditionalGeneration": WRAPPER,
 }
-"""By class name, for the models around a tower; see `heads.HEADS`."""
+"""The output adapters of the models around a tower, by class name."""
 
 WITH_SOUND = "its positions count images, videos and sound in one go, and are not made for merged images there yet"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import transformers
 from torch import nn
@@ -10,64 +12,85 @@ from torch import nn
 from ...config import MergeConfig
 from ...config.text import is_unmerged
 from ...errors import UnsupportedModelError
-from ...merging.methods import METHODS
-from ...patching.plans import HOW_TO_GO_ON, Plan, check_forwards
-from ...patching.recorder import Tower
-from ..encoders.family import Family, zero
-from ..encoders.outputs import sites_of
+from ...merging.methods import METHODS, Method
+from ...patching.plans import HOW_TO_GO_ON, Description, Plan, Target, check_forwards
+from ...patching.recorder import PassSummary, Recorder
+from ..encoders.plan import patches_of
 from .connectors import CONNECTORS
-from .models import GENERATOR, PROJECTED, PROJECTED_VIDEO, not_projected
+from .models import GENERATE, PROJECTED, PROJECTED_VIDEO, not_projected
 
 
-def plan_projected(root: nn.Module, config: MergeConfig) -> list[Plan]:
+@dataclass(frozen=True)
+class ProjectedPlan(Plan):
+    """What is decided for one model that projects image tokens; they merge as if in one block.
+
+    Attributes:
+        owner: class name of that model.
+        method: the row of the config's method.
+        schedule: the tokens of each image to merge, 0 where the images decide.
+        merging: whether anything merges.
+        outputs: what is done with the tokens, in words.
+    """
+
+    owner: str
+    method: Method
+    schedule: tuple[int, ...]
+    merging: tuple[bool, ...]
+    outputs: tuple[str, ...]
+
+    def describe(self, module: Any, summary: PassSummary | None) -> Description:
+        """See the base class."""
+        return Description(self.owner, self.schedule, self.merging, blocks_run=1, outputs=self.outputs)
+
+
+def plan_projected(root: nn.Module, config: MergeConfig) -> list[Target]:
     """Plan merging for every model inside `root` that projects image tokens.
 
     Raises:
-        UnsupportedModelError: there is none, or a model around one is not known.
+        UnsupportedModelError: a model around one is not known.
     """
-    plans = [_plan_owner(root, path, owner, config) for path, owner in _owners(root)]
-    if not plans:
-        raise UnsupportedModelError(
-            f"`where='projected'` merges image tokens between projector and language model, and "
-            f"{type(root).__name__} is not supported there: {not_projected(root)}. "
-            f"Supported: {', '.join(CONNECTORS)}, and their models for generation. {HOW_TO_GO_ON}"
-        )
-    return plans
+    return [_plan_owner(root, path, owner, config) for path, owner in find_owners(root)]
 
 
-def _owners(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def why_not_projected(root: nn.Module) -> str:
+    """Return why a model's projected tokens cannot be merged, what is supported and what to do."""
+    return (
+        f"`where='projected'` merges image tokens between projector and language model, and "
+        f"{type(root).__name__} is not supported there: {not_projected(root)}. "
+        f"Supported: {', '.join(CONNECTORS)}, and their models for generation. {HOW_TO_GO_ON}"
+    )
+
+
+def find_owners(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield path and module of every model inside `root` that projects image tokens."""
     for path, module in root.named_modules():
         if type(module).__name__ in CONNECTORS and isinstance(module, transformers.PreTrainedModel):
             yield path, module
 
 
-def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfig) -> Plan:
+def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfig) -> Target:
     connector, name = CONNECTORS[type(owner).__name__], type(owner).__name__
     generator = name.removesuffix("Model") + "ForConditionalGeneration"
-    head = PROJECTED_VIDEO if connector.videos else PROJECTED
-    owned_heads = [(owner, head)]
+    output = PROJECTED_VIDEO if connector.videos else PROJECTED
+    owned = [(owner, output)]
     for around in _models_around(root, path):
         if type(around).__name__ != generator:
             raise UnsupportedModelError(
                 f"{type(around).__name__} is not supported with `where='projected'`: its head reads every image token "
                 f"in its place, and is not known to follow fewer. Supported around {name}: {generator}. {HOW_TO_GO_ON}"
             )
-        owned_heads += [(around, generator_head) for generator_head in GENERATOR]
-    sites = sites_of(owned_heads)
-    check_forwards([site for site, _ in sites])
-    tower = Tower(
-        family=Family((), name, zero, {}),
+        owned += [(around, row) for row in GENERATE]
+    patches = patches_of(owned)
+    check_forwards([change.module for change in patches])
+    plan = ProjectedPlan(
         config=config,
+        owner=name,
         method=METHODS[config.method],
         schedule=config.schedule(1),
         merging=(not is_unmerged(config),),
-        num_special=0,
-        proportional=False,
-        restore=False,
-        path=path,
-        heads=(head,),
+        outputs=(output.description,),
     )
-    return Plan(tower, [], [], sites)
+    return Target(path, owner, plan, Recorder(), tuple(patches))
 
 
 def _models_around(root: nn.Module, path: str) -> Iterator[nn.Module]:

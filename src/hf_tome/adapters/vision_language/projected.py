@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...merging import MatchInputs
-from ...patching.recorder import ForwardState
+from ..encoders.carry import ForwardState, projected_state
 
 if TYPE_CHECKING:
-    from ...patching.recorder import Tower
+    from ...patching.plans import Target
+    from .plan_projected import ProjectedPlan
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class MergedImage:
 
 
 def merge_features(
-    images: Sequence[Tensor], newline: Tensor | None, tower: Tower, width: int | None = None
+    images: Sequence[Tensor], newline: Tensor | None, target: Target, width: int | None = None
 ) -> list[MergedImage]:
-    """Merge the tokens (N_i, C) of each image by themselves, and write it down in `tower.last`.
+    """Merge the tokens (N_i, C) of each image by themselves, and record it as one pass.
 
     Merged tokens are means weighted by size, in the order of the places that they keep. Tokens that are equal to
     `newline` (C,) end the rows of an image; they are not merged. Similarity goes by the first `width` channels.
@@ -43,15 +44,16 @@ def merge_features(
     for index, (rows, end) in enumerate(zip(images, ends)):
         groups.setdefault((len(rows), 0 if end is None else int(end.sum())), []).append(index)
     merged: dict[int, MergedImage] = {}
-    for (_, num_special), members in groups.items():
+    for (_, num_prefix), members in groups.items():
         x = torch.stack([images[index] for index in members])  # (G, N, C)
         order = torch.arange(x.shape[1], device=x.device).expand(len(members), -1)
-        if num_special:  # the methods protect leading tokens, so line ends go to the front
+        if num_prefix:  # the methods protect leading tokens, so line ends go to the front
             stacked = torch.stack([end for index in members if (end := ends[index]) is not None])
             order = (~stacked).int().argsort(dim=1, stable=True)
-        merged.update(zip(members, _merge_group(x, order, num_special, tower, width)))
+        merged.update(zip(members, _merge_group(x, order, num_prefix, target.plan, width)))
     results = [merged[index] for index in range(len(images))]
-    tower.last = _state(results, tower.config.trace)
+    keep_state = target.config.trace
+    target.recorder.end(_state(results, keep_state).summary(keep_state))
     return results
 
 
@@ -59,25 +61,27 @@ def _line_ends(rows: Tensor, newline: Tensor | None) -> Tensor | None:
     return None if newline is None else (rows == newline.to(rows)).all(dim=-1)
 
 
-def _merge_group(x: Tensor, order: Tensor, num_special: int, tower: Tower, width: int | None) -> Iterator[MergedImage]:
-    """Merge tokens (G, N, C) of images of one length, of which the first `num_special` of `order` (G, N) stay."""
-    config, num_tokens, size = tower.config, x.shape[1], None
-    left = tower.schedule[0] if config.ratio is None else config.tokens_to_merge(0, num_tokens - num_special)
+def _merge_group(
+    x: Tensor, order: Tensor, num_prefix: int, plan: ProjectedPlan, width: int | None
+) -> Iterator[MergedImage]:
+    """Merge tokens (G, N, C) of images of one length, of which the first `num_prefix` of `order` (G, N) stay."""
+    config, num_tokens, size = plan.config, x.shape[1], None
+    left = plan.schedule[0] if config.ratio is None else config.tokens_to_merge(0, num_tokens - num_prefix)
     x = x.gather(1, order[..., None].expand_as(x))
     place = order  # of each token in the image, (G, M)
     held_by = torch.arange(num_tokens, device=x.device).expand_as(order)  # the row that holds each of `order`, (G, N)
     for step in range(num_tokens):
-        r = min(left, (x.shape[1] - num_special) // 2)  # a round halves what may merge, at most
-        if step and (r == 0 or not tower.method.takes_r):
+        r = min(left, (x.shape[1] - num_prefix) // 2)  # a round halves what may merge, at most
+        if step and (r == 0 or not plan.method.takes_r):
             break
         inputs = MatchInputs(
             metric=x[..., :width],
             r=r,
-            num_prefix_tokens=num_special,
+            num_prefix_tokens=num_prefix,
             seed=config.seed * num_tokens + step,
-            fields=config.match_fields(tower.method),
+            fields=config.match_fields(plan.method),
         )
-        match = tower.method.match(inputs)
+        match = plan.method.match(inputs)
         x, size = match.merge(x, size)
         place = place.gather(1, match.representative)
         held_by = torch.where(held_by >= 0, match.source.gather(1, held_by.clamp(min=0)), -1)
@@ -94,13 +98,7 @@ def _merge_group(x: Tensor, order: Tensor, num_special: int, tower: Tower, width
 
 def _state(images: Sequence[MergedImage], trace: bool) -> ForwardState:
     """Write down the merge as that of one block, in which shorter images are padded with tokens of size 0."""
-    state = ForwardState(1)
-    before = [image.source.new_ones((len(image.source), 1), dtype=torch.float32) for image in images]
-    for index, sizes in enumerate((before, [image.size for image in images])):
-        state.size[index] = size = pad_sequence(sizes, batch_first=True)
-        state.tokens[index] = size.shape[1]
-        state.padded[index] = True
-    state.merged[1] = True
-    if trace:
-        state.source[1] = pad_sequence([image.source for image in images], batch_first=True, padding_value=-1)
-    return state
+    ones = [image.source.new_ones((len(image.source), 1), dtype=torch.float32) for image in images]
+    sizes = [pad_sequence(rows, batch_first=True) for rows in (ones, [image.size for image in images])]
+    source = pad_sequence([image.source for image in images], batch_first=True, padding_value=-1) if trace else None
+    return projected_state([size.shape[1] for size in sizes], sizes, source, len(images))

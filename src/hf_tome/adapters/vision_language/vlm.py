@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...patching.patch import LINK, StandIn
-from ...patching.recorder import Tower
+from ...patching.patch import PatchedModel, context_of
+from ...patching.plans import Target
+from ..encoders.carry import ForwardState
+from ..encoders.plan import check_reads
 from .cache import NEW_IMAGE, continue_forward, remember, remembered
 from .call_args import arguments, cache_argument, cache_of, has_images, pad_token_id
 from .connectors import OLD_LAYERS, Connector, connector_of
 from .features import (
     check_image_size,
-    check_reads,
     cropped_tokens,
     has_feature_layers,
     image_tokens,
@@ -39,7 +40,7 @@ NO_PLACES = (
 )
 
 
-class MergedModel(StandIn):
+class MergedModel(PatchedModel):
     """A model in whose prompts the placeholders follow the merged tokens."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,19 +53,20 @@ class MergedModel(StandIn):
         elif self._merges and has_images(call):
             shortening = self._shorten(call, None, self._connector.first_position)
             call = self._repacked(call)
-        with self._tower.resting():  # images are features by now; what the model still encodes are videos
+        # Images are features by now; what the model still encodes are videos.
+        with self._target.recorder.scoped("resting", True):
             out = plain(**call)
         if shortening is not None:
             remember(cache_of(out), shortening)
         return out
 
     @property
-    def _tower(self) -> Tower:
-        return self.__dict__[LINK].tower
+    def _target(self) -> Target:
+        return context_of(self).target
 
     @property
     def _merges(self) -> bool:
-        return any(self._tower.merging)
+        return any(self._target.plan.merging)
 
     @property
     def _connector(self) -> Connector:
@@ -175,21 +177,23 @@ class MergedFeatures(MergedModel):
 class MergedImageModel(MergedFeatures):
     """The owner of a tower whose merged tokens are projected one by one."""
 
+    reads_sizes = True
+
     def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
         """Return the projected features of each image as `pooler_output`, a list of (M_i, C); nothing is padded.
 
         Blocks after the last feature layer do not run, so `last_hidden_state` is left out, unless all hidden states or
         attentions are asked for.
         """
-        plain, tower = super().get_image_features, self._tower
+        plain, plan, recorder = super().get_image_features, self._target.plan, self._target.recorder
         if not self._merges:
             return plain(*args, **kwargs)
         call = arguments(plain, args, kwargs)
         strategy = call.pop("vision_feature_select_strategy", None)
         layers = call.pop("vision_feature_layer", call.pop(OLD_LAYERS, None))
-        reads, cropped = read_layers(self, tower.num_layers, layers), cropped_tokens(self, strategy)
-        check_reads(type(self).__name__, reads, tower.merging)
-        if cropped > tower.num_special:
+        reads, cropped = read_layers(self, plan.num_layers, layers), cropped_tokens(self, strategy)
+        check_reads(type(self).__name__, reads, plan.merging)
+        if cropped > plan.num_prefix_tokens:
             raise ValueError(
                 f"`vision_feature_select_strategy` {strategy!r} cuts off the first token, which merging was not told "
                 "to protect. Set it in the model's config before `hf_tome.apply`."
@@ -201,10 +205,11 @@ class MergedImageModel(MergedFeatures):
         if by_layer:
             call["output_hidden_states"] = call.get("output_hidden_states") or sorted(set(reads))
         connector = self._connector
-        with tower.reading(reads, whole):
+        read = (*reads, *([plan.num_layers] if whole else []))
+        with recorder.reader(), recorder.scoped("reads", read):
             out = attrgetter(connector.tower)(self)(call.pop("pixel_values"), return_dict=True, **call)
-        hidden_states = out.hidden_states if by_layer else {tower.num_layers: out.last_hidden_state}
-        state = tower.current()
+            state: ForwardState = recorder.result().state
+        hidden_states = out.hidden_states if by_layer else {plan.num_layers: out.last_hidden_state}
         tokens, size = image_tokens(hidden_states, reads, state)
         features = attrgetter(connector.projector)(self)(tokens[:, cropped:])
         out = type(out)(**{name: value for name, value in out.items() if whole})
@@ -219,7 +224,7 @@ class ProjectedImageModel(MergedFeatures):
     def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
         """Return the merged features of each image, or tile, as `pooler_output`, a list of (M_i, C)."""
         plain = super().get_image_features
-        if not self._merges or self._tower.is_resting:
+        if not self._merges or self._target.recorder.scope("resting"):
             return plain(*args, **kwargs)
         call = arguments(plain, args, kwargs)
         as_tuple = call.pop("return_dict", True) is False
@@ -232,7 +237,7 @@ class ProjectedImageModel(MergedFeatures):
         full, width = [len(rows) for rows in images], images[0].shape[1]
         if connector.deepstack is not None:  # what is added behind later layers merges as the tokens do
             images = [torch.cat(parts, dim=1) for parts in zip(images, *out[connector.deepstack])]
-        merged = merge_features(images, newline, self._tower, width)
+        merged = merge_features(images, newline, self._target, width)
         out["pooler_output"] = [image.tokens[:, :width] for image in merged]
         if connector.deepstack is not None:
             stacked = [image.tokens[:, width:].split(width, dim=1) for image in merged]
@@ -249,5 +254,5 @@ class ProjectedVideoModel(ProjectedImageModel):
 
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
         """Return the features of videos, which some models make as they make those of images."""
-        with self._tower.resting():
+        with self._target.recorder.scoped("resting", True):
             return super().get_video_features(*args, **kwargs)

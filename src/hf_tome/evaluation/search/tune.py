@@ -17,7 +17,7 @@ from ...inspection.flops import token_counts
 from ...inspection.reports import Report, report
 from ...merging.methods import get_method
 from ...profiling.benchmark import interleave, ratio
-from ...profiling.slice_oracle import twin
+from ...profiling.slice_oracle import shallow_copy
 from ..batches import first_batch
 from ..job import Job
 from ..reporting.tables import quality
@@ -185,7 +185,8 @@ def _time(job: Job, configs: Sequence[MergeConfig], results: Results, batch_size
     seconds: dict[str, list[float]] = {}
     batch = first_batch(job, batch_size)
     if configs:
-        models = {UNMERGED: job.model} | {format_config(config): apply(twin(job.model), config) for config in configs}
+        models = {UNMERGED: job.model}
+        models |= {format_config(config): apply(shallow_copy(job.model), config) for config in configs}
         runs = {name: partial(job.run, model, batch.inputs) for name, model in models.items()}
         seconds = interleave(runs, ROUNDS, device=job.model.device)
     for row in results.rows:
