@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import apply, merged, remove
+    from .adapters.encoders.families import register_family
+    from .api import apply, get_config, is_merged, merged, remove
     from .config import MergeConfig
     from .errors import UnsupportedModelError
     from .hub.save_load import from_pretrained, save_pretrained
@@ -23,8 +24,11 @@ __all__ = [
     "__version__",
     "apply",
     "from_pretrained",
+    "get_config",
+    "is_merged",
     "merged",
     "pipeline",
+    "register_family",
     "register_method",
     "remove",
     "report",
@@ -41,8 +45,11 @@ _DEFINED_IN = {
     "UnsupportedModelError": "errors",
     "apply": "api",
     "from_pretrained": "hub.save_load",
+    "get_config": "api",
+    "is_merged": "api",
     "merged": "api",
     "pipeline": "pipelines",
+    "register_family": "adapters.encoders.families",
     "register_method": "merging.methods",
     "remove": "api",
     "report": "inspection.reports",

@@ -150,3 +150,33 @@ class Family:
     def num_protected(self, config: Any, tower: Any = None) -> int:
         """Return the number of leading tokens that are never merged."""
         return self.num_special(config) if self.protected is None else self.protected(config, tower)
+
+    def check(self) -> None:
+        """Raise a `ValueError` where an entry is not what it takes."""
+        for name in ("num_special", "protected"):
+            if not (callable(getattr(self, name)) or (name == "protected" and self.protected is None)):
+                raise ValueError(f"`{name}` of {self.tower!r} is {getattr(self, name)!r}; it takes a function.")
+        for name in ("model_types", "after_attention", "mlp"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):
+                raise ValueError(f"`{name}` of {self.tower!r} is {value!r}; it takes a tuple of names.")
+        for name in ("tower", "layers", "norm1", "attention", "norm2", "query", "key", "value", "library"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"`{name}` of {self.tower!r} is {getattr(self, name)!r}; it takes a name.")
+        if self.library == "timm":
+            raise ValueError("`library` is 'timm', whose VisionTransformers have rows; it takes another package.")
+        for model, rows in self.heads.items():
+            is_row = isinstance(rows, tuple) and all(isinstance(row, OutputAdapter) for row in rows)
+            if not isinstance(model, str) or not (is_row or isinstance(rows, str)):
+                raise ValueError(
+                    f"`heads` of {self.tower!r} maps {model!r} to {rows!r}; it takes class names, each with a tuple "
+                    "of `OutputAdapter`, or with the reason why that model is not supported."
+                )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Models that are merged pickle the name of the row; its functions may have none.
+        from .families import TOWERS, registered_family
+
+        if TOWERS.get(self.tower) is self:
+            return registered_family, (self.tower,)
+        return super().__reduce_ex__(protocol)
