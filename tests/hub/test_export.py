@@ -20,7 +20,9 @@ TOWERS = {
 }
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
 
-every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+def every_config(test):
+    return pytest.mark.product(pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)(test))
 
 
 @every_config

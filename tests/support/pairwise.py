@@ -6,7 +6,7 @@ side by side, so that as many tests as there are columns run every pair of row a
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import pytest
 
@@ -30,15 +30,24 @@ def left_out(items: Iterable[pytest.Item]) -> set[pytest.Item]:
 
 def _off_diagonal(test: list[pytest.Item], number: int) -> list[pytest.Item]:
     """Return the items of one test, the `number`-th of its file, that do not run."""
-    indices = [item.callspec.indices for item in test]
-    names = sorted(indices[0], key=lambda name: (-len({index[name] for index in indices}), name))
-    rows = _numbers([index[names[0]] for index in indices])
-    columns = _numbers([tuple(index[name] for name in names[1:]) for index in indices])
+    parameters = sorted((_places(test, names) for names in _parameters(test[0])), key=lambda places: -max(places))
+    rows, columns = parameters[0], _in_order(zip(*parameters[1:])) if parameters[1:] else [0] * len(test)
     size = max(rows) + 1, max(columns) + 1
     return [item for item, row, column in zip(test, rows, columns) if not on_diagonal(row, column, *size, number)]
 
 
-def _numbers(values: list) -> list[int]:
-    """Return the place of each value among the distinct ones in order."""
-    places = {value: place for place, value in enumerate(sorted(set(values)))}
-    return [places[value] for value in values]
+def _parameters(item: pytest.Item) -> list[list[str]]:
+    """Return the parameters of a test, each as the names that one `parametrize` gives values to."""
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    return [[name.strip() for name in (one.split(",") if isinstance(one, str) else one)] for one in names]
+
+
+def _places(test: list[pytest.Item], names: list[str]) -> list[int]:
+    """Return which of a parameter's values each item has; a parameter hands the same objects to all items."""
+    return _in_order(tuple(id(item.callspec.params[name]) for name in names) for item in test)
+
+
+def _in_order(values: Iterable[Hashable]) -> list[int]:
+    """Number values by their first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values]

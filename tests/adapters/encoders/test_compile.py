@@ -13,8 +13,11 @@ from hf_tome import MergeConfig, apply
 CONFIGS = {"tome": MergeConfig(r=6), "mame": MergeConfig(method="mame", keep_ratio=0.6, layers=[0, 2])}
 FAMILIES = [zoo for zoo in ZOO if zoo.name in ("vit", "deit", "clip-projection", "siglip-classifier", "videomae")]
 
-every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 every_family = pytest.mark.parametrize("zoo", FAMILIES, ids=lambda zoo: zoo.name)
+
+
+def every_config(test):
+    return pytest.mark.product(pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)(test))
 
 
 @every_config

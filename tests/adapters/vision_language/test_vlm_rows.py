@@ -13,7 +13,10 @@ from hf_tome.adapters.vision_language.connectors import CONNECTORS
 from hf_tome.patching.patch import CONTEXT, is_patched
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
-every_method = pytest.mark.parametrize("method", ["tome", "mame"])
+
+
+def every_method(test):
+    return pytest.mark.product(pytest.mark.parametrize("method", ["tome", "mame"])(test))
 
 
 @pytest.fixture(autouse=True)
