@@ -221,8 +221,8 @@ def test_checkpointed_gradients_equal_plain_ones(zoo, config):
             torch.testing.assert_close(one, other, atol=1e-6 + 1e-5 * one.abs().max().item(), rtol=1e-4)
 
 
-# Compiling takes seconds: each family with one method, and one of each kind of block and head with a second. The embedding
-# of SigLIP 2 resizes positions image by image, which breaks graphs without merging too.
+# Compiling takes seconds: each family with one method, and one of each kind of block and head with a second.
+# SigLIP 2's embedding resizes positions image by image, which breaks graphs without merging too.
 COMPILED = [(zoo, "tome") for zoo in ZOO if "siglip2" not in zoo.name] + [
     (zoo, "mame-fixed") for zoo in ZOO if zoo.name in ("vit", "dinov3", "beit", "siglip", "videomae")
 ]
