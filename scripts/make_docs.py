@@ -13,7 +13,7 @@ from performance_page import performance_page
 from sections import fill
 
 from hf_tome.adapters.encoders.families import FAMILIES, WRAPPERS
-from hf_tome.adapters.encoders.family import TOKENS, UNMERGE, Family
+from hf_tome.adapters.encoders.family import CLASS_TOKEN, TOKENS, UNMERGE, Family
 from hf_tome.adapters.encoders.outputs import AttentionPool, FunctionalPool, LatentPool, MeanInput, MeanOutput
 from hf_tome.adapters.encoders.timm import TIMM_FAMILIES, TimmTower
 from hf_tome.adapters.encoders.unsupported import BY_REASON, CHECKED
@@ -72,7 +72,7 @@ in the table above can merge projected tokens.)
 
 
 READS = {
-    "class_token": "special tokens",
+    CLASS_TOKEN: "special tokens",
     TOKENS: "all tokens, merged",
     MeanInput: "mean by size",
     MeanOutput: "mean by size",

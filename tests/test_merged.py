@@ -1,10 +1,10 @@
-"""`merged`: merging within a `with` block, after which the model is exactly what it was."""
+"""`merged`: merging within a `with` block, after which the model is exactly what it was; short forms of `apply`."""
 
 import pytest
 import torch
 from zoo import ZOO
 
-from hf_tome import MergeConfig, apply, merged, remove, report, trace
+from hf_tome import MergeConfig, apply, get_config, is_merged, merged, remove, report, trace
 from hf_tome.api import targets
 
 VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
@@ -46,3 +46,28 @@ def test_a_config_that_does_not_fit_changes_nothing():
     with pytest.raises(ValueError, match="layers"), merged(model, MergeConfig(method="mame", layers=[7])):
         raise AssertionError("never entered")
     assert targets(model) == [tower]
+
+
+def test_fields_are_short_for_a_config():
+    model = VIT.make()
+    assert not is_merged(model)
+    assert get_config(model) is None
+    assert get_config(apply(model, r=8)) == MergeConfig(r=8)
+    assert is_merged(model)
+    with merged(model, method="mame", threshold=0.7):
+        assert get_config(model) == MergeConfig(method="mame", threshold=0.7)
+    assert get_config(model) == MergeConfig(r=8)
+    with pytest.raises(TypeError, match="both a `config` and 'r'"):
+        apply(model, MergeConfig(r=4), r=8)
+    with pytest.raises(ValueError, match="Unknown merge config fields"):
+        apply(model, ratios=8)
+    with pytest.raises(TypeError, match="`config` is a NoneType"):
+        apply(model)
+    assert get_config(model) == MergeConfig(r=8)
+
+
+def test_auto_is_the_tower():
+    assert MergeConfig(r=8).where == "auto"
+    with torch.no_grad():
+        auto, tower = (VIT.run(apply(VIT.make(), r=8, where=where)) for where in ("auto", "tower"))
+    assert torch.equal(auto, tower)

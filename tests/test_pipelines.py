@@ -333,3 +333,21 @@ def test_a_corrupt_sound_costs_only_its_own_result(models, tmp_path, batch_size)
 def test_real_sound(models, data):
     pipe = pipeline("audio-classification", models("audio-classification"), merge_config=R8, device="cpu")
     assert len(pipe(str(next((data / "audio").glob("cat*"))))) == 3
+
+
+@pytest.mark.parametrize("return_tensors", [False, True])
+def test_features_of_a_batch_are_those_of_each_image(models, return_tensors):
+    config = MergeConfig(method="mame", threshold=0.7, layers=[0, 1])
+    pipe = pipeline("image-feature-extraction", models("image-feature-extraction"), merge_config=config, device="cpu")
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    images = [Image.fromarray(noise), Image.new("RGB", (32, 32), (200, 30, 30))]
+    alone = [pipe(image, return_tensors=return_tensors) for image in images]
+    batch = pipe(images, batch_size=2, return_tensors=return_tensors)
+    counts = [len(features[0]) for features in alone]
+    assert counts[0] > counts[1]
+    assert [len(features[0]) for features in batch] == counts
+    for one, other in zip(alone, batch):
+        torch.testing.assert_close(torch.as_tensor(other), torch.as_tensor(one), atol=1e-5, rtol=1e-5)
+    pooled = pipe(images, batch_size=2, pool=True)
+    assert len(pooled) == 2
+    assert len(pooled[0][0]) == len(alone[0][0][0])

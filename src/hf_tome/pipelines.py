@@ -6,19 +6,23 @@ import base64
 import binascii
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.pipelines.audio_classification import AudioClassificationPipeline
 from transformers.pipelines.image_classification import ImageClassificationPipeline
+from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
-from .api import apply, targets
+from .api import apply, get_config, targets
 from .config import MergeConfig
 from .config.merge_config import CONFIG_NAME
 from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
@@ -190,11 +194,36 @@ def _samples(recording: Any, rate: int, limits: MediaLimits) -> np.ndarray:
     return resample(samples, recording.get("sampling_rate", rate), rate, limits)
 
 
+class MergedFeaturesPipeline(ImageFeatureExtractionPipeline):
+    """Image features without padding: each image of a batch gets the rows that it gets alone."""
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        recorders = [target.recorder for target in targets(self.model)]
+        with ExitStack() as readers:
+            for recorder in recorders:
+                readers.enter_context(recorder.reader())
+            outputs = super()._forward(model_inputs)
+            results = [result for recorder in recorders if (result := recorder.result()) is not None]
+        features = outputs[0]  # (B, M, C), or logits
+        num_rows = torch.full((len(features),), features.shape[1])
+        for result in results:
+            if result.padded and result.size is not None and features.shape[:-1] == result.size.shape[:-1]:
+                num_rows = (result.size[..., 0] > 0).sum(dim=1)  # padding has size 0, and stands last
+        pooled = {"pooler_output": outputs["pooler_output"]} if "pooler_output" in outputs else {}
+        return {"features": features, "num_rows": num_rows, **pooled}
+
+    def postprocess(self, model_outputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return the features of one image, (1, M, C)."""
+        features = model_outputs["features"][:, : int(model_outputs["num_rows"])]
+        pooled = model_outputs.get("pooler_output")
+        return super().postprocess(BaseModelOutputWithPooling(features, pooled), **kwargs)
+
+
 TASKS: dict[str, type[transformers.Pipeline] | None] = {
     "image-classification": LimitedImagePipeline,
     "zero-shot-image-classification": LimitedZeroShotPipeline,
     "video-classification": UniformVideoPipeline,
-    "image-feature-extraction": None,
+    "image-feature-extraction": MergedFeaturesPipeline,
     "audio-classification": ResamplingAudioPipeline,
     "image-text-to-text": None,
 }
@@ -249,9 +278,9 @@ def pipeline(
 
 
 def _config_of(model: PreTrainedModel) -> MergeConfig | None:
-    merged = targets(model)
-    if merged:
-        return merged[0].config
+    merged = get_config(model)
+    if merged is not None:
+        return merged
     values = getattr(model.config, CONFIG_KEY, None)
     return None if values is None else MergeConfig.from_dict(values)
 

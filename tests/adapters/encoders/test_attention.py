@@ -38,6 +38,17 @@ def test_bias_channel_equals_the_mask(dtype, tolerance, head_dim):
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_low_channel_keeps_what_rounding_the_bias_loses(dtype):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 17, 64, dtype=dtype) for _ in range(3))
+    bias = log_size(torch.randint(100, 4000, (2, 17, 1)).float(), proportional=True)
+    wide = [part.double() for part in with_bias_channel(query, key, value, bias, 0.125)]
+    expected = attend(query.double(), key.double(), value.double(), bias.double(), 0.125)
+    # In double precision nothing but the bias is rounded: to 2^-9 of up to 66 in one channel of bfloat16.
+    torch.testing.assert_close(attend(*wide, scaling=0.125)[..., :64], expected, atol=1e-4, rtol=0)
+
+
 def test_log_size_weighs_a_key_as_that_many_copies():
     # ToMe, equation 1: the same as having s copies of the key.
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from hf_tome import MergeConfig, UnsupportedModelError, __version__, apply
 from hf_tome.adapters.encoders import unsupported
 from hf_tome.adapters.encoders.families import FAMILIES, WRAPPERS
 from hf_tome.adapters.encoders.unsupported import BY_REASON, CHECKED, UNSUPPORTED, why_unsupported
+from hf_tome.adapters.vision_language.models import VISION_LANGUAGE
 
 TASKS = (
     *("IMAGE", "IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION", "ZERO_SHOT_IMAGE_CLASSIFICATION", "BACKBONE"),
@@ -32,7 +33,7 @@ def mapped() -> dict[str, str]:
 
 
 def is_covered(model_type: str, class_name: str) -> bool:
-    return model_type in SUPPORTED or model_type in UNSUPPORTED or class_name in WRAPPERS
+    return model_type in SUPPORTED or model_type in UNSUPPORTED or class_name in {**WRAPPERS, **VISION_LANGUAGE}
 
 
 def test_every_mapped_type_is_supported_or_has_a_reason():
