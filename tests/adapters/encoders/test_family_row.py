@@ -9,7 +9,7 @@ import transformers as tf
 from small import picture
 from zoo import AUDIO, IMAGE, SMALL, VIDEO
 
-from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
+from hf_tome import MergeConfig, UnsupportedModelError, apply, register_family, remove, report
 from hf_tome.adapters.encoders.families import TOWERS
 from hf_tome.adapters.encoders.family import TOKENS
 from hf_tome.inspection.flops import gflops
@@ -49,8 +49,17 @@ TOYS = {
 }
 
 
+@pytest.fixture
+def registered():
+    """Take out again what a test registers."""
+    before = dict(TOWERS)
+    yield
+    TOWERS.clear()
+    TOWERS.update(before)
+
+
 @pytest.mark.parametrize("medium", TOYS)
-def test_everything_follows_from_the_row(medium, monkeypatch):
+def test_everything_follows_from_the_row(medium, registered):
     model_class, config_class, options, shape, processor, content = TOYS[medium]
     toy_config = type("ToyConfig", (config_class,), {"model_type": f"toy_{medium}"})
     toy_class = type(f"Toy{medium}Model", (model_class,), {"config_class": toy_config})
@@ -63,7 +72,7 @@ def test_everything_follows_from_the_row(medium, monkeypatch):
 
     name = toy_class.__name__
     row = replace(TOWERS[model_class.__name__], tower=name, model_types=(f"toy_{medium}",), heads={name: (TOKENS,)})
-    monkeypatch.setitem(TOWERS, name, row)
+    register_family(row)
 
     inputs = example_inputs(model, 2)
     assert {tuple(values.shape) for values in inputs.values()} == {(2, *shape)}
@@ -80,7 +89,7 @@ def test_everything_follows_from_the_row(medium, monkeypatch):
     assert traced.sources[-1].unique().numel() == traced.grid.patches - 3 * R
 
 
-def test_a_row_that_is_not_known_here_reads_its_own_sizes(monkeypatch):
+def test_a_row_that_is_not_known_here_reads_its_own_sizes(registered):
     """The sizes, the inputs and the special tokens are the row's own, not those of the family it was made from."""
     row = TOWERS["ViTModel"]
     toy = replace(
@@ -93,9 +102,17 @@ def test_a_row_that_is_not_known_here_reads_its_own_sizes(monkeypatch):
         ),
         inputs=replace(row.inputs, patches=lambda config: (10, 12)),
     )
-    monkeypatch.setitem(TOWERS, "ToyModel", toy)
+    register_family(toy)
     config = type("ToyConfig", (tf.ViTConfig,), {"model_type": "toy"})(**SMALL, **IMAGE)
     width, tokens = 32, 10 + 5
     attention, mlp, norms = 4 * tokens * width**2 + 2 * tokens**2 * width, 3 * tokens * width * 64, 10 * tokens * width
     expected = 10 * 12 * width + 3 * (attention + mlp + norms) + 7 + 5 * tokens * width
     assert gflops(config) == expected / 1e9
+
+
+@pytest.mark.parametrize(("field", "value"), [("inputs", "image"), ("sizes", None), ("num_special", 1)])
+def test_entries_are_checked(field, value, registered):
+    row = replace(TOWERS["ViTModel"], tower="ToyModel", model_types=("toy",), **{field: value})
+    with pytest.raises(ValueError, match=f"`{field}` of 'ToyModel' is {value!r}; it takes"):
+        register_family(row)
+    assert "ToyModel" not in TOWERS

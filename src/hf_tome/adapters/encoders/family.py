@@ -84,6 +84,11 @@ UNMERGE = OutputAdapter(
     description="needs every token, so the full grid is restored after the last block", unmerge=True
 )
 
+# Why a class that owns the tower is unsupported.
+BACKBONE = "a backbone reads the grid of tokens after several blocks, and merged tokens have no grid"
+SEGMENTATION = "its segmentation head reads the grid of tokens after several blocks, and merged tokens have no grid"
+PIXEL_DECODER = "its decoder puts masked patches back by position among the encoder's tokens, which merging reorders"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -156,6 +161,12 @@ class Family:
         for name in ("num_special", "protected"):
             if not (callable(getattr(self, name)) or (name == "protected" and self.protected is None)):
                 raise ValueError(f"`{name}` of {self.tower!r} is {getattr(self, name)!r}; it takes a function.")
+        for name, kind in (("inputs", InputFormat), ("sizes", Sizes)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"`{name}` of {self.tower!r} is {getattr(self, name)!r}; it takes an `{kind.__name__}` of "
+                    "`hf_tome.adapters.encoders`."
+                )
         for name in ("model_types", "after_attention", "mlp"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):

@@ -1,0 +1,141 @@
+"""Encoders of images: ViT, DeiT, BEiT, DINO and others built like them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import sizes
+from ..family import (
+    BACKBONE,
+    CLASS_TOKEN,
+    PIXEL_DECODER,
+    SEGMENTATION,
+    TOKENS,
+    UNMERGE,
+    Family,
+    class_and_registers,
+    class_tokens,
+    first_patch_if_pooled,
+    one,
+    two,
+    zero,
+)
+from ..outputs import MeanInput, mean_of
+
+VIT = Family(
+    model_types=("vit",),
+    tower="ViTModel",
+    num_special=one,
+    heads={
+        "ViTModel": (CLASS_TOKEN, TOKENS),
+        "ViTForImageClassification": (CLASS_TOKEN,),
+        "ViTForMaskedImageModeling": (UNMERGE,),
+    },
+)
+
+DINOV2 = Family(
+    model_types=("dinov2",),
+    tower="Dinov2Model",
+    sizes=sizes.DINOV2,
+    num_special=one,
+    heads={
+        "Dinov2Model": (CLASS_TOKEN, TOKENS),
+        "Dinov2ForImageClassification": (CLASS_TOKEN, mean_of("dinov2.layernorm")),
+        "Dinov2Backbone": BACKBONE,
+    },
+    layers="encoder.layer",
+    norm1="norm1",
+    after_attention=("layer_scale1", "drop_path"),
+    norm2="norm2",
+    mlp=("mlp", "layer_scale2", "drop_path"),
+)
+
+IMAGES: tuple[Family, ...] = (
+    VIT,
+    replace(
+        VIT,
+        model_types=("deit",),
+        tower="DeiTModel",
+        sizes=sizes.DEIT,
+        num_special=two,
+        heads={
+            "DeiTModel": (CLASS_TOKEN, TOKENS),
+            "DeiTForImageClassification": (CLASS_TOKEN,),
+            "DeiTForImageClassificationWithTeacher": (CLASS_TOKEN,),
+            "DeiTForMaskedImageModeling": (UNMERGE,),
+        },
+    ),
+    replace(
+        VIT,
+        model_types=("vit_msn",),
+        tower="ViTMSNModel",
+        heads={"ViTMSNModel": (CLASS_TOKEN, TOKENS), "ViTMSNForImageClassification": (CLASS_TOKEN,)},
+    ),
+    replace(
+        VIT,
+        model_types=("vit_mae",),
+        tower="ViTMAEModel",
+        sizes=sizes.MASKED,
+        heads={"ViTMAEModel": (CLASS_TOKEN, TOKENS), "ViTMAEForPreTraining": PIXEL_DECODER},
+        proportional=False,
+    ),
+    replace(
+        VIT,
+        model_types=("pixio",),
+        tower="PixioModel",
+        sizes=sizes.DINOV2_TOWER,
+        num_special=class_tokens,
+        heads={"PixioModel": (CLASS_TOKEN, TOKENS), "PixioBackbone": BACKBONE},
+        after_attention=("dropout", "drop_path"),
+        mlp=("mlp", "dropout", "drop_path"),
+    ),
+    replace(
+        VIT,
+        model_types=("ijepa",),
+        tower="IJepaModel",
+        protected=first_patch_if_pooled,
+        num_special=zero,
+        heads={
+            "IJepaModel": (TOKENS,),
+            "IJepaForImageClassification": (mean_of("ijepa.layernorm", averages_prefix=True),),
+        },
+    ),
+    replace(
+        VIT,
+        model_types=("beit",),
+        tower="BeitModel",
+        heads={
+            "BeitModel": (CLASS_TOKEN, mean_of("pooler", MeanInput), TOKENS),
+            "BeitForImageClassification": (),
+            "BeitForMaskedImageModeling": (UNMERGE,),
+            "BeitForSemanticSegmentation": SEGMENTATION,
+            "BeitBackbone": BACKBONE,
+        },
+        after_attention=("dropout", "lambda_1", "drop_path"),
+        mlp=("mlp", "dropout", "lambda_2", "drop_path"),
+        position_bias="relative_position_bias",
+    ),
+    DINOV2,
+    replace(
+        DINOV2,
+        model_types=("dinov2_with_registers",),
+        tower="Dinov2WithRegistersModel",
+        num_special=class_and_registers,
+        heads={
+            "Dinov2WithRegistersModel": (CLASS_TOKEN, TOKENS),
+            "Dinov2WithRegistersForImageClassification": (CLASS_TOKEN, mean_of("dinov2_with_registers.layernorm")),
+            "Dinov2WithRegistersBackbone": BACKBONE,
+        },
+    ),
+    replace(
+        DINOV2,
+        model_types=("dinov3_vit",),
+        tower="DINOv3ViTModel",
+        sizes=replace(sizes.NO_HEAD, gated=sizes.gated_by_config),
+        num_special=class_and_registers,
+        heads={"DINOv3ViTModel": (CLASS_TOKEN, TOKENS), "DINOv3ViTBackbone": BACKBONE},
+        layers="model.layer",
+        dropout="dropout",
+        rotary="apply_rotary_pos_emb",
+    ),
+)
