@@ -15,6 +15,7 @@ import dataclasses
 import os
 from collections.abc import AsyncIterator
 
+from admission import Admission
 from batching import BadImage, Batcher, Classifier, Settings
 from fastapi import FastAPI, HTTPException, Query, UploadFile
 
@@ -26,11 +27,13 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.classifier = await asyncio.to_thread(Classifier, settings)
         app.state.batcher = Batcher(app.state.classifier, settings)
+        app.state.decoding = asyncio.Semaphore(settings.max_decoding)
         task = asyncio.create_task(app.state.batcher.run())
         yield
         task.cancel()
 
     app = FastAPI(title="hf_tome", lifespan=lifespan)
+    app.add_middleware(Admission, settings=settings)
 
     @app.get("/health")
     def health() -> dict[str, object]:
@@ -41,20 +44,20 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/classify")
     async def classify(image: UploadFile, top: int = Query(5, ge=1)) -> dict[str, object]:
         name = image.filename or "The upload"
-        content = await image.read(settings.max_bytes + 1)
-        if len(content) > settings.max_bytes:
+        if image.size is None or image.size > settings.max_bytes:
             raise HTTPException(413, f"{name} is larger than {settings.max_bytes} bytes.")
         try:
-            pixels = await asyncio.to_thread(app.state.classifier.prepare, content)
+            async with app.state.decoding:
+                pixels = await asyncio.to_thread(app.state.classifier.prepare, await image.read())
             probabilities = await app.state.batcher.submit(pixels)
         except BadImage as error:
-            raise HTTPException(error.status, f"{name} {error}") from error
+            raise HTTPException(error.status, f"{name}: {error}") from error
         except asyncio.QueueFull as error:
             raise HTTPException(503, "Too many requests are waiting; try again later.") from error
         best = probabilities.topk(min(top, len(probabilities)))
         names = app.state.classifier.model.config.id2label
-        found = zip(best.values.tolist(), best.indices.tolist())
-        return {"labels": [{"label": names[index], "score": score} for score, index in found]}
+        ranked = zip(best.values.tolist(), best.indices.tolist())
+        return {"labels": [{"label": names[index], "score": score} for score, index in ranked]}
 
     return app
 
@@ -76,5 +79,10 @@ def read_settings(arguments: list[str] | None = None) -> tuple[Settings, argpars
 if __name__ == "__main__":
     import uvicorn
 
-    chosen, where = read_settings()
-    uvicorn.run(create_app(chosen), host=where.host, port=where.port)
+    settings, address = read_settings()
+    uvicorn.run(
+        create_app(settings),
+        host=address.host,
+        port=address.port,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )

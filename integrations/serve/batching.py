@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import time
-import warnings
 
+import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_tome
 from hf_tome.config import format_config, parse_config
 from hf_tome.hub.save_load import find_merge_config
 from hf_tome.media.image import read_image
+from hf_tome.media.limits import MediaLimitError, parse_limits
 
 
 class BadImage(ValueError):
@@ -35,8 +36,12 @@ class Settings:
     dtype: str = "float32"
     max_batch: int = 16  # images in one batch
     max_wait_ms: float = 5.0  # how long the first request of a batch waits for others
-    max_queue: int = 256  # requests that may wait; more are turned away with status 503
+    max_queue: int = 256  # requests admitted at once, uploads included; more are turned away with status 503
     max_bytes: int = 20_000_000  # size of an upload; larger ones get status 413
+    max_decoding: int = 2  # images decoded at once, each in at most 300 MB
+    media_limits: str = ""  # other limits than the usual, as in image_pixels=50000000 (see hf_tome.media.limits)
+    upload_seconds: float = 30.0  # time for an upload; slower ones get status 408
+    shutdown_seconds: int = 10  # time for open requests after SIGTERM
 
 
 class Classifier:
@@ -50,20 +55,22 @@ class Classifier:
         self.model = hf_tome.apply(model.to(settings.device).eval(), chosen)
         self.processor = AutoImageProcessor.from_pretrained(settings.model)
         self.config = format_config(chosen)
+        self.limits = dataclasses.replace(parse_limits(settings.media_limits), file_bytes=settings.max_bytes)
         self.images = self.batches = 0
         self.processor_seconds = 0.0
 
     def prepare(self, content: bytes) -> torch.Tensor:
         """Decode and preprocess one upload to (C, H, W); done before batching, so that a bad one spoils no batch."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            try:
-                image = read_image(content)
-                return self.processor(image, return_tensors="pt")["pixel_values"][0]
-            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-                raise BadImage(413, f"has too many pixels: {error}") from error
-            except Exception as error:  # PIL raises a dozen kinds
-                raise BadImage(400, f"is no image that can be read: {type(error).__name__}") from error
+        try:
+            pixels = np.asarray(read_image(content, self.limits))  # (H, W, 3), the image itself is freed
+            inputs = self.processor(pixels, input_data_format="channels_last", return_tensors="pt")
+            return inputs["pixel_values"][0]
+        except MediaLimitError as error:
+            raise BadImage(413, str(error)) from error
+        except ValueError as error:  # written for the reader
+            raise BadImage(400, " ".join(str(error).split())) from error
+        except Exception as error:  # a processor is free to raise anything
+            raise BadImage(400, f"Cannot process it: {type(error).__name__}.") from error
 
     @torch.inference_mode()
     def __call__(self, pixels: list[torch.Tensor]) -> torch.Tensor:
@@ -77,7 +84,7 @@ class Classifier:
 
 
 class Batcher:
-    """Runs what waits in the queue in batches, one at a time; an error of a batch reaches each of its requests."""
+    """Runs what waits in the queue in batches of equal shapes, one at a time."""
 
     def __init__(self, classify: Classifier, settings: Settings):
         self.classify, self.settings = classify, settings
@@ -92,15 +99,24 @@ class Batcher:
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
-            batch = await self._collect()
-            try:
-                found = await asyncio.to_thread(self.classify, [pixels for pixels, _ in batch])
-            except Exception as error:
-                found = [error] * len(batch)
-            for (_, answer), result in zip(batch, found):
-                if answer.done():  # its client went away
-                    continue
-                answer.set_exception(result) if isinstance(result, Exception) else answer.set_result(result)
+            requests = sorted(await self._collect(), key=_shape)
+            for _, group in itertools.groupby(requests, key=_shape):
+                await self._answer(list(group))
+
+    async def _answer(self, requests: list) -> None:
+        """Answer requests of one shape together; where that fails each alone, so that one cannot fail the others."""
+        try:
+            results = list(await asyncio.to_thread(self.classify, [pixels for pixels, _ in requests]))
+        except Exception as error:
+            if len(requests) > 1:
+                for request in requests:
+                    await self._answer([request])
+                return
+            results = [error]
+        for (_, answer), result in zip(requests, results):
+            if answer.done():  # its client went away
+                continue
+            answer.set_exception(result) if isinstance(result, Exception) else answer.set_result(result)
 
     async def _collect(self) -> list:
         batch = [await self.queue.get()]
@@ -114,3 +130,7 @@ class Batcher:
             except TimeoutError:
                 break
         return batch
+
+
+def _shape(request: tuple) -> tuple[int, ...]:
+    return tuple(request[0].shape)

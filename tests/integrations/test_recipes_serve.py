@@ -1,18 +1,27 @@
 """integrations/serve: answers as the merged model does, in batches, and says what is wrong with a request."""
 
+import asyncio
 import io
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small
+import torch
 from PIL import Image
 
 import hf_tome
 
 for package in ("fastapi", "httpx", "python_multipart"):
     pytest.importorskip(package, reason=f"integrations/serve needs {package}: pip install 'hf_tome[serve]'")
+import httpx  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
 RECIPE = Path(__file__).resolve().parents[2] / "integrations" / "serve"
@@ -74,11 +83,11 @@ def test_health_and_top(client, model):
 @pytest.mark.parametrize(
     ("content", "params", "status", "words"),
     [
-        (b"no image", {}, 400, "photo.png is no image that can be read: cannot identify image file"),
-        (png(small.picture())[:200], {}, 400, "no image that can be read"),
-        (b"", {}, 400, "no image that can be read"),
+        (b"no image", {}, 400, "photo.png: Cannot read the upload as an image: cannot identify image file"),
+        (png(small.picture())[:200], {}, 400, "Cannot read the upload as an image"),
+        (b"", {}, 400, "cannot identify image file"),
         (b"x" * 20_001, {}, 413, "larger than 20000 bytes"),
-        (png(Image.new("1", (10_000, 10_000))), {}, 413, "too many pixels"),
+        (png(Image.new("1", (9_000, 9_000))), {}, 413, "9000 x 9000 pixels, above the limit image_pixels=25000000"),
         (png(small.picture()), {"top": 0}, 422, "greater than or equal to 1"),
     ],
 )
@@ -114,3 +123,163 @@ def test_settings_come_from_the_command_line_and_the_environment(recipe, model, 
     hf_tome.save_pretrained(merged, tmp_path)
     small.image_processor().save_pretrained(tmp_path)
     assert recipe.Classifier(recipe.Settings(str(tmp_path), device="cpu")).config == "r=5"
+
+
+def test_images_of_unequal_shapes_fail_nobody(recipe):
+    """Images of one shape share a batch; one that the model refuses fails alone."""
+    batches = []
+
+    def classify(pixels):
+        batches.append([tuple(one.shape) for one in pixels])
+        if any(one.isnan().any() for one in pixels):
+            raise RuntimeError("this one cannot be classified")
+        return torch.stack(pixels).flatten(1).mean(1)
+
+    async def ask():
+        batcher = recipe.Batcher(classify, recipe.Settings("model", max_wait_ms=100))
+        running = asyncio.create_task(batcher.run())
+        pixels = [torch.full((3, 4, 4 + index % 2), float(index)) for index in range(10)]
+        pixels[4] = torch.full((3, 4, 4), float("nan"))
+        answers = await asyncio.gather(*map(batcher.submit, pixels), return_exceptions=True)
+        running.cancel()
+        return answers
+
+    answers = asyncio.run(ask())
+    assert isinstance(answers.pop(4), RuntimeError)
+    assert answers == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert all(len(set(shapes)) == 1 for shapes in batches)
+    assert max(map(len, batches)) == 5
+
+
+# A real server, and clients that mean it harm
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    """The port and the process of a server with small limits."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    limits = ["--max-bytes", "4000000", "--max-queue", "4", "--upload-seconds", "2", "--shutdown-seconds", "1"]
+    served = ["--model", str(model), "--config", "r=8", "--device", "cpu", "--port", str(port)]
+    command = [sys.executable, str(RECIPE / "app.py"), *served, *limits]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/health")
+            break
+        except httpx.TransportError:
+            assert process.poll() is None
+            time.sleep(0.1)
+    yield port, process
+    process.kill()
+    process.wait()
+
+
+def ask(port, content):
+    return httpx.post(f"http://127.0.0.1:{port}/classify", files={"image": ("a.png", content)}, timeout=60)
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+
+
+def begin_upload(port, *headers, body=PART):
+    """Return a connection on which an upload was begun, and not ended."""
+    lines = ["POST /classify HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=x", *headers, "", ""]
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall("\r\n".join(lines).encode() + body)
+    return connection
+
+
+def test_a_declared_size_is_refused_before_it_is_sent(server):
+    with begin_upload(server[0], "Content-Length: 200000000") as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+def test_a_size_that_is_not_declared_is_refused_while_it_is_sent(server):
+    block, sent = b"100000\r\n" + bytes(0x100000) + b"\r\n", 0
+    body = f"{len(PART):x}\r\n".encode() + PART + b"\r\n"
+    with begin_upload(server[0], "Transfer-Encoding: chunked", body=body) as chunked:
+        try:
+            while sent < 200:
+                chunked.sendall(block)
+                sent += 1
+        except OSError:
+            closed = True  # by the server, which has answered
+        else:
+            closed = False
+    assert closed
+    assert sent < 100
+    assert ask(server[0], png(small.picture())).status_code == 200
+
+
+def test_a_slow_client_costs_one_slot(server):
+    port = server[0]
+    slow = [begin_upload(port, "Content-Length: 5000") for _ in range(3)]
+    time.sleep(0.3)
+    assert ask(port, png(small.picture())).status_code == 200  # the fourth slot
+    slow.append(begin_upload(port, "Content-Length: 5000"))
+    time.sleep(0.3)
+    assert ask(port, png(small.picture())).status_code == 503
+    begun = time.monotonic()
+    for connection in slow:
+        with connection:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - begun < 4
+    assert ask(port, png(small.picture())).status_code == 200
+
+
+def memory(process, name):
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024  # MB
+
+
+def processor_seconds(process):
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+LARGEST = {
+    "jpeg": lambda: (Image.new("RGB", (5000, 5000), "red"), {"format": "JPEG", "progressive": True, "subsampling": 0}),
+    "alpha": lambda: (Image.new("RGBA", (5000, 5000), (9, 9, 9, 99)), {"format": "PNG", "compress_level": 1}),
+    "16 bits": lambda: (Image.fromarray(np.zeros((5000, 5000), dtype=np.uint16)), {"format": "PNG"}),
+    "webp": lambda: (Image.new("RGB", (3900, 4000)), {"format": "WEBP", "lossless": True, "method": 0}),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the memory of a process from /proc")
+@pytest.mark.parametrize("kind", LARGEST)
+def test_the_largest_images_take_little_memory(server, kind):
+    port, process = server
+    ask(port, png(small.picture()))
+    image, options = LARGEST[kind]()
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    idle = memory(process, "VmRSS")
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # forgets the peak
+    assert ask(port, buffer.getvalue()).status_code == 200
+    assert memory(process, "VmHWM") - idle < 300
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the time of a process from /proc")
+def test_hostile_uploads_are_refused_quickly(server):
+    port, process = server
+    whole = png(small.picture())
+    generator = np.random.default_rng(0)
+    hostile = [b"", b"#EXTM3U\na.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", bytes(100_000)]
+    hostile += [whole[: int(cut)] for cut in generator.integers(1, len(whole) - 50, 20)]
+    hostile += [png(Image.new("1", size)) for size in ((9000, 9000), (30_000, 20), (20, 30_000))]
+    for content in hostile:
+        begun = processor_seconds(process)
+        answer = ask(port, content)
+        assert answer.status_code in (400, 413)
+        assert answer.json()["detail"].endswith(".")
+        assert "\n" not in answer.json()["detail"]
+        assert processor_seconds(process) - begun < 2
+
+
+def test_sigterm_ends_half_open_uploads(server):
+    port, process = server
+    with begin_upload(port, "Content-Length: 5000"), socket.create_connection(("127.0.0.1", port)):
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=10)

@@ -48,9 +48,9 @@ def test_16_bits_are_rounded():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.linspace(-3, 800, 64, dtype=np.float32).reshape(8, 8), r"floats from -3 to 800, whose white is unknown"),
-        (np.full((8, 8), np.nan, dtype=np.float32), "floats from nan to nan"),
-        (np.full((8, 8), 70_000, dtype=np.int32), "32-bit integers from 70000 to 70000"),
+        (np.linspace(-3, 800, 64, dtype=np.float32).reshape(8, 8), r"floats such as -3, whose white is unknown"),
+        (np.full((8, 8), np.nan, dtype=np.float32), "floats such as nan"),
+        (np.full((8, 8), 70_000, dtype=np.int32), "32-bit integers such as 70000"),
     ],
 )
 def test_modes_without_a_white_are_refused(values, message):
@@ -96,6 +96,15 @@ def test_images_are_upright(tmp_path):
 
 def test_decoded_images():
     assert to_rgb(Image.fromarray(ramp(np.uint16, 65535))).getpixel((128, 0)) == (128, 128, 128)
+
+
+def test_large_images_are_converted_band_by_band(monkeypatch):
+    whole = np.random.default_rng(0).integers(0, 65536, (40, 30), dtype=np.uint16)
+    faded = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8))
+    expected = [np.asarray(read_image(encoded(image))) for image in (Image.fromarray(whole), faded)]
+    monkeypatch.setattr("hf_tome.media.image.BLOCK", 100)
+    for image, pixels in zip((Image.fromarray(whole), faded), expected):
+        assert np.array_equal(np.asarray(read_image(encoded(image))), pixels)
 
 
 # Limits

@@ -24,6 +24,9 @@ SLOW_CODECS = ("ppm", "ppm_plain", "bmp_rle")
 """Of Pillow's decoders, those that are written in Python and take a microsecond a pixel."""
 SLOW_PIXELS = 1_000_000
 
+WEIGHTS = {"WEBP": 1.6}
+"""By the format, how often a pixel counts: Pillow's decoder of WebP holds the image four times."""
+
 BLOCK = 1 << 20
 """Bytes or pixels that are worked on at once."""
 
@@ -48,8 +51,10 @@ def read_image(source: Source, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Im
             if image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression")):
                 _check_scans(file)
             ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
-    except (MediaLimitError, Image.DecompressionBombError) as error:
+            rgb = to_rgb(image)
+            # The object of the file keeps what its decoder holds, so a plain image takes over the pixels.
+            return rgb._new(rgb.im) if rgb is image else rgb
+    except (MediaLimitError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaLimitError(f"Cannot read {name} as an image: {error_reason(error)}.") from error
     except UnidentifiedImageError as error:
         raise ImageError(
@@ -69,9 +74,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: no rule converts the mode.
     """
     if image.mode in DEEP_GREYS:
-        return DEEP_GREYS[image.mode](image)
+        return _by_bands(image, DEEP_GREYS[image.mode])
     if _has_transparency(image):
-        return _on_white(image)
+        return _by_bands(image, _on_white)
     if image.mode == "RGB":
         image.load()
         return image
@@ -81,7 +86,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _check_size(image: Image.Image, limits: MediaLimits) -> None:
     width, height = image.size
     size = f"it has {width} x {height} pixels"
-    limits.check("image_pixels", width * height, size)
+    weight = WEIGHTS.get(image.format or "", 1)
+    counted = f" ({image.format} counts {weight}-fold)" if weight != 1 else ""
+    limits.check("image_pixels", width * height * weight, size + counted)
     limits.check("aspect_ratio", max(width, height) / max(min(width, height), 1), size)
     codecs = [tile[0] for tile in getattr(image, "tile", ())]
     if width * height > SLOW_PIXELS and any(codec in SLOW_CODECS for codec in codecs):
@@ -106,20 +113,31 @@ def _has_transparency(image: Image.Image) -> bool:
     return image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info or palette.endswith("A")
 
 
+def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image to RGB band by band: copies in wider types would take more memory than the image."""
+    from PIL import Image as images
+
+    image.load()
+    width, height = image.size
+    rgb, rows = images.new("RGB", image.size), max(1, BLOCK // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        band.format = image.format  # `crop` drops it
+        rgb.paste(convert(band), (0, top))
+    return rgb
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     from PIL import Image as images
 
-    colours = image if image.mode == "RGBA" else image.convert("RGBA")
-    alpha = colours.getchannel("A")
-    if alpha.getextrema()[0] == 255:
-        return colours.convert("RGB")
+    colours = image.convert("RGBA")
     background = images.new("RGB", colours.size, "white")
-    background.paste(colours, mask=alpha)
+    background.paste(colours, mask=colours.getchannel("A"))
     return background
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    return _grey(image, lambda values: (values.astype(np.uint32) + 128) // 257)
+    return _grey((np.asarray(image).astype(np.uint32) + 128) // 257)
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
@@ -127,30 +145,24 @@ def _from_integers(image: Image.Image) -> Image.Image:
     low, high = image.getextrema()
     if image.format in ("PNG", "PPM") and low >= 0 and high <= 65535:
         return _from_16_bits(image)
-    raise ImageError(f"it holds 32-bit integers from {low} to {high}, whose white is unknown; save it in 8 or 16 bits")
+    raise ImageError(f"it holds 32-bit integers such as {high}, whose white is unknown; save it in 8 or 16 bits")
 
 
 def _from_floats(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 1):  # NaN is neither
+    beyond = values[~((values >= 0) & (values <= 1))]  # NaN is neither
+    if len(beyond):
         raise ImageError(
-            f"it holds floats from {low:.4g} to {high:.4g}, whose white is unknown (supported are 0 to 1); save it in "
-            "8 or 16 bits"
+            f"it holds floats such as {beyond[0]:.4g}, whose white is unknown (supported are 0 to 1); save it in 8 or "
+            "16 bits"
         )
-    return _grey(image, lambda values: np.rint(values * np.float32(255)))
+    return _grey(np.rint(values * np.float32(255)))
 
 
-def _grey(image: Image.Image, to_8_bits: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
-    """Convert greys to RGB, block by block: copies in wider types would take more memory than the image."""
+def _grey(values: np.ndarray) -> Image.Image:
     from PIL import Image as images
 
-    values = np.asarray(image)  # (H, W)
-    greys = np.empty(values.shape, dtype=np.uint8)
-    rows = max(1, BLOCK // values.shape[1])
-    for start in range(0, len(values), rows):
-        greys[start : start + rows] = to_8_bits(values[start : start + rows])
-    return images.fromarray(greys).convert("RGB")  # (H, W) -> (H, W, 3)
+    return images.fromarray(values.astype(np.uint8)).convert("RGB")  # (H, W) -> (H, W, 3)
 
 
 DEEP_GREYS: dict[str, Callable[[Image.Image], Image.Image]] = {
