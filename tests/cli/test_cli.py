@@ -133,7 +133,7 @@ EVAL = ("eval", "--model", MODEL_DIR)
         ((*EVAL, "--data", "{digits}", "--task", "juggling"), "Unknown task 'juggling'"),
         ((*EVAL, "--data", "{digits}", "--device", "toaster"), "Unknown device 'toaster'"),
         ((*EVAL, "--data", "{digits}", "--device", "meta"), "Device 'meta' cannot be used here"),
-        ((*EVAL, "--data", "{tmp}"), "No images in"),
+        ((*EVAL, "--data", "{tmp}"), "No image files in"),
         ((*EVAL, "--data", "./absent"), "./absent is not a folder"),
         (("eval", "--model", "./absent", "--data", "{digits}"), "./absent is not a folder"),
         (("show", __file__, "--model", MODEL_DIR), "as an image"),

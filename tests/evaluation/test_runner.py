@@ -187,8 +187,8 @@ def test_nothing_readable_is_an_error(tmp_path):
 
 
 def test_splits_are_chosen_and_named(digit_folder):
-    assert data.open_split(str(digit_folder))[1] == "validation"
-    assert data.open_split(str(digit_folder), "val")[1] == "validation"
+    assert data.open_split(str(digit_folder)).name == "validation"
+    assert data.open_split(str(digit_folder), "val").name == "validation"
     with pytest.raises(data.DataError, match="no split 'tset'; it has 'validation'"):
         data.open_split(str(digit_folder), "tset")
     with pytest.raises(data.DataError, match="only 'train'"):
@@ -213,7 +213,7 @@ def test_limit_draws_the_same_samples_for_the_same_seed(digit_folder):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("{tmp}/empty", data.DataError, "No images in .*empty"),
+        ("{tmp}/empty", data.DataError, "No image files in .*empty"),
         ("{tmp}/absent", SourceError, "not a folder"),
         ("nobody/nothing", data.DataError, "Cannot open the data set 'nobody/nothing'"),
     ],

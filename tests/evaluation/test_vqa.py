@@ -232,7 +232,7 @@ def test_answers_merged_beside_unmerged(model, questions, tmp_path):
     results = evaluate(job_on(model, questions), [R8], batch_size=3, out=tmp_path / "out")
     assert results.data["num_samples"] == 3
     assert [one["reason"] for one in results.data["skipped"]] == [
-        "FileNotFoundError: [Errno 2] No such file or directory: 'absent.png'.",
+        "there is no file absent.png in the folder of the data",
         "it has no question",
         "it has no answer",
         "its answer 'maybe' is none of the 2 options, by text, letter or index from 0",

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
+from .data.left_out import LeftOut
 from .data.samples import Sample, SampleInfo, Skipped
 from .options import JobOptions
 from .store.record import Scorer
@@ -25,6 +26,8 @@ class Data(Protocol):
 
     name: str
     split: str
+    left_out: LeftOut
+    """Files in the folder of the data that are no samples."""
 
     def __iter__(self) -> Iterator[Sample]:
         """Read the samples one by one."""

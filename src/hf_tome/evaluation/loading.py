@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..hub.sources import is_folder
+from ..hub.sources import is_folder, naming
 from .options import JobOptions
 
 
@@ -18,9 +18,10 @@ def load_model(auto_class: Any, options: JobOptions, what: str) -> PreTrainedMod
         OSError: there is no such model.
     """
     is_folder(options.model, "model")  # a path that is none would be taken for a Hub id
-    model, loading = auto_class.from_pretrained(
-        options.model, dtype=options.dtype, output_loading_info=True, trust_remote_code=False
-    )
+    with naming(options.model, "model"):
+        model, loading = auto_class.from_pretrained(
+            options.model, dtype=options.dtype, output_loading_info=True, trust_remote_code=False
+        )
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(

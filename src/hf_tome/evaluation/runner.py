@@ -102,7 +102,7 @@ def _evaluate(
     return Results(
         environment=records.describe_environment(),
         run={**describe_run(job, batch_size), "processes": dist.size},
-        data=describe_data(job.data.name, job.data.split, records, positions),
+        data=describe_data(job.data.name, job.data.split, job.data.left_out, records, positions),
         rows=make_rows(records, variants, job.scorer, positions),
     )
 

@@ -15,7 +15,7 @@ from ..config import MergeConfig
 from ..config.merge_config import CONFIG_NAME
 from ..patching.unwrap import unwrap
 from .card import write_card
-from .sources import hub_id
+from .sources import hub_id, naming
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,7 +127,8 @@ def from_pretrained(
     code = {name: kwargs[name] for name in CODE_ARGUMENTS if name in kwargs}
     config = kwargs.get("config")
     if not isinstance(config, transformers.PreTrainedConfig):
-        config = transformers.AutoConfig.from_pretrained(config or id_or_dir, **hub, **code)
+        with naming(str(config or id_or_dir), "model"):
+            config = transformers.AutoConfig.from_pretrained(config or id_or_dir, **hub, **code)
     chosen = merge_config if merge_config is not None else find_merge_config(id_or_dir, config, **hub)
     if chosen is None:
         raise ValueError(
@@ -161,7 +162,8 @@ def find_merge_config(
 
 def load_unmerged(id_or_dir: str | Path, **kwargs: Any) -> Any:
     """Load a model in the class that it was saved as, without merging and without code of its repository."""
-    config = transformers.AutoConfig.from_pretrained(id_or_dir, trust_remote_code=False)
+    with naming(str(id_or_dir), "model"):
+        config = transformers.AutoConfig.from_pretrained(id_or_dir, trust_remote_code=False)
     return own_class(config).from_pretrained(id_or_dir, trust_remote_code=False, **kwargs)
 
 

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+
+
+@contextmanager
+def naming(source: str, what: str) -> Iterator[None]:
+    """Name a model or data set in errors of loading it that do not, such as those of a Hub that cannot be reached.
+
+    Raises:
+        OSError: as in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if source in str(error):
+            raise
+        raise OSError(not_opened(source, what, error)) from error
+
+
+def not_opened(source: str, what: str, error: Exception) -> str:
+    """Return the message for an id that cannot be opened."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (
+        f"Cannot open the {what} {source!r}: {first}. There is no local folder of that name either; check the id, the "
+        "network and, for a gated one, `hf auth login`."
+    )
 
 
 class SourceError(ValueError):

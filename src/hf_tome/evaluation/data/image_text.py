@@ -10,23 +10,22 @@ files, shards, or a folder of images with a `metadata.jsonl`, as everywhere (see
 from __future__ import annotations
 
 import ast
-import csv
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...hub.sources import is_folder, public_name
 from ..options import JobOptions
-from . import splits as data
+from .columns import content_columns, first_of
+from .paths import PathError, find_inside, joined
 from .samples import Samples, SkipSample
-from .splits import DataError
+from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
+from .splits import OpenedSplit, open_image, open_split, take
+from .text_files import read_csv, read_json, read_json_lines, split_values
 
 IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
-SEPARATOR = ";"
-"""Between several texts in one field of a CSV."""
 
 
 class Table(list):
@@ -49,12 +48,12 @@ class ImageTexts(Samples):
 
     def content_and_label(self, row: Any) -> tuple[Question, Any]:
         """Return the image with its prompt, and what is right to say."""
-        stored = row[self.column]
-        if stored is None or stored == "":
+        if row[self.column] in (None, ""):
             raise SkipSample("it has no image")
         right, prompt = self.label_and_prompt(row)
+        stored = self.stored(row)
         stored = {"bytes": None, "path": stored} if isinstance(stored, (str, Path)) else stored
-        return Question(data.open_image(stored), prompt), right
+        return Question(open_image(stored), prompt), right
 
     def label_and_prompt(self, row: Any) -> tuple[Any, str]:
         """Return what is right to say, and what the model is asked."""
@@ -70,33 +69,41 @@ class Question:
     prompt: str
 
 
-def open_rows(options: JobOptions) -> tuple[Any, str, str, list[str]]:
-    """Open one split of images with texts.
+@dataclass(frozen=True)
+class OpenedRows:
+    """One split of images with texts: undecoded rows drawn by `limit`, and the names of all columns."""
 
-    Returns:
-        The rows with undecoded images, drawn by `limit`; the split; the column of images; the names of all columns.
+    opened: OpenedSplit
+    column: str
+    columns: list[str]
+
+
+def open_rows(options: JobOptions) -> OpenedRows:
+    """Open one split of images with texts.
 
     Raises:
         DataError: there is no such split, no image column, or the file is none of samples.
         SourceError: it looks like a folder and is none.
     """
-    path = Path(options.data).expanduser()
+    path = Path(options.data).expanduser().absolute()
     if path.suffix in READERS and not path.exists():
         raise DataError(f"There is no file {options.data}.")
     if path.is_file():
-        data.refuse_streaming(options.streaming, options.data, "a file of samples")
-        rows, split = read_table(path), data.file_split(path, options.split)
+        refuse_streaming(options.streaming, options.data, "a file of samples")
+        opened = _open_table(path, file_split(path, options.split))
     elif is_folder(options.data, "data set") and (tables := _tables(path)):
-        data.refuse_streaming(options.streaming, options.data, "a folder of such files")
-        split = data.choose_split(options.data, options.split, list(tables))
-        rows = read_table(tables[split])
+        refuse_streaming(options.streaming, options.data, "a folder of such files")
+        split = choose_split(options.data, options.split, list(tables))
+        opened = _open_table(tables[split], split)
     else:
-        rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
-    columns = _columns(rows)
-    image = _image_column(rows, columns, options.data)
-    if not isinstance(rows, Table):
-        rows = data.undecoded(rows, image)
-    return data.take(rows, options.limit, options.seed), split, image, columns
+        opened = open_split(options.data, options.split, streaming=options.streaming)
+    columns = _columns(opened.rows)
+    image = _image_column(opened.rows, columns, options.data)
+    return OpenedRows(replace(opened, rows=take(opened.rows, options.limit, options.seed)), image, columns)
+
+
+def _open_table(path: Path, split: str) -> OpenedSplit:
+    return OpenedSplit(read_table(path), split, (path.parent,))
 
 
 def data_name(options: JobOptions) -> str:
@@ -111,13 +118,13 @@ def find_column(columns: Sequence[str], known: Sequence[str], what: str, source:
     Raises:
         DataError: there is none; the message lists the columns.
     """
-    found = next((name for name in known if name in columns), None)
-    if found is None:
+    column = first_of(known, columns)
+    if column is None:
         raise DataError(
             f"The data in {source} have no column of {what}; it can be called {', '.join(known)}. The columns are "
             f"{', '.join(columns) or 'unknown'}."
         )
-    return found
+    return column
 
 
 def as_values(value: Any, key: str = "") -> list[Any]:
@@ -158,7 +165,7 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path.name} is no {', '.join(READERS)} file; give one, a folder, or a data set of the Hub.")
     try:
         rows = READERS[path.suffix](path)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(
@@ -170,50 +177,51 @@ def read_table(path: Path) -> Table:
 
 
 def _read_json(path: Path) -> list[Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        return found
-    if "images" not in found or not any("caption" in annotation for annotation in found.get("annotations", ())):
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return content if isinstance(content, list) else []
+    if "images" not in content or not any("caption" in annotation for annotation in content.get("annotations", ())):
         return []
     captions = defaultdict(list)
-    for annotation in found["annotations"]:
+    for annotation in content["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])
-    return [{"image": image["file_name"], "captions": captions[image["id"]]} for image in found["images"]]
-
-
-def _read_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [{"image": image["file_name"], "captions": captions[image["id"]]} for image in content["images"]]
 
 
 def _read_csv(path: Path) -> list[Any]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: _split(name, value) for name, value in row.items() if name is not None}
-            for row in csv.DictReader(file)
-        ]
+    _, rows = read_csv(path)
+    return [{name: _split(name, value) for name, value in row.items()} for row in rows]
 
 
-READERS: dict[str, Callable[[Path], list[Any]]] = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv}
+READERS: dict[str, Callable[[Path], list[Any]]] = {".json": _read_json, ".jsonl": read_json_lines, ".csv": _read_csv}
 """By the suffix of a file of samples."""
 
 
 def _split(name: str, value: str | None) -> Any:
     """Split a field whose column's name is a plural."""
-    return value.split(SEPARATOR) if value and name in ("captions", "answers", "choices", "options") else value
+    return split_values(value) if value and name in ("captions", "answers", "choices", "options") else value
 
 
 def _tables(folder: Path) -> dict[str, Path]:
     """Return the files of samples in a folder by their split; `datasets`' own files are none."""
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in READERS]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in READERS and not file.name.startswith(".")]
     own = {"metadata", "dataset_dict", "dataset_info", "dataset_infos", "state", "classes"}
-    return {("validation" if file.stem == "val" else file.stem): file for file in files if file.stem not in own}
+    tables: dict[str, Path] = {}
+    for file in files:
+        if file.stem not in own and tables.setdefault(file.stem, file) != file:
+            raise DataError(
+                f"{folder} holds both {tables[file.stem].name} and {file.name}; give one of them as --data."
+            )
+    return by_split(tables)
 
 
 def _place(folder: Path, image: Any) -> Any:
     if not isinstance(image, str) or not image:
         return None
-    places = (folder / image, folder / "images" / image)
-    return str(next((place for place in places if place.is_file()), places[0]))
+    try:
+        return find_inside(image, (folder, folder / "images"))
+    except PathError:  # the reason is told where the image is read
+        return joined(folder, image)
 
 
 def _columns(rows: Any) -> list[str]:
@@ -222,15 +230,13 @@ def _columns(rows: Any) -> list[str]:
 
 
 def _image_column(rows: Any, columns: Sequence[str], source: str) -> str:
-    import datasets
-
     if isinstance(rows, Table):
         return find_column(columns, IMAGE_COLUMNS, "images", source)
-    found = [name for name in columns if isinstance(rows.features[name], datasets.Image)]
-    if not found:
+    images = content_columns(rows, "Image")
+    if not images:
         listed = ", ".join(f"{name}: {type(rows.features[name]).__name__}" for name in columns)
         raise DataError(f"The data in {source} have no image column; the columns are {listed}.")
-    return found[0]
+    return images[0]
 
 
 def _written_list(text: str) -> Any:

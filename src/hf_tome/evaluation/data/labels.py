@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .text_files import composed, read_csv, read_lines
 
 CLASSES_FILE = "classes.csv"
 NAMES_FILE = "classnames.txt"
@@ -46,24 +47,22 @@ def read_class_names(path: str | Path) -> ClassNames:
     path = Path(path)
     try:
         if path.suffix == ".txt":
-            listed = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            listed = read_lines(path)
             return ClassNames(path, {name: name for name in listed}, listed)
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            key = next((column for column in ("wnid", "label") if column in columns), None)
-            if key is None or "name" not in columns:
-                raise LabelError(
-                    f"{path} has the columns {list(columns)}; a labels file needs 'name' and either 'wnid' or 'label'."
-                )
-            rows = list(reader)
-            by_index = _by_index(rows, key) if "index" in columns else []
-            return ClassNames(path, {row[key]: row["name"] for row in rows}, by_index)
-    except (OSError, UnicodeDecodeError) as error:
+        columns, rows = read_csv(path)
+    except (OSError, ValueError) as error:
         raise LabelError(f"Cannot read the labels file {path}: {error}.") from error
+    key = next((column for column in ("wnid", "label") if column in columns), None)
+    if key is None or "name" not in columns:
+        raise LabelError(f"{path} has the columns {columns}; a labels file needs 'name' and either 'wnid' or 'label'.")
+    short = next((row for row in rows if row.get(key) is None or row.get("name") is None), None)
+    if short is not None:
+        raise LabelError(f"{path} has a row without a {key} or a name: {list(short.values())}.")
+    by_index = _by_index(rows, key) if "index" in columns else []
+    return ClassNames(path, {str(row[key]): str(row["name"]) for row in rows}, by_index)
 
 
-def _by_index(rows: Sequence[Mapping[str, str]], key: str) -> list[str]:
+def _by_index(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     """Return the labels in the order of their numbers, none where these are not 0, 1, 2, ..."""
     numbered = {(row["index"] or "").strip(): row[key] for row in rows}
     wanted = [str(number) for number in range(len(rows))]
@@ -94,7 +93,8 @@ def match_labels(
         LabelError: a label of the data set is not among the model's, could be any of several, or is the same one as
             another label, without the labels file saying so.
     """
-    names = dict(class_names.names) if class_names and any(label in class_names.names for label in data_labels) else {}
+    described = class_names.names if class_names else {}
+    names = dict(described) if any(label in described for label in data_labels) else {}
     for label in data_labels:
         names.setdefault(label, label)
     found = _resolve_same_names(_look_up(names, model_labels))
@@ -106,11 +106,11 @@ def match_labels(
 
 
 def _exact(name: str) -> str:
-    return name
+    return composed(name)
 
 
 def _normalised(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()
+    return composed(" ".join(name.replace("_", " ").split()).casefold())
 
 
 def _first_synonym(name: str) -> str:

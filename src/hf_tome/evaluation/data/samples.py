@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .left_out import LeftOut
+from .paths import PathError, find_inside
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +60,18 @@ class Samples(ABC):
         name, split: where the samples are from.
         rows: rows of a data set, map-style or streamed, with undecoded contents.
         column: the column of contents, which name the samples.
+        roots: the folders that the paths of contents must lie in; `None` for rows that the caller made.
+        folder: the folder of the split, where samples are named by their paths in it.
+        left_out: files in the folder of the data that are no samples.
     """
 
     name: str
     split: str
     rows: Any
     column: str
+    roots: Sequence[Path] | None = field(default=None, kw_only=True)
+    folder: Path | None = field(default=None, kw_only=True)
+    left_out: LeftOut = field(default_factory=LeftOut, kw_only=True)
 
     def __len__(self) -> int:
         """Return the number of samples, unreadable ones included; 0 where a stream does not tell."""
@@ -75,16 +85,29 @@ class Samples(ABC):
         if not hasattr(self.rows, "__len__"):
             return None
         stored, rows = _stored_paths(self.rows, self.column), _without_contents(self.rows)
-        names = (sample_name(path, position) for position, path in enumerate(stored))
+        names = (sample_name(path, position, self.folder) for position, path in enumerate(stored))
         return [SampleInfo(name, *self._label_and_prompt(row)) for name, row in zip(names, rows, strict=True)]
 
     def read(self, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[Sample | Skipped]:
         """Yield the samples at the wanted positions, in order, and those that cannot be read with the reason."""
         for position, row in self._rows(wanted):
-            found = self._sample(row, sample_name(row[self.column], position), position)
+            found = self._sample(row, sample_name(row[self.column], position, self.folder), position)
             if isinstance(found, Skipped):
                 logger.warning("Skipped %s: %s", found.sample, found.reason)
             yield found
+
+    def stored(self, row: Any) -> Any:
+        """Return the undecoded content of a row, its path found inside `roots`; contents with bytes as they are.
+
+        Raises:
+            PathError: the path is not to be opened.
+        """
+        stored = row[self.column]
+        path = stored_path(stored)
+        if self.roots is None or path is None or (isinstance(stored, dict) and stored.get("bytes") is not None):
+            return stored
+        inside = find_inside(path, self.roots)
+        return {**stored, "path": inside} if isinstance(stored, dict) else inside
 
     @abstractmethod
     def content_and_label(self, row: Any) -> tuple[Any, Any]:
@@ -111,10 +134,12 @@ class Samples(ABC):
             return Sample(name, *self.content_and_label(row), position)
         except ImportError:
             raise  # what is missing is not the sample
-        except SkipSample as error:
+        except (SkipSample, PathError) as error:
             return Skipped(name, str(error), position)
         except Exception as error:  # PIL and PyAV raise a dozen kinds, SyntaxError among them
-            return Skipped(name, f"{type(error).__name__}: {_without_path(error, row[self.column])}", position)
+            return Skipped(
+                name, f"{type(error).__name__}: {_without_path(error, row[self.column], self.roots)}", position
+            )
 
 
 @dataclass
@@ -134,7 +159,7 @@ class LabelledSamples(Samples):
     def content_and_label(self, row: Any) -> tuple[Any, Label]:
         """Return the decoded content, and the model's index of the label."""
         label, _ = self.label_and_prompt(row)
-        return self.decode(row[self.column]), label
+        return self.decode(self.stored(row)), label
 
     def label_and_prompt(self, row: Any) -> tuple[Label, None]:
         """Return the model's index of the label; there is no prompt."""
@@ -151,10 +176,17 @@ def stored_path(stored: Any) -> str | None:
     return stored.get("path") if isinstance(stored, dict) else None
 
 
-def sample_name(stored: Any, position: int) -> str:
-    """Name a sample by the last parts of its path, which say the same on every machine, or by its position."""
+def sample_name(stored: Any, position: int, folder: Path | None = None) -> str:
+    """Name a sample by its path in `folder`, else by the last parts of its path, else by its position.
+
+    A name is the same on every machine.
+    """
     path = stored_path(stored)
-    return "/".join(Path(path).parts[-2:]) if path else f"sample {position}"
+    if not path:
+        return f"sample {position}"
+    if folder is not None and Path(path).is_relative_to(folder):
+        return Path(path).relative_to(folder).as_posix()
+    return "/".join(Path(path).parts[-2:])
 
 
 def _stored_paths(rows: Any, column: str) -> Iterable[Any]:
@@ -185,8 +217,10 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines[0].endswith(".") else lines[0] + "."
 
 
-def _without_path(error: Exception, stored: Any) -> str:
+def _without_path(error: Exception, stored: Any, roots: Sequence[Path] | None) -> str:
     text, path = first_line(error), stored_path(stored)
     if path:
         text = text.replace(str(path), Path(path).name)
+    for root in roots or ():
+        text = text.replace(f"{root}{os.sep}", "")
     return "cannot identify image file" if "cannot identify image file" in text else text

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...config.text import short_name
 from ...files import write_whole
+from ..data.left_out import LeftOut
 from ..store.results import Results
 
 PIPED_WIDTH = 160
@@ -246,6 +247,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         *(f"- {name.replace('_', ' ')}: {run[name]!r}" for name in GENERATION_SETTINGS if name in run),
         *(f"- {note}" for note in run.get("notes", ())),
         *_skipped_lines(results.data["skipped"]),
+        *_left_out_lines(results.data),
     ]
     return "\n".join(lines) + "\n"
 
@@ -253,8 +255,20 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
 def _summary(results: Results) -> str:
     data = results.data
     skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
-    what = f"{data['num_samples']} {unit(results)} of {data['id']}, split {data['split']}{skipped}"
+    left_out = f", {_left_out(data)}" if "left_out" in data else ""
+    what = f"{data['num_samples']} {unit(results)} of {data['id']}, split {data['split']}{skipped}{left_out}"
     return f"{results.run['model']} on {what}"
+
+
+def _left_out(data: Mapping[str, Any]) -> LeftOut:
+    return LeftOut.from_dict(data["left_out"])
+
+
+def _left_out_lines(data: Mapping[str, Any]) -> list[str]:
+    if "left_out" not in data:
+        return []
+    left_out = _left_out(data)
+    return ["", "## Files left out", "", f"{left_out}; among them:", "", *(f"- {file}" for file in left_out.files)]
 
 
 def _skipped_lines(skipped: Sequence[Mapping[str, str]]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config import MergeConfig
+from ..data.left_out import LeftOut
 from .record_checks import Check, check_fields, is_index, is_mapping, is_number, is_text, list_of, optional
 from .run_store import Records
 
@@ -42,6 +43,15 @@ def _is_skipped(value: Any) -> bool:
     return is_mapping(value) and all(is_text(value.get(key)) for key in ("sample", "reason"))
 
 
+def _is_left_out(value: Any) -> bool:
+    return (
+        is_mapping(value)
+        and is_mapping(value.get("counts"))
+        and all(map(is_index, value["counts"].values()))
+        and list_of(is_text)(value.get("files"))
+    )
+
+
 PARTS: dict[str, Check] = {
     "environment": is_mapping,
     "run": is_mapping,
@@ -53,6 +63,7 @@ DATA: dict[str, Check] = {
     "split": is_text,
     "num_samples": is_index,
     "skipped": list_of(_is_skipped),
+    "left_out": _is_left_out,
 }
 ROW: dict[str, Check] = {"name": is_text, "config": is_mapping}
 """What the parts of the results hold; all other fields of a row are numbers, or `None`."""
@@ -65,18 +76,21 @@ def _check_row(row: dict[str, Any]) -> None:
     check_fields(row, {name: OF_A_ROW.get(name, optional(is_number)) for name in row})
 
 
-def describe_data(name: str, split: str, records: Records, positions: Sequence[int]) -> dict[str, Any]:
-    """Describe the data: its name, the number of samples at `positions`, and those that could not be read."""
+def describe_data(
+    name: str, split: str, left_out: LeftOut, records: Records, positions: Sequence[int]
+) -> dict[str, Any]:
+    """Describe the data: its name, the number of samples at `positions`, and what was left out or not readable."""
     # A sample that could be read by an earlier run of the same variants is in the rows.
-    left_out = sorted(set(records.skipped) - set(positions))
+    unread = sorted(set(records.skipped) - set(positions))
     return {
         "id": name,
         "split": split,
         "num_samples": len(positions),
         "skipped": [
             {"sample": records.skipped[position]["name"], "reason": records.skipped[position]["skipped"]}
-            for position in left_out
+            for position in unread
         ],
+        **({"left_out": left_out.to_dict()} if left_out else {}),
     }
 
 

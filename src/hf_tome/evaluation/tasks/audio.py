@@ -12,7 +12,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 from ...hub.sources import public_name
 from ...media.audio import read_audio
 from ..data import media_files as media
-from ..data import splits as data
+from ..data.columns import has_several_labels
 from ..data.samples import Sample
 from ..job import Inputs, Job
 from ..loading import load_model
@@ -34,16 +34,16 @@ def audio_classification(options: JobOptions) -> Job:
         ValueError: there are no such recordings, or they have labels that the model does not have.
         OSError: there is no such model.
     """
-    rows, split, *columns = media.open_media(options, "Audio")
+    opened, columns = media.open_media(options, "Audio")
     model = load_model(AutoModelForAudioClassification, options, "classify recordings")
     extractor = AutoFeatureExtractor.from_pretrained(options.model, trust_remote_code=False)
 
     def decode(stored: Any) -> np.ndarray:
         return read_audio(media.stored_source(stored), extractor.sampling_rate)
 
-    names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
-    recordings = media.match_rows(rows, split, (columns[0], columns[1]), names, to_model, options, decode)
-    multi_label = data.has_several_labels(rows, columns[1])
+    names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)
+    recordings = media.match_rows(opened, columns, names, to_model, options, decode)
+    multi_label = has_several_labels(opened.rows, columns[1])
     scores = label_probabilities if multi_label else class_scores
     return Job(
         TASK,

@@ -24,7 +24,7 @@ from ..metrics.classification import compute
 from ..metrics.text_metrics import CaptionScores, cider_scores
 from ..options import JobOptions
 from ..store.record import Record
-from .generation import generation_job, job_arguments, load_generator
+from .generation import from_files, generation_job, job_arguments, load_generator
 
 TASK = "image-to-text"
 PROMPT = "Provide a one-sentence caption for the provided image."
@@ -40,10 +40,11 @@ def image_to_text(options: JobOptions) -> Job:
         ValueError: the data cannot be opened or hold no captions, or the model generates no text from images.
         OSError: there is no such model.
     """
-    rows, split, column, columns = open_rows(options)
-    find_column(columns, CAPTION_COLUMNS, "captions", data_name(options))
+    data = open_rows(options)
+    find_column(data.columns, CAPTION_COLUMNS, "captions", data_name(options))
     model, processor = load_generator(options)
-    return captioning_job(model, processor, rows, **job_arguments(options, split, column))
+    job = captioning_job(model, processor, data.opened.rows, **job_arguments(options, data))
+    return from_files(job, data)
 
 
 def captioning_job(

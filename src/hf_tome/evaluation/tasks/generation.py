@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from ...hub.sources import public_name
-from ..data.image_text import ImageTexts, data_name
+from ..data.image_text import ImageTexts, OpenedRows, data_name
 from ..data.samples import Sample
 from ..data.splits import DataError
 from ..job import Inputs, Job
@@ -146,13 +146,19 @@ def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
     return model, processor
 
 
-def job_arguments(options: JobOptions, split: str, image_column: str) -> dict[str, Any]:
+def from_files(job: Job, data: OpenedRows) -> Job:
+    """Return the job of rows that were opened, whose paths have to stay where the data lie."""
+    job.data.roots, job.data.left_out = data.opened.roots, data.opened.left_out  # type: ignore[attr-defined]
+    return job
+
+
+def job_arguments(options: JobOptions, data: OpenedRows) -> dict[str, Any]:
     """Return what the options say of a task's job, by the names of its arguments."""
     return {
         "name": public_name(options.model),
         "data_name": data_name(options),
-        "split": split,
-        "image_column": image_column,
+        "split": data.opened.name,
+        "image_column": data.column,
         "prompt": options.prompt,
         "max_new_tokens": options.max_new_tokens,
     }

@@ -29,9 +29,9 @@ def image_classification(options: JobOptions) -> Job:
         ValueError: the data set cannot be opened, lacks the split, or has labels that the model does not have.
         OSError: there is no such model.
     """
-    rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
+    opened, columns = media.open_media(options, "Image")
     model, processor = load_classifier(options)
-    images = read_labelled_images(rows, split, model, options)
+    images = read_labelled_images(opened, columns, model, options)
     return _job(public_name(options.model), model, processor, images)
 
 
@@ -39,7 +39,8 @@ def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
     """Load the small ViT that ships with the package and the handwritten digits held out from its training."""
     options = JobOptions(str(digits.MODEL_DIR), "scikit-learn digits", device=device, dtype=dtype)
     model, processor = load_classifier(options)
-    images = read_labelled_images(digits.load_digits("test"), "test", model, options)
+    opened = data.OpenedSplit(data.undecoded(digits.load_digits("test"), "Image"), "test", ())
+    images = read_labelled_images(opened, ("image", "label"), model, options)
     return _job("digits-vit", model, processor, images)
 
 
@@ -49,16 +50,16 @@ def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
     return model, AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
 
 
-def read_labelled_images(rows: Any, split: str, model: PreTrainedModel, options: JobOptions) -> LabelledSamples:
+def read_labelled_images(
+    opened: data.OpenedSplit, columns: tuple[str, str], model: PreTrainedModel, options: JobOptions
+) -> LabelledSamples:
     """Match the labels of an opened split to the model's and draw the samples.
 
     Raises:
-        ValueError: there is no image or label column, or a label that the model does not have.
+        ValueError: there is a label that the model does not have.
     """
-    columns = data.image_and_label_columns(rows, options.data)
-    names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
-    images = data.undecoded(rows, columns[0])
-    return media.match_rows(images, split, columns, names, to_model, options, data.open_image)
+    names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)
+    return media.match_rows(opened, columns, names, to_model, options, data.open_image)
 
 
 def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:

@@ -36,7 +36,7 @@ def video_classification(options: JobOptions) -> Job:
         ValueError: there are no such clips, or they have labels that the model does not have.
         OSError: there is no such model.
     """
-    rows, split, *columns = media.open_media(options, "Video")
+    opened, columns = media.open_media(options, "Video")
     model = load_model(AutoModelForVideoClassification, options, "classify clips")
     processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
     count = frame_count(model.config)
@@ -45,8 +45,8 @@ def video_classification(options: JobOptions) -> Job:
         views = read_views(media.stored_source(stored), count, options.clips)
         return [crop for view in views for crop in spatial_crops(view, options.crops)]
 
-    names, to_model = media.match_names(rows, split, columns[1], model.config.id2label, options)
-    clips = media.match_rows(rows, split, (columns[0], columns[1]), names, to_model, options, decode)
+    names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)
+    clips = media.match_rows(opened, columns, names, to_model, options, decode)
     settings = {"frames": count, "clips": options.clips, "crops": options.crops}
     return Job(
         TASK,

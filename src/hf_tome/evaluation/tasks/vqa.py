@@ -36,7 +36,7 @@ from ..metrics.classification import PairedDrop, compute, percent
 from ..metrics.text_metrics import AnswerAccuracy, hits
 from ..options import JobOptions
 from ..store.record import Record
-from .generation import generation_job, job_arguments, load_generator
+from .generation import from_files, generation_job, job_arguments, load_generator
 
 TASK = "visual-question-answering"
 PLACE = "{question}"
@@ -57,13 +57,14 @@ def visual_question_answering(options: JobOptions) -> Job:
             question, or the model generates no text from images.
         OSError: there is no such model.
     """
-    rows, split, column, columns = open_rows(options)
+    data = open_rows(options)
     source = data_name(options)
-    find_column(columns, QUESTION_COLUMNS, "questions", source)
-    find_column(columns, ANSWER_COLUMNS, "answers", source)
+    find_column(data.columns, QUESTION_COLUMNS, "questions", source)
+    find_column(data.columns, ANSWER_COLUMNS, "answers", source)
     _templates(options.prompt)  # before the model is loaded
     model, processor = load_generator(options)
-    return vqa_job(model, processor, rows, **job_arguments(options, split, column))
+    job = vqa_job(model, processor, data.opened.rows, **job_arguments(options, data))
+    return from_files(job, data)
 
 
 def vqa_job(

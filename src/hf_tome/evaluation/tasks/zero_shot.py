@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassifica
 
 from ...hub.sources import public_name
 from ..data import media_files as media
-from ..data import splits as data
+from ..data.columns import label_names
 from ..data.labels import ClassNames, LabelError
+from ..data.splits import open_image
+from ..data.text_files import read_json, read_text
 from ..job import Inputs, Job
 from ..loading import load_model
 from ..metrics.classes import ClassificationScorer
@@ -46,18 +47,15 @@ def zero_shot_classification(options: JobOptions) -> Job:
         ValueError: the data set cannot be opened, or the files of names or templates do not fit.
         OSError: there is no such model or file.
     """
-    rows, split = data.open_split(options.data, options.split, streaming=options.streaming)
-    columns = data.image_and_label_columns(rows, options.data)
-    described = media.class_names(options, split)
-    names = data.label_names(rows, columns[1], options.data, described)
+    opened, columns = media.open_media(options, "Image")
+    described = media.class_names(options, opened)
+    names = label_names(opened.rows, columns[1], options.data, described)
     classes = find_classes(names, options.class_names, described)
     templates = read_templates(options.templates) if options.templates else list(TEMPLATES)
     model = load_model(AutoModelForZeroShotImageClassification, options, "match images with text")
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{type(model).__name__} has no separate text tower; give a CLIP, SigLIP or the like.")
-    images = media.match_rows(
-        data.undecoded(rows, columns[0]), split, columns, names, dict(classes.index), options, data.open_image
-    )
+    images = media.match_rows(opened, columns, names, dict(classes.index), options, open_image)
     processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
     return Job(
         TASK,
@@ -169,10 +167,10 @@ def _read_list(file: Path) -> list[str] | dict[str, str]:
         OSError: there is no such file.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
         if file.suffix != ".json" or not text.lstrip().startswith(("[", "{")):
             return [line for line in text.splitlines() if line.strip()]
-        found = json.loads(text)
+        found = read_json(file)
     except ValueError as error:  # of the encoding or of JSON
         raise LabelError(f"{file} cannot be read: {error}.") from error
     wrong = [one for one in (found.values() if isinstance(found, dict) else found) if not isinstance(one, str)]
