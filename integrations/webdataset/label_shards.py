@@ -3,20 +3,23 @@
     python integrations/webdataset/label_shards.py 'shards/*.tar' --model MODEL --config r=13 --out labels/
     torchrun --nproc-per-node 4 integrations/webdataset/label_shards.py ...    # each process takes every fourth shard
 
-A shard whose Parquet file is there is done; a killed run goes on with the same command. Members that are no image are
-skipped, counted, and listed in `<shard>.skipped.jsonl` and in the summary.
+The files lie in `--out` as the shards do below the fixed part of the pattern: `'shards/*/*.tar'` gives
+`labels/day1/00000.parquet`. A shard whose Parquet file is there is done; the same command resumes a killed run.
+Members that are no image are skipped, counted, and listed in `<shard>.skipped.jsonl` and in the summary.
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
+import hashlib
 import json
 import os
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import datasets
@@ -28,15 +31,19 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 import hf_tome
 from hf_tome.config import parse_config
+from hf_tome.files import replacing, write_whole
 from hf_tome.media.image import read_image
 
 Columns = dict[str, list]
+SHARD = b"hf_tome.shard"
+"""The key in a Parquet file's metadata under which the fingerprint of its shard stands."""
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 
 
 def samples(shard: str) -> Iterator[tuple[str, bytes]]:
     """Stream the key and the undecoded image of each sample."""
-    rows = datasets.load_dataset("webdataset", data_files={"shard": shard}, split="shard", streaming=True)
+    files = {"shard": glob.escape(shard)}  # brackets in the path of a shard are no pattern
+    rows = datasets.load_dataset("webdataset", data_files=files, split="shard", streaming=True)
     column = next((name for name in rows.features if name.lower() in IMAGES), None)
     if column is None:
         raise ValueError(f"has no image; its members are {', '.join(rows.features)}")
@@ -52,7 +59,7 @@ def batches(shard: str, size: int, skipped: list[dict]) -> Iterator[tuple[list[s
             images.append(read_image(content))
             keys.append(key)
         except Exception as error:  # PIL raises a dozen kinds
-            skipped.append({"shard": Path(shard).name, "key": key, "reason": f"{type(error).__name__}: {error}"})
+            skipped.append({"key": key, "reason": f"{type(error).__name__}: {error}"})
         if len(keys) == size:
             yield keys, images
             keys, images = [], []
@@ -92,8 +99,47 @@ def load(auto_class: type, args: argparse.Namespace) -> torch.nn.Module:
     return hf_tome.apply(model, parse_config(args.config))
 
 
+def find_shards(pattern: str) -> dict[str, str]:
+    """Return the shards of a pattern by their paths, without the suffix, below its fixed part.
+
+    The pattern may be the path of a single shard, with brackets in it. Two shards that would share an output stop the
+    run.
+    """
+    parts = Path(pattern).parts
+    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
+    files = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+    root = Path(pattern).parent if files == [pattern] else fixed
+    shards: dict[str, str] = {}
+    for file in files:
+        name = os.path.normpath(Path(file).relative_to(root).with_suffix(""))
+        if name.startswith("..") or shards.setdefault(name, file) != file:
+            raise SystemExit(f"{file} and {shards.get(name, root)} would be written to one file, {name}.parquet.")
+    if not shards:
+        raise SystemExit(f"No files match {pattern}.")
+    return shards
+
+
+def fingerprint(shard: str) -> str:
+    """Return a few letters that differ between shards that differ, of their size and their first bytes."""
+    with open(shard, "rb") as file:
+        return hashlib.sha256(f"{os.path.getsize(shard)}:".encode() + file.read(1 << 16)).hexdigest()[:16]
+
+
+def is_done(shard: str, target: Path) -> bool:
+    """Tell whether a shard has its Parquet file; stop where that is of another shard of the same name."""
+    if not target.is_file():
+        return False
+    try:
+        written = (pq.read_schema(target).metadata or {}).get(SHARD, b"").decode()
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise SystemExit(f"{target} is no Parquet file ({error}); remove it, or give another --out.") from error
+    if written != fingerprint(shard):
+        raise SystemExit(f"{target} is of another shard than {shard}; give another --out.")
+    return True
+
+
 @torch.inference_mode()
-def do_shard(shard: str, args: argparse.Namespace, processor, model, run) -> tuple[int, list[dict]]:
+def do_shard(shard: str, target: Path, args: argparse.Namespace, processor, model, run) -> tuple[int, list[dict]]:
     """Write the Parquet file of one shard; return its number of images, and those that were skipped."""
     columns: Columns = {}
     skipped: list[dict] = []
@@ -101,11 +147,14 @@ def do_shard(shard: str, args: argparse.Namespace, processor, model, run) -> tup
         pixels = processor(images, return_tensors="pt")["pixel_values"].to(args.device, model.dtype)
         for name, values in {"key": keys, **run(pixels)}.items():
             columns.setdefault(name, []).extend(values)
-    target = args.out / f"{Path(shard).stem}.parquet"
+    target.parent.mkdir(parents=True, exist_ok=True)
     if skipped:
-        target.with_suffix(".skipped.jsonl").write_text("".join(json.dumps(item) + "\n" for item in skipped))
-    pq.write_table(pa.table(columns or {"key": pa.array([], pa.string())}), target.with_suffix(".part"))
-    os.replace(target.with_suffix(".part"), target)  # whole or not at all
+        write_whole(
+            Path(f"{target.with_suffix('')}.skipped.jsonl"), "".join(json.dumps(one) + "\n" for one in skipped)
+        )
+    table = pa.table(columns or {"key": pa.array([], pa.string())})
+    with replacing(target) as unfinished:  # whole or not at all
+        pq.write_table(table.replace_schema_metadata({SHARD: fingerprint(shard)}), unfinished)
     return len(columns.get("key", ())), skipped
 
 
@@ -114,9 +163,10 @@ def check_run(args: argparse.Namespace) -> None:
     run = {"model": args.model, "config": args.config, "what": args.what, "dtype": args.dtype}
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "run.json"
-    if file.is_file() and json.loads(file.read_text()) != run:
-        raise SystemExit(f"{file} is of another run, {file.read_text()}; give another --out.")
-    file.write_text(json.dumps(run))
+    text = json.dumps(run)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{file} is of another run, {file.read_text(encoding='utf-8')!r}; give another --out.")
+    write_whole(file, text)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, object]:
@@ -130,22 +180,22 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args(arguments)
-    shards = sorted(glob.glob(args.shards))
-    if not shards:
-        raise SystemExit(f"No files match {args.shards}.")
+    shards = find_shards(args.shards)
     check_run(args)
-    mine = shards[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
-    todo = [shard for shard in mine if not (args.out / f"{Path(shard).stem}.parquet").is_file()]
+    mine = list(shards.items())[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
+    targets = {shard: args.out / f"{name}.parquet" for name, shard in mine}
+    todo = [shard for shard, target in targets.items() if not is_done(shard, target)]
     model, run = classifier(args) if args.what == "labels" else embedder(args)
     processor = AutoImageProcessor.from_pretrained(args.model)
 
     begun, images, skipped, failed = (time.perf_counter(), time.process_time()), 0, [], []
     for shard in todo:
+        name = targets[shard].relative_to(args.out).with_suffix(Path(shard).suffix).as_posix()
         try:
-            count, unread = do_shard(shard, args, processor, model, run)
-            images, skipped = images + count, skipped + unread
+            count, unread = do_shard(shard, targets[shard], args, processor, model, run)
+            images, skipped = images + count, skipped + [{"shard": name, **one} for one in unread]
         except (OSError, ValueError, EOFError, tarfile.TarError) as error:  # no tar, or cut short
-            failed.append({"shard": Path(shard).name, "reason": f"{type(error).__name__}: {error}"})
+            failed.append({"shard": name, "reason": f"{type(error).__name__}: {error}"})
         print(f"{shard}: {images} images, {len(skipped)} skipped so far", file=sys.stderr)
     seconds, processor_seconds = time.perf_counter() - begun[0], time.process_time() - begun[1]
     return {

@@ -8,7 +8,7 @@ import unicodedata
 import datasets
 import pytest
 import small
-from test_shards import picture, write_shard
+from test_shards import picture
 
 from hf_tome.evaluation.data.labels import match_labels, read_class_names
 from hf_tome.evaluation.data.media_files import open_media
@@ -242,7 +242,7 @@ def test_splits_of_shards(tmp_path, path, split):
 def test_all_shards_are_read_whatever_they_are_called(tmp_path):
     folder = tmp_path / "run[1]"
     for number, name in enumerate(("latest", "contest", "[3]", "a")):
-        write_shard(folder / f"{name}.tar", [(f"cat/{number}", {"png": picture()})])
+        small.write_shard(folder / f"{name}.tar", [(f"cat/{number}", {"png": picture()})])
     tree(folder, ".ipynb_checkpoints/0.tar")
     split, samples = listed(folder)
     assert (split, len(samples)) == ("train", 4)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
@@ -44,27 +43,14 @@ def picture():
     return buffer.getvalue()
 
 
-def write_shard(path, samples):
-    """`samples` are (key, {extension: content})."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for key, members in samples:
-            for extension, content in members.items():
-                content = content.encode() if isinstance(content, str) else content
-                member = tarfile.TarInfo(f"{key}.{extension}")
-                member.size = len(content)
-                shard.addfile(member, io.BytesIO(content))
-    return path
-
-
 def write_shards(folder, member, content, where):
     describe, file = LABELS[where]
     samples = []
     for number, index in enumerate(ORDER):
         key, members = describe(NAMES[index], NUMBERS[NAMES[index]])
         samples.append((key.format(key=f"{number:04}"), {member: content, **members}))
-    write_shard(folder / "validation-00000.tar", samples[:4])
-    write_shard(folder / "validation-00001.tar", samples[4:])
+    small.write_shard(folder / "validation-00000.tar", samples[:4])
+    small.write_shard(folder / "validation-00001.tar", samples[4:])
     if file:
         (folder / file).write_text(FILES[file])
     return folder
@@ -97,7 +83,7 @@ def test_clips(tmp_path):
 
 def test_an_unreadable_member_is_skipped(tmp_path):
     samples = [("cat/0", {"png": picture()}), ("dog/1", {"png": b"no picture"})]
-    write_shard(tmp_path / "shards" / "validation" / "0.tar", samples)
+    small.write_shard(tmp_path / "shards" / "validation" / "0.tar", samples)
     job = build_job("image-classification", JobOptions(str(small.vit(tmp_path / "m")), str(tmp_path / "shards")))
     assert [sample.label for sample in job.data] == [0]
     assert [found.sample for found in job.data.read() if isinstance(found, Skipped)] == ["dog/1.png"]
@@ -111,7 +97,7 @@ def test_an_unreadable_member_is_skipped(tmp_path):
     ],
 )
 def test_what_is_wrong_with_shards_is_said(tmp_path, samples, message):
-    write_shard(tmp_path / "shards" / "validation.tar", samples)
+    small.write_shard(tmp_path / "shards" / "validation.tar", samples)
     with pytest.raises(ValueError, match=message):
         build_job("image-classification", JobOptions(str(small.vit(tmp_path / "m")), str(tmp_path / "shards")))
 

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ import small
 import torch
 import transformers
 from PIL import Image
-from test_shards import write_shard
 
 import hf_tome
 
@@ -40,8 +40,8 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(2):
         samples = [(f"{shard}/{n}", {"png": png(5 * shard + n), "cls": "0"}) for n in range(5)]
-        write_shard(folder / f"{shard:05}.tar", samples)
-    write_shard(folder / "00002.tar", [("2/0", {"png": png(10)}), ("2/1", {"png": b"no image"})])
+        small.write_shard(folder / f"{shard:05}.tar", samples)
+    small.write_shard(folder / "00002.tar", [("2/0", {"png": png(10)}), ("2/1", {"png": b"no image"})])
     return folder
 
 
@@ -127,14 +127,87 @@ def test_embeddings(recipe, shards, model, tmp_path):
     assert {len(row["embedding"]) for row in rows(tmp_path / "dual").values()} == {16}
 
 
+def test_shards_of_the_same_name_have_outputs_of_their_own(recipe, shards, model, tmp_path):
+    for day, shard in (("day[1]", "00000.tar"), ("day2", "00001.tar")):
+        (tmp_path / "in" / day).mkdir(parents=True)
+        shutil.copy(shards / shard, tmp_path / "in" / day / "00000.tar")
+    out = tmp_path / "out"
+    summary = recipe.main([f"{tmp_path}/in/*/*.tar", "--model", str(model), "--out", str(out), "--device", "cpu"])
+    assert (summary["images"], summary["failed"]) == (10, [])
+    written = sorted(file.relative_to(out).as_posix() for file in out.rglob("*.parquet"))
+    assert written == ["day2/00000.parquet", "day[1]/00000.parquet"]
+    assert sum(pq.read_table(out / name).num_rows for name in written) == 10
+    again = recipe.main([f"{tmp_path}/in/**/*.tar", "--model", str(model), "--out", str(out), "--device", "cpu"])
+    assert (again["done_before"], again["images"]) == (2, 0)
+
+
+def test_an_output_of_another_shard_is_not_taken_for_done(recipe, shards, model, tmp_path):
+    for day, shard in (("day1", "00000.tar"), ("day2", "00001.tar")):
+        (tmp_path / day).mkdir()
+        shutil.copy(shards / shard, tmp_path / day / "00000.tar")
+    run(recipe, tmp_path / "day1", model, tmp_path / "out")
+    before = (tmp_path / "out" / "00000.parquet").read_bytes()
+    with pytest.raises(SystemExit, match=r"00000\.parquet is of another shard than .*another --out"):
+        run(recipe, tmp_path / "day2", model, tmp_path / "out")
+    assert (tmp_path / "out" / "00000.parquet").read_bytes() == before
+    (tmp_path / "day1").rename(tmp_path / "moved")  # the same shards elsewhere are done
+    assert run(recipe, tmp_path / "moved", model, tmp_path / "out")["done_before"] == 1
+
+
+def test_two_shards_for_one_output_are_refused(recipe, tmp_path):
+    for name in ("a.tar", "a.tgz"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"would be written to one file, a\.parquet"):
+        recipe.main([f"{tmp_path}/*", "--model", "model", "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("text", ["", '{"model": "x', "[1]"])
+def test_a_run_file_that_was_cut_short_is_said(recipe, shards, model, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"run\.json is of another run.*give another --out"):
+        run(recipe, shards, model, tmp_path)
+
+
+def test_nothing_is_written_through_a_link(recipe, shards, model, tmp_path):
+    for name in ("run.json", "00000.parquet", "00002.skipped.jsonl"):
+        (tmp_path / f"my {name}").write_text("")
+        (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "00002.skipped.jsonl").symlink_to(tmp_path / "my 00002.skipped.jsonl")
+    run(recipe, shards, model, tmp_path / "out")
+    assert (tmp_path / "my 00002.skipped.jsonl").read_text() == ""
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def pack(*arguments):
+    command = [sys.executable, RECIPE.with_name("pack.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def packed(recipe, folder):
+    return [key for shard in sorted(folder.glob("*.tar")) for key, _ in recipe.samples(str(shard))]
+
+
 def test_pack(tmp_path, recipe):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
     for number in range(3):
-        (tmp_path / "photos" / "cat").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "cat" / f"{number}.jpg")
-    command = [sys.executable, RECIPE.with_name("pack.py"), tmp_path / "photos", tmp_path / "out", "--per-shard", "2"]
-    subprocess.run(command, check=True, capture_output=True)
-    assert [key for shard in sorted((tmp_path / "out").glob("*.tar")) for key, _ in recipe.samples(str(shard))] == [
-        "cat/0",
-        "cat/1",
-        "cat/2",
-    ]
+    done = pack(tmp_path / "photos", tmp_path / "out[1]", "--per-shard", "2")
+    assert done.stdout.strip() == f"3 images -> {tmp_path / 'out[1]'}"
+    assert packed(recipe, tmp_path / "out[1]") == ["cat/0", "cat/1", "cat/2"]
+    again = pack(tmp_path / "photos", tmp_path / "out[1]")
+    assert again.returncode == 1
+    assert "holds shards already" in again.stderr
+
+
+def test_pack_counts_what_it_leaves_out_and_doubles_no_key(tmp_path, recipe):
+    names = ("a.jpg", "a.JPG", "a.jpeg", "b.c.jpg", "b_c.jpg", ".hidden.jpg", ".git/x.jpg", "x.train/1.jpg")
+    for name in (*names, "1.png", "2.gif", "3.PNG", "notes"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / "photos" / name).open("wb") as file:
+            Image.new("RGB", (8, 8)).save(file, "JPEG")
+    done = pack(tmp_path / "photos", tmp_path / "out")
+    assert done.stdout.strip().endswith("; left out: 2 .png, 1 .gif, 1 without extension")
+    assert done.stdout.startswith("6 images")
+    assert sorted(packed(recipe, tmp_path / "out")) == ["a", "a_2", "a_3", "b_c", "b_c_2", "x_train/1"]
+    none = pack(tmp_path / "photos", tmp_path / "other", "--extension", "webp")
+    assert (none.returncode, "No .webp files" in none.stderr) == (1, True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,19 @@ def write_sound(path: Path, frequency: float = 440.0, rate: int = 16000, seconds
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes((samples * 20000).astype(np.int16).tobytes())
+    return path
+
+
+def write_shard(path, samples):
+    """Write a tar of samples, (key, {extension: content})."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for key, members in samples:
+            for extension, content in members.items():
+                content = content.encode() if isinstance(content, str) else content
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
     return path
 
 
