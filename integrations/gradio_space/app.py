@@ -91,7 +91,8 @@ def plot(found: Outcome) -> Figure:
 
 
 def _problem(error: Exception | None) -> Any:
-    return gr.update(value="" if error is None else in_words(error), visible=error is not None)
+    # Names of files and models stand in errors, and the page would show their markup.
+    return gr.update(value="" if error is None else markdown_text(in_words(error)), visible=error is not None)
 
 
 def build(examples: dict[str, list[str]]) -> gr.Blocks:

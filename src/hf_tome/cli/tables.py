@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..escaping import csv_cell, markdown_text
 from .common import Format
 
 Rows = Sequence[Mapping[str, Any]]
@@ -33,12 +34,14 @@ def _table(rows: Rows) -> str:
 
 def _csv(rows: Rows) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(rows[0]), *(row.values() for row in rows)])
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([list(rows[0]), *([csv_cell(value) for value in row.values()] for row in rows)])
     return text.getvalue()
 
 
 def _markdown(rows: Rows) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+    cells = [[markdown_text(_text(value)) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -15,9 +15,10 @@ from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 
 from ...config import MergeConfig, parse_config
 from ...config.merge_config import CONFIG_NAME
+from ...escaping import markdown_code, markdown_text
 from ...files import write_whole
 from ..store.results import Results
-from .tables import QUALITY, measured_on, notes, quality, to_markdown, unit
+from .tables import QUALITY, machine_lines, measured_on, notes, quality, to_markdown, unit
 
 RESULTS, PLOT = "results.json", "pareto.png"
 NEEDED = {
@@ -44,13 +45,13 @@ STEM_LENGTH = 100
 _BODY = """\
 # {name} with token merging, {config}
 
-`{config}` merges tokens inside {base_model} with `hf_tome`, without training.
+{config_code} merges tokens inside {base_model} with `hf_tome`, without training.
 
 ```python
 import hf_tome
 
-config = hf_tome.MergeConfig.from_pretrained("{repository}")
-model = hf_tome.from_pretrained("{base_model}", merge_config=config)
+config = hf_tome.MergeConfig.from_pretrained({repository})
+model = hf_tome.from_pretrained({base_model_code}, merge_config=config)
 ```
 
 Plain `from_pretrained` of transformers loads the model **unmerged**.
@@ -214,14 +215,16 @@ def _entries(results: Results, row: Mapping[str, Any], dataset: str) -> list[Eva
 def _body(results: Results, row: Mapping[str, Any], base_model: str, repository: str, plot: Path | None) -> str:
     skipped = len(results.data["skipped"])
     return _BODY.format(
-        name=base_model.split("/")[-1],
-        base_model=base_model,
-        repository=repository,
-        config=row["name"],
+        name=markdown_text(base_model.split("/")[-1]),
+        base_model=markdown_text(base_model),
+        base_model_code=json.dumps(base_model, ensure_ascii=False),
+        repository=json.dumps(repository, ensure_ascii=False),
+        config=markdown_text(row["name"]),
+        config_code=markdown_code(row["name"]),
         samples=results.data["num_samples"],
         unit=unit(results),
-        data=results.data["id"],
-        split=results.data["split"],
+        data=markdown_text(results.data["id"]),
+        split=markdown_text(results.data["split"]),
         skipped=f"; {skipped} could not be read" if skipped else "",
         drop=_drop(row),
         table=to_markdown(results),
@@ -244,14 +247,10 @@ def _drop(row: Mapping[str, Any]) -> str:
 
 
 def _how(results: Results) -> Sequence[str]:
-    environment, run = results.environment, results.run
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    run = {name: value for name, value in results.run.items() if value is not None and name != "notes"}
     return [
-        f"- {', '.join(f'{name} {value}' for name, value in run.items() if value is not None and name != 'notes')}",
-        f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
-        f"{environment['platform']}, Python {environment['python']}",
-        f"- {packages}",
-        *([f"- measured on {day}"] if (day := measured_on(results)) else []),
+        f"- {markdown_text(', '.join(f'{name} {value}' for name, value in run.items()))}",
+        *machine_lines(results),
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.text import short_name
+from ...escaping import csv_cell, markdown_text
 from ...files import write_whole
 from ..data.left_out import LeftOut
 from ..store.results import Results
@@ -176,7 +177,7 @@ def to_csv(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     keys = [key for column in columns(results) for key in column.keys]
     writer.writerow(["config" if key == "name" else key for key in keys])
-    writer.writerows([row[key] for key in keys] for row in results.rows)
+    writer.writerows([csv_cell(row[key]) for key in keys] for row in results.rows)
     return text.getvalue()
 
 
@@ -184,7 +185,10 @@ def to_markdown(results: Results) -> str:
     """Return the rows as a Markdown table."""
     header = "| " + " | ".join(column.one_line_header(words(results)) for column in columns(results)) + " |"
     ruler = "|" + "|".join("---" if column.key in ("model", "name") else "---:" for column in columns(results)) + "|"
-    rows = ["| " + " | ".join(column.show(row) for column in columns(results)) + " |" for row in results.rows]
+    rows = [
+        "| " + " | ".join(markdown_text(column.show(row)) for column in columns(results)) + " |"
+        for row in results.rows
+    ]
     return "\n".join([header, ruler, *rows]) + "\n"
 
 
@@ -226,30 +230,37 @@ def write_report(results: Results, folder: Path, pictures: Sequence[tuple[str, s
 
 
 def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
-    environment, run = results.environment, results.run
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    run = results.run
+    settings = {name: run[name] for name in GENERATION_SETTINGS if name in run}
     lines = [
         "# Token merging: accuracy and speed",
         "",
-        f"{_summary(results)}.",
+        f"{markdown_text(_summary(results))}.",
         "",
         to_markdown(results),
         notes(results),
         "",
-        *(f"![{caption}]({name})\n\n{caption}\n" for name, caption in pictures),
+        *(f"![{markdown_text(caption)}]({name})\n\n{markdown_text(caption)}\n" for name, caption in pictures),
         "## How it was measured",
         "",
         f"- task {run['task']}, dtype {run['dtype']}, attention {run['attention']}, batches of {run['batch_size']}",
-        f"- {environment['device_name']} ({environment['device']}), {environment['threads']} threads, "
-        f"{environment['platform']}, Python {environment['python']}",
-        f"- {packages}",
-        *([f"- measured on {day}"] if (day := measured_on(results)) else []),
-        *(f"- {name.replace('_', ' ')}: {run[name]!r}" for name in GENERATION_SETTINGS if name in run),
-        *(f"- {note}" for note in run.get("notes", ())),
+        *machine_lines(results),
+        *(f"- {name.replace('_', ' ')}: {markdown_text(repr(value))}" for name, value in settings.items()),
+        *(f"- {markdown_text(note)}" for note in run.get("notes", ())),
         *_skipped_lines(results.data["skipped"]),
         *_left_out_lines(results.data),
     ]
     return "\n".join(lines) + "\n"
+
+
+def machine_lines(results: Results) -> list[str]:
+    """Return Markdown items that say on what, with which packages and when the results were measured."""
+    environment = results.environment
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    device = f"{environment['device_name']} ({environment['device']}), {environment['threads']} threads"
+    system = f"{environment['platform']}, Python {environment['python']}"
+    lines = [f"- {markdown_text(f'{device}, {system}')}", f"- {markdown_text(packages)}"]
+    return lines + ([f"- measured on {day}"] if (day := measured_on(results)) else [])
 
 
 def _summary(results: Results) -> str:
@@ -275,7 +286,8 @@ def _skipped_lines(skipped: Sequence[Mapping[str, str]]) -> list[str]:
     if not skipped:
         return ["- no sample was skipped"]
     lines = ["", f"## Skipped samples ({len(skipped)})", ""]
-    lines += [f"- {sample['sample']}: {sample['reason']}" for sample in skipped[:SKIPPED_SHOWN]]
+    for sample in skipped[:SKIPPED_SHOWN]:
+        lines.append(f"- {markdown_text(sample['sample'])}: {markdown_text(sample['reason'])}")
     if len(skipped) > SKIPPED_SHOWN:
         lines.append(f"- and {len(skipped) - SKIPPED_SHOWN} more, in results.json")
     return lines
