@@ -10,6 +10,8 @@ import gradio as gr
 from examples import write_examples
 from merging import COLUMNS, METHODS, SCHEDULES, UNMERGED, embedded_models, in_words, load, merge
 
+from hf_tome.escaping import markdown_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from merging import Outcome

@@ -13,7 +13,7 @@ _SPECIAL = re.compile(
 )
 _PLAIN_BRACKETS = re.compile(r"([^\[\]!]*\[[^\[\]^!]*\](?![(\[:]))*[^\[\]]*")
 """Pairs that are neither nested nor part of links, pictures or footnotes, as in `r=[0,8,8]`."""
-_BLOCK_START = re.compile(r"^(#|\+|-|=|:|\d+(?=[.)]))(?=\s|$|[-=.):])")
+_BLOCK_START = re.compile(r"^([#+=:-](?=\s|$|[-=:])|#(?=#)|\d+(?=[.)](\s|$)))")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -66,7 +66,7 @@ PACKAGE = Path(hf_tome.__file__).parent
 SPLIT = ("adapters", "evaluation")
 """Folders whose sub-folders are rooms of their own."""
 ORDER = [
-    ["version", "files", "media"],
+    ["version", "files", "media", "escaping", "verbosity"],
     ["errors"],
     ["merging"],
     ["config"],

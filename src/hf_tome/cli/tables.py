@@ -40,7 +40,9 @@ def _csv(rows: Rows) -> str:
 
 
 def _markdown(rows: Rows) -> str:
-    cells = [[markdown_text(_text(value)) for value in row.values()] for row in rows]
+    cells = [
+        [markdown_text(value) if isinstance(value, str) else _text(value) for value in row.values()] for row in rows
+    ]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

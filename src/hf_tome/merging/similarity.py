@@ -54,9 +54,14 @@ def similarity(
 
 def full_precision(device: torch.device) -> AbstractContextManager:
     """Return a context in which autocast leaves products as precise as their factors."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if _has_autocast(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+@torch.compiler.assume_constant_result  # dynamo before torch 2.9 cannot trace the call
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def sound(metric: Tensor, *, unit: bool = False) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,10 @@ class Column:
         shown = ["-" if row[key] is None else format(row[key], self.form) for key in self.keys]
         return shown[0] if not self.interval else f"{shown[0]} ({' to '.join(shown[1:])})"
 
+    def markdown(self, row: Mapping[str, Any]) -> str:
+        """Return the row's value as a cell of a Markdown table, where names stay text."""
+        return markdown_text(self.show(row)) if isinstance(row[self.key], str) else self.show(row)
+
 
 COLUMNS = (
     Column("model", "model"),
@@ -185,10 +189,7 @@ def to_markdown(results: Results) -> str:
     """Return the rows as a Markdown table."""
     header = "| " + " | ".join(column.one_line_header(words(results)) for column in columns(results)) + " |"
     ruler = "|" + "|".join("---" if column.key in ("model", "name") else "---:" for column in columns(results)) + "|"
-    rows = [
-        "| " + " | ".join(markdown_text(column.show(row)) for column in columns(results)) + " |"
-        for row in results.rows
-    ]
+    rows = ["| " + " | ".join(column.markdown(row) for column in columns(results)) + " |" for row in results.rows]
     return "\n".join([header, ruler, *rows]) + "\n"
 
 
