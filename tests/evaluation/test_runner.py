@@ -12,8 +12,6 @@ from PIL import Image
 from hf_tome import MergeConfig
 from hf_tome.cli import common
 from hf_tome.cli.common import Format
-from hf_tome.config import format_config, parse_config
-from hf_tome.config.text import is_unmerged, short_name
 from hf_tome.evaluation.data import digits
 from hf_tome.evaluation.data import splits as data
 from hf_tome.evaluation.reporting import plots
@@ -24,19 +22,6 @@ from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.evaluation.variants import as_variants
 from hf_tome.hub.sources import SourceError
 from hf_tome.profiling.measure import peak_memory_mib
-
-CONFIG_TEXTS = (
-    "r=8",
-    "r=[0,8,8]",
-    "r=(16,-1.0)",
-    "r=4,layers=0-7",
-    "r=4,layers=[2,5]",
-    "r=8,proportional_attention=false,metric=x_pre",
-    "method=mame,threshold=0.8",
-    "method=mame,threshold=-0.5,batching=union,layers=0-3",
-    "method=mame,keep_ratio=0.5",
-    "method=kmeans,r=8,seed=3",
-)
 
 
 @pytest.fixture
@@ -249,46 +234,6 @@ def test_a_checkpoint_without_a_classifier_is_refused(digit_folder, tmp_path):
 def test_unknown_task_is_refused():
     with pytest.raises(ValueError, match="Unknown task 'juggling'; known are image-classification"):
         build_job("juggling", JobOptions("m", "d"))
-
-
-# Configs as text
-
-
-@pytest.mark.parametrize("text", CONFIG_TEXTS)
-def test_config_text_round_trip(text):
-    assert format_config(parse_config(text)) == text
-
-
-def test_config_text_from_a_file(tmp_path):
-    config = MergeConfig(r=(16, -1.0), layers=range(4))
-    path = config.save_pretrained(tmp_path)
-    assert parse_config(str(path)) == parse_config(str(tmp_path)) == config
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("bogus", "neither a file nor fields"),
-        ("r=", "not key=value"),
-        ("r=8,", "not key=value"),
-        ("r=8,r=9", "twice"),
-        ("r=eight", "'eight'"),
-        ("rr=8", "Unknown merge config fields"),
-        ("method=tomme", "'tomme'"),
-        ("threshold=2,method=mame", "threshold"),
-    ],
-)
-def test_bad_config_text_says_what_it_takes(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_config(text)
-
-
-def test_names_and_nothing_to_merge():
-    assert short_name("method=mame,threshold=0.8,layers=0-3") == "mame 0.8,layers=0-3"
-    assert short_name("r=8") == "r=8"
-    assert is_unmerged(MergeConfig(r=[0, 0]))
-    assert is_unmerged(MergeConfig(method="mame", layers=[]))
-    assert not is_unmerged(MergeConfig(method="mame"))
 
 
 # What is written

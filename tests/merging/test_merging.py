@@ -868,3 +868,30 @@ def test_matchings_need_no_gradient():
         assert not MATCHINGS[name](x, 3).kept.requires_grad
     assert not prune_lowest(x[..., 0], 3).kept.requires_grad
     assert isinstance(tome(x, 3), HardMerge)
+
+
+@pytest.mark.parametrize("name", MATCHINGS)
+@pytest.mark.parametrize("sign", ["same", "both"])
+def test_what_is_finite_in_single_precision_is_finite_in_half(name, sign):
+    # Tokens near float16's largest value: sums and differences of two are beyond it, their means are not.
+    x = tokens(5, 2, 24, 6).float()
+    x = torch.sign(x) * (60000 + 5000 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1)))
+    x = x.abs() if sign == "same" else x
+    size = torch.randint(1, 100, (2, 24, 1), generator=torch.Generator().manual_seed(2)).float()
+    match = MATCHINGS[name](tokens(6, 2, 24, 6).float(), 5)
+    merged, _ = match.merge(x.half(), size)
+    expected, _ = match.merge(x.half().float(), size)
+    assert merged.isfinite().all()
+    torch.testing.assert_close(merged.float(), expected, atol=200, rtol=4e-3)
+    restored = match.unmerge(merged)
+    assert restored.isfinite().all()
+
+
+def test_mame_shares_in_half_precision_stay_a_mean():
+    # All sources fuse into few destinations, so that their plain sum is far beyond float16.
+    x = torch.full((1, 64, 4), 65504.0).half()
+    match = matrix_matching(torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(0)), -0.9)
+    merged, _ = match.merge(x)
+    assert merged.isfinite().all()
+    torch.testing.assert_close(merged.float(), torch.full_like(merged, 65504.0).float(), atol=0, rtol=2e-3)
+    assert match.unmerge(merged).isfinite().all()

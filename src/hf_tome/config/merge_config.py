@@ -258,8 +258,13 @@ class MergeConfig:
         """Return this config for the place that `"auto"` turned out to be.
 
         Raises:
-            ValueError: a field is set that means nothing there.
+            ValueError: a field is set that means nothing there, or the config asks for another place.
         """
+        if self.where not in ("auto", place):
+            raise ValueError(
+                f"`where` is {self.where!r}, but in this model tokens merge with `where={place!r}`: "
+                f"{PLACES[place].merges}. Change `where`, or leave it out."
+            )
         return dataclasses.replace(self, where=place)
 
     def merging_layers(self, num_layers: int) -> tuple[int, ...]:

@@ -162,8 +162,12 @@ def _notes(target: Target, description: Description, computed: list[tuple[float,
     elif computed is None:
         notes.append("how many tokens merge depends on the images; run the model on some, and report again")
     elif all(before == after for before, after in computed):
+        method = get_method(target.config.method)
+        more = "raise `r` or `ratio`" if method.takes_r else f"lower `{method.search_field}`"
         union = ", or use batching='pad' instead of 'union'" if target.config.batching == "union" else ""
-        notes.append(f"nothing merged in the last forward pass; lower `threshold`{union}")
+        notes.append(f"nothing merged in the last forward pass; {more}{union}")
+    if target.config.ratio is not None and target.config.ratio > 0.5 and target.config.where != "projected":
+        notes.append(f"a block merges half of its tokens at most, not the ratio={target.config.ratio:g} asked for")
     for block, (r, (before, after)) in enumerate(zip(description.schedule, computed or ())):
         if r > before - after:
             start = "" if target.config.where == "projected" else f"from block {block} on "

@@ -126,8 +126,12 @@ class HardMerge(Merge):
         # Two tokens of padding (size 0) may meet; their share is then 0, not 0/0.
         share = merged_size / out_size.index_select(0, into).clamp(min=1e-12)
         # `members` and `out` are fresh copies whose values no backward needs, so both can be changed in place.
-        difference = members.sub_(out.index_select(0, into)).mul_(share[:, None].to(out.dtype))
-        return out.index_add_(0, into, difference)
+        target, share = out.index_select(0, into), share[:, None].to(out.dtype)
+        if out.dtype == torch.float16:
+            # The difference of two tokens may be beyond float16 where their mean is not; half of it never is.
+            difference = members.mul_(0.5).sub_(target.mul_(0.5)).mul_(share)
+            return out.index_add_(0, into, difference).index_add_(0, into, difference)
+        return out.index_add_(0, into, members.sub_(target).mul_(share))
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Copy each merged token back to its members (see the base class)."""

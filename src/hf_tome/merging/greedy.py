@@ -52,7 +52,7 @@ def greedy_matching(
             best = available.flatten(1).argmax(dim=1)  # (B,), a number in rows x columns
             first.append(best // rest.shape[0])
             second.append(best % rest.shape[0])
-            used = used.scatter(1, torch.stack([first[-1], second[-1]], dim=1), True)
+            used = used.scatter(1, torch.stack([first[-1], second[-1]], dim=1), 1)
         merged = torch.stack(second, dim=1) + num_special  # (B, r)
         partner = torch.stack(first, dim=1) + num_special
         rows = torch.arange(num_tokens, device=metric.device).expand(batch_size, -1)

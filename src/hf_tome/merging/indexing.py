@@ -9,7 +9,8 @@ from torch import Tensor
 def flat_rows(num_tokens: int, *indices: Tensor) -> list[Tensor]:
     """Turn token numbers (B, K), of N tokens an image, into row numbers of the flattened batch, (B * K,)."""
     batch_size = indices[0].shape[0]
-    if batch_size == 1:
+    # No short cut in a traced graph: one traced with a single image would give its tokens to all images of a batch.
+    if not torch.jit.is_tracing() and batch_size == 1:
         return [index.reshape(-1) for index in indices]
     first = torch.arange(batch_size, device=indices[0].device)[:, None] * num_tokens
     return [(index + first).reshape(-1) for index in indices]

@@ -60,11 +60,13 @@ class MatrixMerge(Merge):
         check_tokens(x, self.order.shape[0], self.num_input)
         size = ones_or_checked(size, x)
         special, destinations, sources = take(x, self._grouped).split(self._lengths, dim=1)
-        weights = self.weights.to(x.dtype)
+        # Normalised before the product: a sum of tokens may be beyond half precision where their mean is not.
+        own = 1 / (1 + self.weights.sum(dim=-1, keepdim=True))  # (B, T, 1)
+        weights = (self.weights * own).to(x.dtype)
         # A weight of 0 times NaN would be NaN, so that one such source would spoil every destination.
         with full_precision(x.device):
             shares = weights @ sources.nan_to_num(0.0, 0.0, 0.0)
-        fused = (destinations + shares) / (1 + weights.sum(dim=-1, keepdim=True))
+        fused = _in_range(destinations * own.to(x.dtype) + shares, destinations)
         out = take(torch.cat([special, fused, sources], dim=1), self.order)
 
         # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
@@ -87,6 +89,7 @@ class MatrixMerge(Merge):
         special, destinations, sources = grouped.split(self._lengths, dim=1)
         with full_precision(x.device):
             restored = self.weights.to(x.dtype).transpose(1, 2) @ destinations.nan_to_num(0.0, 0.0, 0.0)
+        restored = _in_range(restored, restored.new_zeros(()))
         restored = torch.where(self.preserved[..., None], sources, restored)
         grouped = torch.cat([special, destinations, restored], dim=1)
         return take(grouped, self._grouped.argsort())
@@ -121,6 +124,14 @@ class MatrixMerge(Merge):
     def representative(self) -> Tensor:
         """The input token that each output token started from (see the base class)."""
         return self._grouped.expand(self.order.shape[0], -1).gather(1, self.order)
+
+
+def _in_range(mean: Tensor, tokens: Tensor) -> Tensor:
+    """Keep means in float16 finite where the `tokens` are: rounded shares may add up to a little more than 1."""
+    if mean.dtype != torch.float16:
+        return mean
+    largest = torch.finfo(mean.dtype).max
+    return torch.where(tokens.isfinite(), mean.clamp(-largest, largest), mean)
 
 
 def _grouped(num_special: int, destinations: Tensor, sources: Tensor) -> Tensor:

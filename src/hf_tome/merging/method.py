@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .base import COMBINE_MODES, Merge
@@ -131,6 +132,29 @@ class Method:
     search_values: tuple[float, ...] = ()
     label: str = ""
     colour: str = "#009e73"
+
+    def __call__(self, inputs: MatchInputs) -> Merge:
+        """Match the tokens of one block.
+
+        Raises:
+            RuntimeError: a graph is being made that could not hold what this method does.
+        """
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            self._check_graph(inputs)
+        return self.match(inputs)
+
+    def _check_graph(self, inputs: MatchInputs) -> None:
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+            raise RuntimeError(
+                "Merging needs a stable sort, which `torch.onnx.export(dynamo=False)` cannot write. Use "
+                "`hf_tome.hub.export.export_onnx(model, path)`, or `hf-tome export`."
+            )
+        if self.planned_tokens(2, 0, 1, inputs.fields) is None:
+            fixed = " Set `keep_ratio`, which fixes it." if "keep_ratio" in self.fields else ""
+            raise RuntimeError(
+                f"With the {self.search_field} of method {self.name!r} the number of tokens depends on the images; "
+                f"a traced or exported graph has the shapes of its example.{fixed}"
+            )
 
     @property
     def takes_r(self) -> bool:

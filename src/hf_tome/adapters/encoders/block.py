@@ -210,7 +210,7 @@ def _match(context: MergeContext, call: AttentionCall, hidden_states: Tensor, si
         num_layers=plan.num_layers,
         fields=config.match_fields(plan.method),
     )
-    return plan.method.match(inputs)
+    return plan.method(inputs)
 
 
 def _position_bias(

@@ -81,7 +81,7 @@ def _merge_group(
             seed=config.seed * num_tokens + step,
             fields=config.match_fields(plan.method),
         )
-        match = plan.method.match(inputs)
+        match = plan.method(inputs)
         x, size = match.merge(x, size)
         place = place.gather(1, match.representative)
         held_by = torch.where(held_by >= 0, match.source.gather(1, held_by.clamp(min=0)), -1)
