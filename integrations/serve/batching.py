@@ -17,6 +17,9 @@ from hf_tome.hub.save_load import find_merge_config
 from hf_tome.media.image import read_image
 from hf_tome.media.limits import MediaLimitError, parse_limits
 
+RESIZED_PIXELS = 4_000_000
+"""Most pixels after resizing, when several copies of them are held, one of them in float32."""
+
 
 class BadImage(ValueError):
     """An upload that cannot be classified; `status` is the HTTP status that says so."""
@@ -63,6 +66,7 @@ class Classifier:
         """Decode and preprocess one upload to (C, H, W); done before batching, so that a bad one spoils no batch."""
         try:
             pixels = np.asarray(read_image(content, self.limits))  # (H, W, 3), the image itself is freed
+            self._check_resized(*pixels.shape[:2])
             inputs = self.processor(pixels, input_data_format="channels_last", return_tensors="pt")
             return inputs["pixel_values"][0]
         except MediaLimitError as error:
@@ -71,6 +75,16 @@ class Classifier:
             raise BadImage(400, " ".join(str(error).split())) from error
         except Exception as error:  # a processor is free to raise anything
             raise BadImage(400, f"Cannot process it: {type(error).__name__}.") from error
+
+    def _check_resized(self, height: int, width: int) -> None:
+        """Refuse an image that a processor which resizes the shorter side would make too large."""
+        size = getattr(self.processor, "size", None)
+        shorter = size["shortest_edge"] if size is not None and "shortest_edge" in size else None
+        pixels = shorter * shorter * max(height, width) // min(height, width) if shorter else 0
+        if pixels > RESIZED_PIXELS:
+            raise MediaLimitError(
+                f"An image of {width} x {height} pixels has {pixels} once it is resized, above {RESIZED_PIXELS}."
+            )
 
     @torch.inference_mode()
     def __call__(self, pixels: list[torch.Tensor]) -> torch.Tensor:

@@ -168,3 +168,14 @@ def test_a_photograph_as_the_model_crops_it(data, tmp_path):
         shown = np.asarray(sheet.crop((6, sheet.height - 230, 230, sheet.height - 6)), dtype=float)
     # A pixel's shift between ways of rounding the crop; a wrong crop differs by 50 on average.
     assert np.abs(shown - expected).mean() < 8
+
+
+def test_media_limits(folder, tmp_path, capsys):
+    show = ["show", str(folder / "photo.png"), "--model", str(folder / "vit"), "--out", str(tmp_path / "a.png")]
+    assert run([*show, "--media-limits", "image_pixels=100"]) != 0
+    error = capsys.readouterr().err
+    assert "photo.png as an image: it has 48 x 48 pixels, above the limit image_pixels=100." in error
+    assert error.count("\n") == 1
+    assert run([*show, "--media-limits", "image_pixel=100"]) != 0
+    assert "no media limit 'image_pixel'" in capsys.readouterr().err
+    assert run([*show, "--media-limits", "image_pixels=2304"]) == 0

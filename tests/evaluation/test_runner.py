@@ -21,6 +21,7 @@ from hf_tome.evaluation.tasks.image_classification import digits_classification
 from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.evaluation.variants import as_variants
 from hf_tome.hub.sources import SourceError
+from hf_tome.media.limits import MediaLimits
 from hf_tome.profiling.measure import peak_memory_mib
 
 
@@ -161,6 +162,11 @@ def test_photographs_are_turned_as_their_camera_noted(tmp_path, kept_as):
     if kept_as == "decoded":
         photograph = datasets.Image().decode_example(photograph)
     assert data.open_image(photograph).size == (20, 40)
+
+
+def test_images_above_a_limit_are_skipped(digit_folder):
+    with pytest.raises(data.DataError, match=r"pixels, above the limit image_pixels=9"):
+        evaluate(job_on(digit_folder, media_limits=MediaLimits(image_pixels=9)), [])
 
 
 def test_nothing_readable_is_an_error(tmp_path):

@@ -151,6 +151,16 @@ def test_images_of_unequal_shapes_fail_nobody(recipe):
     assert max(map(len, batches)) == 5
 
 
+def test_thin_images_are_not_blown_up(recipe, model):
+    classifier = recipe.Classifier(recipe.Settings(str(model), "r=8", device="cpu"))
+    thin = png(Image.new("RGB", (1, 250)))
+    assert classifier.prepare(thin).shape == (3, 32, 32)
+    classifier.processor.size = {"shortest_edge": 512}
+    with pytest.raises(recipe.BadImage, match="1 x 250 pixels has 65536000 once it is resized") as refused:
+        classifier.prepare(thin)
+    assert refused.value.status == 413
+
+
 # A real server, and clients that mean it harm
 
 

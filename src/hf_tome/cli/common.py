@@ -39,6 +39,15 @@ PLOT = "pareto.png"
 FormatOption = Annotated[Format, typer.Option("--format", help="How to write the result to standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: cuda where there is one.")]
+MediaLimitsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME=VALUE,...",
+        help="Other limits than the usual on the sizes of images, clips and recordings, such as "
+        "image_pixels=100000000: file_bytes, image_pixels, aspect_ratio, frame_pixels, frames, clip_pixels, "
+        "recording_seconds, decoding_seconds. Larger ones are refused before they are decoded.",
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the model is run in.")]
 
 

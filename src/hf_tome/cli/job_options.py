@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from ..media.limits import parse_limits
 from . import common
 from .common import Dtype
 
@@ -80,6 +81,7 @@ class JobArguments:
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a Hub data set or shards without a copy on disk first.")
     ] = False
+    media_limits: common.MediaLimitsOption = ""
     batch_size: common.BatchSizeOption = 16
     device: common.DeviceOption = "auto"
     dtype: common.DtypeOption = Dtype.float32
@@ -99,7 +101,8 @@ class JobArguments:
 
         device, is_main = common.pick_device(self.device), common.is_main_process()
         values = {name: value for name, value in asdict(self).items() if name not in NOT_OF_THE_JOB}
-        options = JobOptions(**{**values, "device": device, "dtype": self.dtype.value})
+        values |= {"device": device, "dtype": self.dtype.value, "media_limits": parse_limits(self.media_limits)}
+        options = JobOptions(**values)
         with ExitStack() as stack:
             if out is not None and out.is_dir():  # a job that cannot be built leaves no new folder behind
                 stack.enter_context(lock_folder(out, is_main))

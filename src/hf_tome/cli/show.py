@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..media.limits import parse_limits
 from .common import (
     CONFIG_HELP,
     DebugOption,
     DeviceOption,
     Format,
     FormatOption,
+    MediaLimitsOption,
     example,
     parse_configs,
     pick_device,
@@ -62,6 +64,7 @@ def show_command(
             "the one at this pixel of what the model sees; or none. Else auto."
         ),
     ] = None,
+    media_limits: MediaLimitsOption = "",
     device: DeviceOption = "auto",
     format: FormatOption = Format.table,
     debug: DebugOption = False,
@@ -76,7 +79,7 @@ def show_command(
     if all_blocks and animated:
         raise typer.BadParameter(f"--all-blocks is for pictures ({', '.join(PICTURES)}), and {out.name} moves.")
     followed = _read_follow(follow or "auto")
-    configs = parse_configs(config)
+    configs, limits = parse_configs(config), parse_limits(media_limits)
 
     from ..config import format_config
     from ..config.text import short_name
@@ -86,7 +89,7 @@ def show_command(
     loaded, processor = load_model(model, pick_device(device))
     kind = input_kind(loaded)
     _check_options(kind, {"--heatmap": heatmap, "--follow": follow is not None})
-    content = open_input(image, loaded, processor)
+    content = open_input(image, loaded, processor, limits)
     traced = [trace_input(loaded, processor, content, one) for one in configs]
     texts = [format_config(one) for one in configs]
     names = [short_name(text) for text in texts]

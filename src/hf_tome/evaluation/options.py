@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..media.limits import DEFAULT_LIMITS, MediaLimits
+
 
 class OptionError(ValueError):
     """An option that does not apply to the task or the data; wrong usage on the command line."""
@@ -22,6 +24,7 @@ class JobOptions:
         clips, crops: views of a clip, in time and in space.
         prompt, max_new_tokens: what a model that generates text is asked, and how much it may say; `None` is the
             task's own.
+        media_limits: sizes and times beyond which an image, clip or recording is skipped.
     """
 
     model: str
@@ -39,6 +42,7 @@ class JobOptions:
     crops: int = 1
     prompt: str | None = None
     max_new_tokens: int | None = None
+    media_limits: MediaLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         if self.seed < 0:

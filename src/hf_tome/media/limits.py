@@ -23,7 +23,7 @@ class MediaLimits:
     """Of any file or download."""
     image_pixels: int = 25_000_000
     """Width x height of an image. Pillow refuses images of over 178,956,970 pixels by itself."""
-    aspect_ratio: int = 50
+    aspect_ratio: int = 300
     """Longer side to shorter side of an image; processors that scale the shorter side enlarge the longer with it."""
     frame_pixels: int = 9_000_000
     """Width x height of a clip; 4096 x 2160 passes."""

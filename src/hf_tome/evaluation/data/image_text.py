@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...hub.sources import is_folder, public_name
+from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from ..options import JobOptions
 from .columns import content_columns, first_of
 from .paths import PathError, find_inside, joined
@@ -42,9 +43,11 @@ class ImageTexts(Samples):
 
     Attributes:
         read_row: a row's prompt, and what is right to say; an `SkipSample` says what it lacks.
+        media_limits: sizes beyond which an image is skipped.
     """
 
     read_row: Callable[[Mapping[str, Any]], tuple[str, Any]]
+    media_limits: MediaLimits = DEFAULT_LIMITS
 
     def content_and_label(self, row: Any) -> tuple[Question, Any]:
         """Return the image with its prompt, and what is right to say."""
@@ -53,7 +56,7 @@ class ImageTexts(Samples):
         right, prompt = self.label_and_prompt(row)
         stored = self.stored(row)
         stored = {"bytes": None, "path": stored} if isinstance(stored, (str, Path)) else stored
-        return Question(open_image(stored), prompt), right
+        return Question(open_image(stored, self.media_limits), prompt), right
 
     def label_and_prompt(self, row: Any) -> tuple[Any, str]:
         """Return what is right to say, and what the model is asked."""

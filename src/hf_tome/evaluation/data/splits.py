@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...hub.sources import is_folder, not_opened
-from ...media.image import read_image
+from ...media.image import read_image, to_rgb
+from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from .columns import content_columns
 from .folders import all_classes, choose_folder, list_class_folders
 from .left_out import LeftOut
@@ -98,20 +99,20 @@ def take(rows: Any, limit: int | None, seed: int) -> Any:
     return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
 
 
-def open_image(stored: Any) -> Image.Image:
+def open_image(stored: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
     """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one.
 
     Raises:
         SkipSample: there is none.
-        ValueError, OSError, SyntaxError: it cannot be decoded; see `read_image`.
+        ImageError, MediaLimitError: it cannot be decoded, or is larger than `limits` admits.
     """
     from PIL import Image
 
     if isinstance(stored, Image.Image):  # `datasets` has turned what it decodes
-        return stored.convert("RGB")
+        return to_rgb(stored)
     if stored is None or (stored["path"] is None and stored["bytes"] is None):
         raise SkipSample("it has no image")
-    return read_image(stored["path"] if stored["bytes"] is None else stored["bytes"])
+    return read_image(stored["path"] if stored["bytes"] is None else stored["bytes"], limits)
 
 
 def undecoded(rows: Any, kind: str) -> Any:

@@ -39,7 +39,7 @@ def audio_classification(options: JobOptions) -> Job:
     extractor = AutoFeatureExtractor.from_pretrained(options.model, trust_remote_code=False)
 
     def decode(stored: Any) -> np.ndarray:
-        return read_audio(media.stored_source(stored), extractor.sampling_rate)
+        return read_audio(media.stored_source(stored), extractor.sampling_rate, options.media_limits)
 
     names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)
     recordings = media.match_rows(opened, columns, names, to_model, options, decode)

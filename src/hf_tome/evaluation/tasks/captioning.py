@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from ..data.image_text import ImageTexts, data_name, find_column, first_texts, open_rows
 from ..data.samples import SkipSample
 from ..job import Job
@@ -58,6 +59,7 @@ def captioning_job(
     image_column: str = "image",
     prompt: str | None = None,
     max_new_tokens: int | None = None,
+    media_limits: MediaLimits = DEFAULT_LIMITS,
 ) -> Job:
     """Return the job of captioning rows: a data set, or a list of dictionaries with an image and captions."""
     asked = prompt or PROMPT
@@ -68,7 +70,7 @@ def captioning_job(
             raise SkipSample("it has no caption")
         return asked, captions
 
-    samples = ImageTexts(data_name, split, rows, image_column, read_row)
+    samples = ImageTexts(data_name, split, rows, image_column, read_row, media_limits)
     return generation_job(
         TASK, name, model, processor, samples, score_captions, max_new_tokens or MAX_NEW_TOKENS, prompt=asked
     )

@@ -161,6 +161,7 @@ def job_arguments(options: JobOptions, data: OpenedRows) -> dict[str, Any]:
         "image_column": data.column,
         "prompt": options.prompt,
         "max_new_tokens": options.max_new_tokens,
+        "media_limits": options.media_limits,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ def read_labelled_images(
         ValueError: there is a label that the model does not have.
     """
     names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)
-    return media.match_rows(opened, columns, names, to_model, options, data.open_image)
+    decode = partial(data.open_image, limits=options.media_limits)
+    return media.match_rows(opened, columns, names, to_model, options, decode)
 
 
 def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:

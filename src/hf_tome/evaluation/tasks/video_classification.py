@@ -42,7 +42,7 @@ def video_classification(options: JobOptions) -> Job:
     count = frame_count(model.config)
 
     def decode(stored: Any) -> list[np.ndarray]:
-        views = read_views(media.stored_source(stored), count, options.clips)
+        views = read_views(media.stored_source(stored), count, options.clips, limits=options.media_limits)
         return [crop for view in views for crop in spatial_crops(view, options.crops)]
 
     names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)

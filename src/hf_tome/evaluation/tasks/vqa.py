@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from ..data.image_text import ImageTexts, as_values, data_name, find_column, first_texts, first_values, open_rows
 from ..data.samples import SkipSample
 from ..data.splits import DataError
@@ -78,6 +79,7 @@ def vqa_job(
     image_column: str = "image",
     prompt: str | None = None,
     max_new_tokens: int | None = None,
+    media_limits: MediaLimits = DEFAULT_LIMITS,
 ) -> Job:
     """Return the job of answering questions about images.
 
@@ -89,6 +91,7 @@ def vqa_job(
         image_column: where a row holds its image; questions, answers and options are found by their names.
         prompt (`str`, *optional*): a text with a place `{question}`, where the options follow the question.
         max_new_tokens (`int`, *optional*): how much the model may say.
+        media_limits: sizes beyond which an image is skipped.
 
     Raises:
         DataError: the prompt has no place for the question.
@@ -108,7 +111,7 @@ def vqa_job(
         listed = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices)]
         return choice.replace(PLACE, "\n".join([question[0], *listed])), right
 
-    samples = ImageTexts(data_name, split, rows, image_column, read_row)
+    samples = ImageTexts(data_name, split, rows, image_column, read_row, media_limits)
     asked = {"prompt": prompt} if prompt else {"prompt": PROMPT, "choice_prompt": CHOICE_PROMPT}
     return generation_job(
         TASK, name, model, processor, samples, score_answers, max_new_tokens or MAX_NEW_TOKENS, **asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def zero_shot_classification(options: JobOptions) -> Job:
     model = load_model(AutoModelForZeroShotImageClassification, options, "match images with text")
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{type(model).__name__} has no separate text tower; give a CLIP, SigLIP or the like.")
-    images = media.match_rows(opened, columns, names, dict(classes.index), options, open_image)
+    decode = partial(open_image, limits=options.media_limits)
+    images = media.match_rows(opened, columns, names, dict(classes.index), options, decode)
     processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
     return Job(
         TASK,
