@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from .inspection.tracing import Trace, trace
     from .merging.methods import register_method
     from .pipelines import pipeline
+    from .verbosity import (
+        get_verbosity,
+        set_verbosity,
+        set_verbosity_debug,
+        set_verbosity_error,
+        set_verbosity_info,
+        set_verbosity_warning,
+    )
 
 __all__ = [
     "MergeConfig",
@@ -25,6 +33,7 @@ __all__ = [
     "apply",
     "from_pretrained",
     "get_config",
+    "get_verbosity",
     "is_merged",
     "merged",
     "pipeline",
@@ -33,6 +42,11 @@ __all__ = [
     "remove",
     "report",
     "save_pretrained",
+    "set_verbosity",
+    "set_verbosity_debug",
+    "set_verbosity_error",
+    "set_verbosity_info",
+    "set_verbosity_warning",
     "trace",
 ]
 
@@ -46,6 +60,7 @@ _DEFINED_IN = {
     "apply": "api",
     "from_pretrained": "hub.save_load",
     "get_config": "api",
+    "get_verbosity": "verbosity",
     "is_merged": "api",
     "merged": "api",
     "pipeline": "pipelines",
@@ -54,6 +69,11 @@ _DEFINED_IN = {
     "remove": "api",
     "report": "inspection.reports",
     "save_pretrained": "hub.save_load",
+    "set_verbosity": "verbosity",
+    "set_verbosity_debug": "verbosity",
+    "set_verbosity_error": "verbosity",
+    "set_verbosity_info": "verbosity",
+    "set_verbosity_warning": "verbosity",
     "trace": "inspection.tracing",
 }
 _SUBMODULES = ("adapters", "api", "config", "errors", "hub", "inspection", "merging", "patching")
