@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from hf_tome.evaluation.environment import describe_environment
+from hf_tome.files import write_whole
 from hf_tome.profiling.benchmark import Benchmark
 
 Row = dict[str, Any]
@@ -81,7 +82,7 @@ def run(
     print(markdown(result))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.out, json.dumps(result, indent=1) + "\n")
 
 
 def speeds(result: Benchmark) -> Row:

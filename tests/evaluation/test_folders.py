@@ -263,6 +263,22 @@ def test_all_parquet_files_are_read_whatever_they_are_called(tmp_path, streaming
     assert all(row["image"]["bytes"] for row in opened.rows)
 
 
+def test_the_card_of_a_clone_says_what_its_columns_are(tmp_path):
+    """Parquet files that were not written by `datasets` do not say it themselves."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    table = pa.table({"image": [{"bytes": picture(), "path": None}], "label": [1]})
+    pq.write_table(table, tmp_path / "test.parquet")
+    declared = datasets.info.DatasetInfosDict({"default": datasets.DatasetInfo(features=features)})
+    declared.write_to_directory(str(tmp_path))
+    opened = open_split(str(tmp_path))
+    assert opened.name == "test"
+    assert opened.rows.features["label"].names == ["cat", "dog"]
+    assert opened.rows[0]["image"]["bytes"] == picture()
+
+
 def test_a_broken_parquet_file_is_said(tmp_path):
     (tmp_path / "validation.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"Parquet files in .* cannot be read"):

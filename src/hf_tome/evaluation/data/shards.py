@@ -41,7 +41,8 @@ def open_parquet(path: Path, shards: dict[str, list[Path]], streaming: bool = Fa
     import datasets
 
     try:
-        return dict(datasets.load_dataset("parquet", data_files=_data_files(shards), streaming=streaming))
+        files, features = _data_files(shards), _declared_features(path)
+        return dict(datasets.load_dataset("parquet", data_files=files, features=features, streaming=streaming))
     except Exception as error:  # pyarrow and `datasets` have no common class for theirs
         raise DataError(f"The Parquet files in {path} cannot be read: {_cause(error)}") from error
 
@@ -65,6 +66,14 @@ def open_shards(path: Path, shards: dict[str, list[Path]], streaming: bool = Fal
             "share a key, and every sample has the same members: 0001.jpg, 0001.cls, 0002.jpg, 0002.cls, ..."
         ) from error
     return {name: _with_label(rows) for name, rows in splits.items()}
+
+
+def _declared_features(path: Path) -> Any:
+    """Return the features that the card of a data set declares, as a clone of a Hub repository has one, or `None`."""
+    from datasets.info import DatasetInfosDict
+
+    declared = [info.features for info in DatasetInfosDict.from_directory(str(path)).values() if info.features]
+    return declared[0] if len(declared) == 1 else None
 
 
 def _data_files(shards: dict[str, list[Path]]) -> dict[str, list[str]]:
