@@ -16,7 +16,7 @@ from common import Row, run
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply, remove
-from hf_tome.profiling.benchmark import Spread, interleave
+from hf_tome.profiling.rounds import Spread, interleave
 
 LIMITS = {"apply on ViT-L": 0.05, "import hf_tome": 0.3}
 UNWANTED = ("datasets", "diffusers", "matplotlib")

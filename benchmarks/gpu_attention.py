@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 from hf_tome.adapters.encoders.attention import log_size, with_bias_channel
-from hf_tome.profiling.benchmark import Spread, interleave, ratio
+from hf_tome.profiling.rounds import Spread, interleave, ratio
 
 HEADS, HEAD_DIM = 16, 64
 CASES = ((32, 197), (8, 1025), (4, 1370), (4, 1568), (1, 4097))

@@ -14,8 +14,9 @@ from common import Row, run
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig
-from hf_tome.profiling.benchmark import Spread, benchmark
+from hf_tome.profiling.benchmark import benchmark
 from hf_tome.profiling.example_inputs import example_inputs
+from hf_tome.profiling.rounds import Spread
 
 PATCH = 16
 CASES = ((224, 1), (224, 4), (224, 16), (224, 64), (384, 1), (512, 1), (512, 4), (768, 1), (1024, 1))

@@ -28,7 +28,7 @@ from hf_tome import MergeConfig, apply, report
 from hf_tome.adapters.encoders import block as encoder
 from hf_tome.adapters.encoders import packing
 from hf_tome.api import targets
-from hf_tome.profiling.benchmark import Spread, interleave, ratio
+from hf_tome.profiling.rounds import Spread, interleave, ratio
 from hf_tome.profiling.slice_oracle import shallow_copy
 
 BATCH = 16

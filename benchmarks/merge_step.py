@@ -14,7 +14,7 @@ from common import Row, run
 from torch import Tensor
 
 from hf_tome.merging import bipartite_soft_matching
-from hf_tome.profiling.benchmark import Spread, interleave, ratio
+from hf_tome.profiling.rounds import Spread, interleave, ratio
 
 CASES = ((8, 197, 768, 16), (4, 577, 1024, 23), (2, 1025, 1024, 40), (1, 1568, 768, 65))
 COLUMNS = {

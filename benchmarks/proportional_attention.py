@@ -12,7 +12,7 @@ from common import Row, run
 from torch.nn.functional import scaled_dot_product_attention
 
 from hf_tome.adapters.encoders.attention import log_size
-from hf_tome.profiling.benchmark import Spread, interleave, ratio
+from hf_tome.profiling.rounds import Spread, interleave, ratio
 
 CASES = ((8, 197), (4, 577), (2, 1025), (1, 1568))
 COLUMNS = {"shape": "B, N", "plain_ms": "unmasked ms", "sized_ms": "proportional ms", "speed": "speed of unmasked"}

@@ -17,8 +17,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from hf_tome import MergeConfig, apply
 from hf_tome.adapters.encoders.dims import encoder_shape
 from hf_tome.inspection.flops import planned_tokens
-from hf_tome.profiling.benchmark import Spread, interleave, ratio
 from hf_tome.profiling.example_inputs import example_inputs
+from hf_tome.profiling.rounds import Spread, interleave, ratio
 from hf_tome.profiling.slice_oracle import make_oracle, shallow_copy
 
 COLUMNS = {

@@ -27,8 +27,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from hf_tome import MergeConfig, apply
 from hf_tome.adapters.vision_language.call_args import CACHE, cache_of
 from hf_tome.config import format_config
-from hf_tome.profiling.benchmark import Spread, interleave, ratio
 from hf_tome.profiling.measure import MIB, peak_memory_mib
+from hf_tome.profiling.rounds import Spread, interleave, ratio
 from hf_tome.profiling.slice_oracle import shallow_copy
 
 VISION = {"image_size": 336, "patch_size": 14}

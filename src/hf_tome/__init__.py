@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .api import apply, get_config, is_merged, merged, remove
     from .config import MergeConfig
     from .errors import UnsupportedModelError
+    from .evaluation.tasks.registry import register_task
     from .hub.save_load import from_pretrained, save_pretrained
     from .inspection.reports import Report, report
     from .inspection.tracing import Trace, trace
@@ -39,6 +40,7 @@ __all__ = [
     "pipeline",
     "register_family",
     "register_method",
+    "register_task",
     "remove",
     "report",
     "save_pretrained",
@@ -66,6 +68,7 @@ _DEFINED_IN = {
     "pipeline": "pipelines",
     "register_family": "adapters.encoders.families",
     "register_method": "merging.methods",
+    "register_task": "evaluation.tasks.registry",
     "remove": "api",
     "report": "inspection.reports",
     "save_pretrained": "hub.save_load",

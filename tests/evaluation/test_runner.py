@@ -44,7 +44,6 @@ def results():
     job = digits_classification()
     job.data.rows = job.data.rows.select(range(90))
     configs = [MergeConfig(r=0), MergeConfig(r=32), MergeConfig(method="mame", threshold=0.8)]
-    job.chunk = 40  # more than one chunk, the last one shorter
     return evaluate(job, configs, batch_size=16)
 
 

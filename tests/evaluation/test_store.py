@@ -43,11 +43,6 @@ def resume(folder):
 
 
 WRONG_FIELDS = [
-    ("seconds", -1.0),
-    ("seconds", 0),
-    ("seconds", float("nan")),
-    ("seconds", 10**400),
-    ("seconds", "1"),
     ("sample", "0"),
     ("sample", True),
     ("sample", -1),
@@ -85,7 +80,7 @@ def test_a_result_of_wrong_types_is_one_clear_error(finished, tmp_path, field, v
     [
         '{"session": "x", "environment": 3}',
         '{"session": "x", "variant": "unmerged", "peak_memory_mib": "much"}',
-        '{"session": "x", "timed_again": "unmerged", "sample": 0, "seconds": -2}',
+        '{"session": "x", "round": [0, 0], "seconds": {"unmerged": -2}}',
         '{"session": "x", "sample": 0, "name": "a", "skipped": ["why"]}',
         '{"session": "x"}',
         "[" * 100_000,

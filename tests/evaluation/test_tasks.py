@@ -1,9 +1,11 @@
 """The evaluation's tasks on small random models: what is read, how labels and views meet, what is skipped."""
 
 import csv
+import inspect
 import json
 import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -13,15 +15,18 @@ import small
 import torch
 import transformers as tf
 
+import hf_tome
 from hf_tome import MergeConfig
+from hf_tome.cli.app import run
 from hf_tome.evaluation.data.labels import ClassNames, LabelError
 from hf_tome.evaluation.data.samples import Skipped
 from hf_tome.evaluation.data.splits import DataError
 from hf_tome.evaluation.options import JobOptions, OptionError
 from hf_tome.evaluation.reporting import tables as output
 from hf_tome.evaluation.runner import evaluate
-from hf_tome.evaluation.tasks import audio, zero_shot
-from hf_tome.evaluation.tasks.registry import OPTIONS, TASKS, build_job
+from hf_tome.evaluation.tasks import audio
+from hf_tome.evaluation.tasks import zero_shot_classes as zero_shot
+from hf_tome.evaluation.tasks.registry import COMMON_OPTIONS, TASKS, build_job, register_task
 from hf_tome.media.audio import read_audio
 from hf_tome.media.video import read_frames
 from hf_tome.pipelines import pipeline
@@ -362,9 +367,65 @@ def test_the_pipelines_and_the_command_line_name_the_same_tasks():
 
 
 def test_every_task_says_what_it_takes():
-    assert set(OPTIONS) == set(TASKS)
     names = {field.name for field in fields(JobOptions)}
-    assert set().union(*OPTIONS.values()) <= names
+    assert set().union(*(task.options for task in TASKS.values())) == names - COMMON_OPTIONS
+
+
+def test_every_task_is_one_file_of_at_most_60_lines():
+    for task in TASKS.values():
+        file = inspect.getsourcefile(task.build)
+        assert len(Path(file).read_text().splitlines()) <= 60, file
+
+
+@pytest.fixture
+def registry():
+    """The table of tasks as it was, whatever is registered."""
+    before = dict(TASKS)
+    yield TASKS
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def test_a_registered_task_is_known_everywhere(registry, tmp_path, pictures, capsys):
+    """`hf_tome.register_task` alone makes `--task`, the options, the tables and resuming know it."""
+
+    def build(options):
+        job = build_job("image-classification", options)
+        job.task = "brightness"
+        return job
+
+    hf_tome.register_task("brightness", build, options=["labels"], unit="pictures")
+    (pictures / "test" / "big_tree").rename(pictures / "test" / "tree")
+    model, out = str(small.vit(tmp_path / "model")), tmp_path / "out"
+    arguments = ["eval", "--task", "brightness", "--model", model, "--data", str(pictures), "--config", "r=2"]
+    assert run([*arguments, "--out", str(out)]) == 0
+    assert "pictures" in capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text())["run"]["task"] == "brightness"
+    assert run([*arguments, "--clips", "2"]) == 2
+    assert "--clips does not apply to the task brightness; it is for video-classification" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "options", "message"),
+    [
+        ("image-classification", print, (), "There is a task 'image-classification' already"),
+        ("My Task", print, (), "name is 'My Task'; it takes lower-case words"),
+        ("mine", None, (), "`build` is None; it takes a function"),
+        ("mine", print, "clip", "'clip' is no option of single tasks; those are class_names, clips"),
+        ("mine", print, ["model"], "'model' is no option of single tasks"),
+    ],
+)
+def test_a_wrong_task_is_refused(registry, name, build, options, message):
+    before = dict(registry)
+    with pytest.raises((ValueError, TypeError), match=message):
+        register_task(name, build, options=options)
+    assert registry == before
+
+
+def test_a_task_that_returns_no_job_is_named(registry):
+    register_task("mine", lambda options: None)
+    with pytest.raises(TypeError, match="The task 'mine' returned NoneType; its function must return a Job"):
+        build_job("mine", JobOptions("m", "d"))
 
 
 def test_results_are_plain_json(tmp_path, clips):

@@ -8,10 +8,11 @@ import small
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
+from hf_tome.evaluation.metrics.bootstrap import unchanged_bound
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.search import tune as tuning
-from hf_tome.evaluation.search.tune import Target, TuneError, _bisect, candidates, tune
+from hf_tome.evaluation.search.tune import Target, TuneError, _bisect, candidates, samples_needed, tune
 from hf_tome.evaluation.tasks.image_classification import digits_classification
 from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.inspection.flops import token_counts
@@ -50,11 +51,11 @@ def test_candidates_go_from_mild_to_strong():
 @pytest.mark.parametrize(
     ("target", "row", "met"),
     [
-        (Target(max_drop=1), {"top1": 89, "agreement": 50, "drop_high": 5}, True),
-        (Target(max_drop=1), {"top1": 88.9, "agreement": 99, "drop_high": 5}, False),
+        (Target(max_drop=1, sure=False), {"top1": 89, "agreement": 50, "drop_high": 5}, True),
+        (Target(max_drop=1, sure=False), {"top1": 88.9, "agreement": 99, "drop_high": 5}, False),
         (Target(max_drop=1, sure=True), {"top1": 89.5, "agreement": 99, "drop_high": 1.1}, False),
         (Target(max_drop=1, min_agreement=95), {"top1": 90, "agreement": 94, "drop_high": 0}, False),
-        (Target(max_drop=1), {"map": 91, "top1": 20, "agreement": 94}, True),
+        (Target(max_drop=1, sure=False), {"map": 91, "top1": 20, "agreement": 94}, True),
         (Target(max_drop=1, sure=True), {"map": 91.5, "top1": 90, "agreement": 94, "drop_high": 1.1}, False),
     ],
 )
@@ -85,7 +86,7 @@ def test_no_config_within_the_target(tmp_path, monkeypatch):
     job.data.rows = job.data.rows.select(range(8))
     monkeypatch.setattr(Target, "met", lambda *_: False)
     with pytest.raises(TuneError, match=r"No config loses at most 0 points; the nearest, .* loses ") as caught:
-        tune(job, ["mame"], Target(max_drop=0), out=tmp_path)
+        tune(job, ["mame"], Target(max_drop=0, sure=False), out=tmp_path)
     assert len(caught.value.results.rows) > 2
     with pytest.raises(ValueError, match="Unknown criterion 'taste'"):
         tune(job, out=tmp_path, by="taste")
@@ -135,7 +136,7 @@ def test_a_failing_command_leaves_no_older_config(digit_folder, tmp_path, capsys
     monkeypatch.setattr(Target, "met", lambda *_: False)
     MergeConfig(r=3).save_pretrained(tmp_path)
     arguments = ["tune", "--model", str(MODEL_DIR), "--data", str(digit_folder), "--method", "mame"]
-    assert run([*arguments, "--batch-size", "6", "--out", str(tmp_path)]) == 1
+    assert run([*arguments, "--not-sure", "--batch-size", "6", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert f"What was tried is in {tmp_path}." in printed.err
     assert printed.out == ""
@@ -150,6 +151,9 @@ def test_a_failing_command_leaves_no_older_config(digit_folder, tmp_path, capsys
 def test_command(digit_folder, tmp_path, capsys):
     out = tmp_path / "tuned"
     arguments = ["tune", "--model", str(MODEL_DIR), "--data", str(digit_folder), "--method", "mame", "--by", "gflops"]
+    assert run([*arguments, "--batch-size", "6", "--out", str(out)]) == 1
+    assert "12 samples are too few to be sure of a drop of at most 1 points" in capsys.readouterr().err
+    arguments += ["--not-sure"]
     assert run([*arguments, "--batch-size", "6", "--out", str(out), "--format", "json"]) == 0
     printed = capsys.readouterr()
     assert "merge_config.json" in printed.err
@@ -157,3 +161,14 @@ def test_command(digit_folder, tmp_path, capsys):
     chosen = MergeConfig.from_pretrained(out)
     assert f"method=mame,threshold={chosen.threshold:g}" in [row["name"] for row in rows]
     assert (out / "pareto.png").is_file()
+
+
+def test_too_few_samples_are_an_error_that_says_how_many(tmp_path):
+    job = digits_classification()
+    job.data.rows = job.data.rows.select(range(12))
+    with pytest.raises(ValueError, match=r"12 samples are too few .* 1 points: .* reaches 26\.46 .* at least 368"):
+        tune(job, ["tome"], Target(max_drop=1), out=tmp_path)
+    with pytest.raises(ValueError, match="No number of samples makes sure of a drop of 0 points"):
+        tune(job, ["tome"], Target(max_drop=0), out=tmp_path)
+    assert samples_needed(1) == 368
+    assert unchanged_bound(368) <= 1 < unchanged_bound(367)

@@ -1,5 +1,6 @@
 """The measuring itself: what is measured, against what, and what is said about it. Nothing here depends on time."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ from zoo import ZOO
 
 from hf_tome import MergeConfig, apply, report
 from hf_tome.patching.patch import is_patched
-from hf_tome.profiling.benchmark import Spread, benchmark, interleave, ratio, why_no_speedup
+from hf_tome.profiling.benchmark import benchmark, why_no_speedup
 from hf_tome.profiling.example_inputs import example_inputs
+from hf_tome.profiling.measure import synchronize
+from hf_tome.profiling.rounds import Spread, clock_for, doubt_of_load, doubts, interleave, ratio
 from hf_tome.profiling.slice_oracle import make_oracle, shallow_copy
 
 VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
@@ -45,6 +48,9 @@ def test_benchmark(config):
     result = benchmark(model, example_inputs(model, 2), config, rounds=3, warmup=1, clock="process")
     assert set(result.seconds) == set(result.images_per_second) == set(result.peak_memory_mib)
     assert set(result.seconds) == {"unmerged", "merged", "oracle"}
+    assert result.images_per_second["merged"] == pytest.approx(
+        result.images_per_second["unmerged"] * result.speedup.median
+    )
     assert result.batch_size == 2
     assert result.tokens[1] < result.tokens[0] == 65
     assert result.gflops < result.gflops_unmerged
@@ -98,3 +104,43 @@ def test_importing_is_light():
     code = f"import sys, hf_tome; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# What cannot be trusted
+
+
+def test_any_accelerator_is_waited_for(monkeypatch):
+    """Speeds on MPS and XPU were times of launches: only CUDA was waited for."""
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    for name in ("mps", "xpu", "cuda:0", "cpu"):
+        synchronize(torch.device(name))
+    assert [device.type for device in waited] == ["mps", "xpu", "cuda"]
+
+
+def test_the_clock_fits_the_device():
+    assert (clock_for("cpu"), clock_for("mps"), clock_for("cpu", "wall")) == ("process", "wall", "wall")
+    with pytest.raises(ValueError, match="does not count the time of cuda"):
+        clock_for("cuda", "process")
+    with pytest.raises(ValueError, match="`clock` is 'sun'; it takes one of 'auto', 'wall', 'process'"):
+        clock_for("cpu", "sun")
+
+
+@pytest.mark.parametrize(
+    ("spread", "allowed", "message"),
+    [
+        (Spread(1.3, 1.25, 1.35), 1.4, None),
+        (Spread(1.05, 0.9, 1.2), 1.4, "is smaller than its spread"),
+        (Spread(4.67, 4.6, 4.7), 1.5, r"4\.67, is more than its multiply-adds allow \(1\.50\)"),
+        (Spread(1.3, 1.28, 1.32), None, None),
+    ],
+)
+def test_doubtful_speedups_are_said(spread, allowed, message):
+    found = list(doubts("r=8", spread, allowed))
+    assert len(found) == (message is not None)
+    assert message is None or re.search(message, found[0])
+
+
+def test_a_loaded_machine_is_said():
+    assert doubt_of_load(2.0, 2) is doubt_of_load(None, 2) is None
+    assert "load of the machine (5.0) exceeds its 2 cores" in doubt_of_load(5.0, 2)

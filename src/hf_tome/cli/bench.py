@@ -27,7 +27,9 @@ def bench_command(
     batch_size: common.BatchSizeOption = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each; on a busy machine take more.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed runs of each before.")] = 2,
-    clock: Annotated[str, typer.Option(help="wall, or process: processor time, for a busy machine.")] = "wall",
+    clock: Annotated[
+        str, typer.Option(help="wall, process (processor time), or auto: process on a CPU, wall on a GPU.")
+    ] = "auto",
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = Dtype.float32,
     format: common.FormatOption = Format.table,
@@ -51,8 +53,8 @@ def bench_command(
     describe = DESCRIBED.get(format, _in_words)
     write_rows([describe(one) for one in found], format, environment=describe_environment(device))
     for one in found:
-        if one.why is not None and format is not Format.json:
-            print(f"{_name(one)}: {one.why}", file=sys.stderr)
+        for line in (*([one.why] if one.why else []), *one.warnings) if format is not Format.json else ():
+            print(f"{_name(one)}: {line}", file=sys.stderr)
 
 
 def _load(name: str, device: str, dtype: str) -> Any:

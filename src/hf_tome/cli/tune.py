@@ -35,8 +35,12 @@ def tune_command(
         float | None, typer.Option(help="Percent of samples that must get the unmerged model's class.")
     ] = None,
     sure: Annotated[
-        bool, typer.Option("--sure", help="The upper end of the drop's 95 % interval must be within --max-drop.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--sure/--not-sure",
+            help="The upper end of the drop's 95 % interval must be within --max-drop, or the measured drop alone.",
+        ),
+    ] = True,
     by: Annotated[
         Criterion,
         typer.Option(help="What configs within the target are compared by: speedup, measured in turns, or gflops."),

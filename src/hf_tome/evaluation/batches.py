@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -40,8 +41,8 @@ def prepare(job: Job, samples: Sequence[Sample]) -> tuple[Batch | None, list[Ski
         raise
     except Exception:  # a processor is free to raise anything
         logger.debug("a batch cannot be prepared", exc_info=True)
-    refused = [found for sample in samples if (found := _refusal(job, sample)) is not None]
-    without = {found.position for found in refused}
+    refused = [skipped for sample in samples if (skipped := _refusal(job, sample)) is not None]
+    without = {skipped.position for skipped in refused}
     left = [sample for sample in samples if sample.position not in without]
     return (_together(job, left) if left else None), refused
 
@@ -61,11 +62,18 @@ def first_batch(job: Job, size: int) -> Batch:
 
 
 def to_model(inputs: Inputs, model: PreTrainedModel) -> Inputs:
-    """Move inputs to the model's device, floating-point ones in its dtype."""
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
-    }
+    """Move inputs to the model's device, floating-point ones in its dtype; tensors in lists too, flags as they are.
+
+    Raises:
+        DataError: an input is neither tensors nor a flag.
+    """
+    return {name: _move(name, value, model) for name, value in inputs.items()}
+
+
+def rows_are_samples(inputs: Inputs, count: int) -> bool:
+    """Tell whether a batch of `count` samples can be divided: all inputs are tensors with one row a sample."""
+    values = [value for value in inputs.values() if not _is_flag(value)]
+    return all(isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == count for value in values)
 
 
 def shapes(inputs: Inputs) -> tuple[object, ...]:
@@ -74,6 +82,25 @@ def shapes(inputs: Inputs) -> tuple[object, ...]:
     rows = {len(value) for value in tensors}
     seen = tuple(value.shape[1:] for value in tensors if value.is_floating_point())
     return seen if len(rows) == 1 else (*seen, *(len(value) for value in tensors))
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _move(name: str, value: Any, model: PreTrainedModel) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+    if _is_flag(value):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _move(f"{name}[{key!r}]", part, model) for key, part in value.items()}
+    if isinstance(value, (list, tuple)) and all(isinstance(part, (torch.Tensor, list, tuple)) for part in value):
+        return type(value)(_move(f"{name}[{index}]", part, model) for index, part in enumerate(value))
+    raise DataError(
+        f"The model input {name!r} is of type {type(value).__name__}; it takes tensors. Let the job's `prepare` "
+        "return tensors, as a processor does with return_tensors='pt'."
+    )
 
 
 def _batch(job: Job, samples: Sequence[Sample]) -> Batch:

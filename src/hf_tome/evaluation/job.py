@@ -16,10 +16,6 @@ from .store.record import Scorer
 Inputs = dict[str, Any]
 """Keyword arguments of the model, tensors with one row a sample."""
 
-CHUNK = 256
-"""Samples whose inputs are held in memory at once, or a batch if that is more: each is preprocessed once, and then
-goes through every config."""
-
 
 class Data(Protocol):
     """Samples of one split; `read` yields those that cannot be read too."""
@@ -50,7 +46,6 @@ class Job:
         prepare: samples to model inputs, one row a sample, on the CPU.
         run: the model on inputs on its device, to whatever `scorer` reads; this is what is timed.
         scorer: turns its outputs into records and metrics, for classifiers a `ClassificationScorer`.
-        chunk: samples whose inputs are held in memory at once, or a batch if that is more.
         settings: what else the results depend on, as plain values.
         depends_on: the same for values too long to show, such as the names of classes; see `describe.identify`.
         options: what the job was built from; `None` for one made in memory.
@@ -63,7 +58,6 @@ class Job:
     prepare: Callable[[Sequence[Sample]], Inputs]
     run: Callable[[PreTrainedModel, Inputs], Any]
     scorer: Scorer
-    chunk: int = CHUNK
     settings: dict[str, Any] = field(default_factory=dict)
     depends_on: dict[str, Any] = field(default_factory=dict)
     options: JobOptions | None = None

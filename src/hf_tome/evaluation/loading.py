@@ -1,4 +1,4 @@
-"""Load what a task evaluates."""
+"""Load the model that a task evaluates."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..hub.sources import is_folder, naming
 from .options import JobOptions
 
 
-def load_model(auto_class: Any, options: JobOptions, what: str) -> PreTrainedModel:
-    """Load a model in the class of a task, ready to run on the device.
+def load_task_model(auto_class: Any, options: JobOptions, purpose: str) -> PreTrainedModel:
+    """Load a model in a task's auto class, ready to run on the device.
 
     Raises:
         ValueError: the checkpoint lacks weights that the class needs, which transformers would make up at random.
@@ -25,7 +25,7 @@ def load_model(auto_class: Any, options: JobOptions, what: str) -> PreTrainedMod
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(
-            f"{options.model} lacks weights of {type(model).__name__} ({missing}, ...), so it cannot {what}; "
+            f"{options.model} lacks weights of {type(model).__name__} ({missing}, ...), so it cannot {purpose}; "
             "give a model fine-tuned for that."
         )
     return model.to(options.device).eval()

@@ -7,7 +7,6 @@ spread says how far it can be trusted.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,33 +18,9 @@ from ..api import apply
 from ..config import MergeConfig
 from ..inspection.reports import TowerReport, report
 from ..patching.unwrap import unwrap
-from .measure import peak_memory_mib, synchronize
+from .measure import peak_memory_mib
+from .rounds import Spread, available_cores, clock_for, doubt_of_load, doubts, interleave, load_average, ratio
 from .slice_oracle import make_oracle, shallow_copy
-
-Clock = Callable[[], float]
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
-"""`"process"` counts the processor's time of this process in all its threads: with one thread, other jobs on the
-machine hardly disturb it. It says nothing about a GPU."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The median and the quartiles of repeated measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(values: Sequence[float]) -> Spread:
-        """Return the spread of at least one value."""
-        if len(values) == 1:
-            return Spread(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return Spread(median, low, high)
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.low:.3f}-{self.high:.3f})"
 
 
 @dataclass(frozen=True)
@@ -58,11 +33,13 @@ class Benchmark:
         tokens: tokens into the first block and out of the last one, of the first tower.
         gflops, gflops_unmerged: multiply-adds an image, over all towers, where known.
         seconds: the latency of a forward pass of `"unmerged"`, `"merged"` and `"oracle"`.
-        images_per_second: the same turned round, from the medians.
+        images_per_second: of `"unmerged"` by its median; of the others that times their speed-up.
         peak_memory_mib: weights and the most that was allocated besides (see `measure`).
         speedup, oracle_speedup: over unmerged, of the pairs.
         oracle_share: speed-up as a share of the oracle's, of the pairs.
         why: why there is no speed-up to speak of, in one line, or `None`.
+        clock: what the seconds are of, `"wall"` or `"process"`.
+        warnings: why the speed-up should not be trusted, a line each.
     """
 
     config: dict[str, Any]
@@ -78,6 +55,8 @@ class Benchmark:
     oracle_speedup: Spread
     oracle_share: Spread
     why: str | None
+    clock: str
+    warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -92,7 +71,7 @@ def benchmark(
     *,
     rounds: int = 10,
     warmup: int = 2,
-    clock: str = "wall",
+    clock: str = "auto",
     memory: bool = True,
     wrap: Callable[[nn.Module], Any] | None = None,
 ) -> Benchmark:
@@ -104,7 +83,7 @@ def benchmark(
         config (`MergeConfig`): what to merge.
         rounds (`int`): timed runs of each variant. On a busy machine take more.
         warmup (`int`): untimed runs of each before.
-        clock (`str`): `"wall"`, or `"process"` for processor time (see `CLOCKS`).
+        clock (`str`): `"wall"`, `"process"` for processor time (see `CLOCKS`), or `"auto"`: processor time on a CPU.
         memory (`bool`): whether to measure peak memory, in one more run of each.
         wrap: e.g. `torch.compile`, called on each variant.
 
@@ -117,9 +96,10 @@ def benchmark(
             "`where` is 'projected', where the language model gets fewer tokens and no block of a tower merges; this "
             "measures towers. `benchmarks/vlm.py` of the repository measures language models."
         )
-    if clock not in CLOCKS:
-        raise ValueError(f"`clock` is {clock!r}; it takes one of {', '.join(map(repr, CLOCKS))}.")
     root = unwrap(model)
+    device = next(root.parameters()).device
+    clock = clock_for(device, clock)
+    load = doubt_of_load(load_average(), available_cores())  # before this process adds to it
     merged = apply(shallow_copy(root), config)
     merged(**inputs)  # tells what MaMe, whose schedule depends on the images, is going to do
     tower_reports = report(merged).towers
@@ -127,11 +107,12 @@ def benchmark(
     variants: dict[str, nn.Module] = {"unmerged": shallow_copy(root), "merged": merged, "oracle": oracle}
     runs = {name: _runner(wrap(variant) if wrap else variant, inputs) for name, variant in variants.items()}
 
-    device = next(root.parameters()).device
     seconds = interleave(runs, rounds, warmup=warmup, clock=clock, device=device)
     batch_size = len(next(iter(inputs.values())))
+    rate = batch_size / statistics.median(seconds["unmerged"])
     speedup, oracle_speedup = ratio(seconds, "unmerged", "merged"), ratio(seconds, "unmerged", "oracle")
     gflops = [total([getattr(tower, name) for tower in tower_reports]) for name in ("gflops", "gflops_unmerged")]
+    allowed = gflops[1] / gflops[0] if gflops[0] and gflops[1] else None
     return Benchmark(
         config=config.to_dict(),
         batch_size=batch_size,
@@ -140,43 +121,15 @@ def benchmark(
         gflops=gflops[0],
         gflops_unmerged=gflops[1],
         seconds={name: Spread.of(values) for name, values in seconds.items()},
-        images_per_second={name: batch_size / statistics.median(values) for name, values in seconds.items()},
+        images_per_second={name: rate * ratio(seconds, "unmerged", name).median for name in seconds},
         peak_memory_mib={name: peak_memory_mib(run, root, device) for name, run in runs.items()} if memory else {},
         speedup=speedup,
         oracle_speedup=oracle_speedup,
         oracle_share=ratio(seconds, "oracle", "merged"),
         why=why_no_speedup(tower_reports[0], speedup.median, oracle_speedup.median, batch_size, device),
+        clock=clock,
+        warnings=(*([load] if load else []), *doubts("the merged model", speedup, allowed)),
     )
-
-
-def interleave(
-    runs: Mapping[str, Callable[[], object]],
-    rounds: int,
-    *,
-    warmup: int = 2,
-    clock: str = "wall",
-    device: torch.device | str = "cpu",
-) -> dict[str, list[float]]:
-    """Time each of `runs` once a round, and return the seconds of every round by name.
-
-    The order is turned round every other round, so that no variant always follows the same one.
-    """
-    now, device = CLOCKS[clock], torch.device(device)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for step in range(-warmup, rounds):
-        for name in list(runs)[:: 1 if step % 2 == 0 else -1]:
-            synchronize(device)
-            start = now()
-            runs[name]()
-            synchronize(device)
-            if step >= 0:
-                seconds[name].append(now() - start)
-    return seconds
-
-
-def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> Spread:
-    """Return by how much `fast` is faster than `slow`, from runs of the same round."""
-    return Spread.of([one / other for one, other in zip(seconds[slow], seconds[fast])])
 
 
 NO_SPEEDUP = 1.05

@@ -1,11 +1,9 @@
-"""Seconds and peak memory of model forwards, on a CPU or a GPU."""
+"""Peak memory of model forwards, and waiting for accelerators."""
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,22 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MIB = 2**20
-
-
-@dataclass
-class Clock:
-    """The seconds spent in all `with` blocks so far, waiting for the GPU included."""
-
-    device: torch.device
-    seconds: float = 0.0
-
-    def __enter__(self) -> None:
-        synchronize(self.device)
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        synchronize(self.device)
-        self.seconds += time.perf_counter() - self._start
 
 
 def peak_memory_mib(run: Callable[[], object], model: torch.nn.Module, device: torch.device) -> float:
@@ -79,7 +61,14 @@ class _LiveStorages(TorchDispatchMode):
         self.live -= size
 
 
+def release_cached_memory(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to an accelerator."""
+    empty = getattr(torch.get_device_module(device), "empty_cache", None)
+    if empty is not None:
+        empty()
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wait until an accelerator (CUDA, MPS, XPU, ...) has finished its queue; a CPU has none."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)

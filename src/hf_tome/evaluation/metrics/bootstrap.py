@@ -15,6 +15,30 @@ AT_ONCE = 10_000_000
 """Numbers held in memory at once."""
 
 
+def unchanged_bound(samples: int) -> float:
+    """Return the points that merging may cost, at 95 % confidence, where none of so many samples changed.
+
+    Samples that never change give a bootstrap interval of 0 to 0, however few they are. The rate of changes that
+    Clopper and Pearson's exact interval still allows is `1 - (tail) ** (1 / samples)`.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    return 100 * (1 - tail ** (1 / samples))
+
+
+def hit_drop(lost: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
+    """Return the drop of hits and its interval.
+
+    Args:
+        lost: for each sample 1 for a hit lost, 0 for none, -1 for one gained.
+        drawn: drops of the resamples, in points.
+    """
+    columns = describe_drop(100 * int(lost.sum()) / len(lost), drawn)
+    if not lost.any():
+        bound = unchanged_bound(len(lost))
+        columns |= {"drop_low": -bound, "drop_high": bound}
+    return columns
+
+
 def describe_drop(drop: float, drawn: np.ndarray) -> dict[str, float]:
     """Return the columns of a drop and its percentile interval, from the drops of the resamples."""
     tail = (1 - CONFIDENCE) / 2
@@ -25,6 +49,10 @@ def describe_drop(drop: float, drawn: np.ndarray) -> dict[str, float]:
 def mean_drop(merged: np.ndarray, unmerged: np.ndarray, *, seed: int = 0) -> dict[str, float]:
     """Return the drop of a measure that is a mean over samples, of which each has a value (samples,)."""
     lost = np.asarray(unmerged, dtype=float) - np.asarray(merged, dtype=float)
+    if not lost.any():
+        # A sample that changes loses or gains at most the best score that there is.
+        bound = unchanged_bound(len(lost)) / 100 * float(np.max(merged))
+        return {"drop": 0.0, "drop_low": -bound, "drop_high": bound}
     drawn = [lost[which].mean(axis=1) for which in _draws(len(lost), RESAMPLES, seed)]
     return describe_drop(lost.mean(), np.concatenate(drawn))
 

@@ -14,7 +14,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import RESAMPLES, describe_drop
+from .bootstrap import RESAMPLES, hit_drop
 
 TOP_K = (1, 5)
 
@@ -60,7 +60,7 @@ class PairedDrop(evaluate.Metric):
     """The points of top-1 accuracy that merging costs, and their 95 % interval, from the same samples.
 
     `{"drop": ..., "drop_low": ..., "drop_high": ...}`; above 0 the merged model is worse. The interval is the
-    percentile bootstrap over samples, drawn with `seed`.
+    percentile bootstrap over samples, drawn with `seed`; where no sample changed, Clopper and Pearson's.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -75,8 +75,7 @@ class PairedDrop(evaluate.Metric):
         # Each sample loses, keeps or gains a hit, so a resample is a draw of three counts, whatever their number.
         counts = np.array([(lost == value).sum() for value in (1, 0, -1)])
         drawn = np.random.default_rng(seed).multinomial(len(lost), counts / len(lost), size=resamples)
-        drop = 100 * int(counts[0] - counts[2]) / len(lost)
-        return describe_drop(drop, 100 * (drawn[:, 0] - drawn[:, 2]) / len(lost))
+        return hit_drop(lost, 100 * (drawn[:, 0] - drawn[:, 2]) / len(lost))
 
 
 class MeanAveragePrecision(evaluate.Metric):

@@ -15,6 +15,7 @@ from ...escaping import csv_cell, markdown_text
 from ...files import write_whole
 from ..data.left_out import LeftOut
 from ..store.results import Results
+from ..tasks.registry import TASKS
 
 PIPED_WIDTH = 160
 GENERATION_SETTINGS = ("prompt", "choice_prompt", "max_new_tokens")
@@ -47,7 +48,7 @@ class Column:
         """Return the row's value as text, a dash where it is unknown."""
         if row[self.key] is None:
             return "-"
-        shown = ["-" if row[key] is None else format(row[key], self.form) for key in self.keys]
+        shown = ["-" if row.get(key) is None else format(row[key], self.form) for key in self.keys]
         return shown[0] if not self.interval else f"{shown[0]} ({' to '.join(shown[1:])})"
 
     def markdown(self, row: Mapping[str, Any]) -> str:
@@ -72,7 +73,7 @@ COLUMNS = (
     Column("tokens", "{tokens}", ".1f"),
     Column("gflops", "GFLOPs\n(MACs)", ".3f"),
     Column("samples_per_second", "{unit}\n/s", ".1f"),
-    Column("speedup", "speed-\nup", ".2f"),
+    Column("speedup", "speed-up,\nquartiles", ".2f", ("speedup_low", "speedup_high")),
     Column("peak_memory_mib", "peak\nMiB", ".0f"),
     Column("new_tokens", "new\ntokens", ".1f"),
 )
@@ -86,18 +87,10 @@ QUALITY = {
 """The columns that say how good a model is, and their names; the first that results have is drawn against the cost."""
 
 WORDS = {"unit": "images", "tokens": "tokens\nat end", "same": "that get the same class as from"}
-"""What headers and notes call things, where a task has no words of its own."""
+"""What headers and notes call things, where a task has no words of its own (see `tasks.task.Task`)."""
 
 SEVERAL = "several"
-"""In place of the task of results that were put together."""
-TEXT_WORDS = {"tokens": "image\ntokens", "same": "of which is said, to the letter, the same as by"}
-TASK_WORDS = {
-    "video-classification": {"unit": "clips"},
-    "audio-classification": {"unit": "recordings"},
-    "image-to-text": TEXT_WORDS,
-    "visual-question-answering": {**TEXT_WORDS, "unit": "questions"},
-    SEVERAL: {"unit": "samples"},
-}
+"""The task's name in results of several models that were joined; their samples are of several kinds."""
 
 COLUMN_NOTES = {
     "accuracy": "right: share of the answers that are one of the right ones, as VQA compares them, or the right "
@@ -110,18 +103,22 @@ COLUMN_NOTES = {
     "tokens": "tokens at end: after the last block, the mean over the {unit}.",
     "gflops": "GFLOPs: multiply-adds (MACs), half of what most counters call FLOPs, of the vision or audio tower "
     "for one image or view, padding included.",
-    "samples_per_second": "{unit}/s: the model's forward alone, after a warm-up.",
-    "speedup": "speed-up: over unmerged, in the same run.",
+    "samples_per_second": "{unit}/s: the model's forward alone, after a warm-up, in seconds of {clock}.",
+    "speedup": "speed-up: over unmerged, the median and the quartiles of paired rounds.",
     "peak_memory_mib": "peak MiB: the weights and what torch allocates at most during the forward of one batch.",
 }
 """What the columns mean, in the order of a report."""
 
 TEXT_NOTES = {
     "tokens": "image tokens: those that the language model reads of an image, the mean over the {unit}.",
-    "samples_per_second": "{unit}/s: the whole generation, the vision tower included, after a warm-up.",
+    "samples_per_second": "{unit}/s: the whole generation, the vision tower included, in seconds of {clock}.",
     "new_tokens": "new tokens: generated, the mean over the {unit}; a model that says less is faster for that.",
 }
 """The same for tasks in which text is generated."""
+
+
+CLOCK_WORDS = {"process": "processor time, all threads together", "wall": "wall time", None: "wall time"}
+"""The clock of a run in words; results of version 0.1.0 do not name it."""
 
 
 def columns(results: Results) -> list[Column]:
@@ -137,7 +134,10 @@ def quality(row: Mapping[str, Any]) -> Column:
 
 def words(results: Results) -> dict[str, str]:
     """Return what headers and notes call things."""
-    return {**WORDS, **TASK_WORDS.get(results.run["task"], {})}
+    name = results.run["task"]
+    if name == SEVERAL:
+        return {**WORDS, "unit": "samples"}
+    return {**WORDS, **(TASKS[name].words if name in TASKS else {})}
 
 
 def unit(results: Results) -> str:
@@ -149,7 +149,7 @@ def notes(results: Results) -> str:
     """Return what the columns of the results mean, in a paragraph."""
     row = results.rows[0]
     texts = {**COLUMN_NOTES, **(TEXT_NOTES if "new_tokens" in row else {})}
-    called = {**words(results), "quality": QUALITY[quality(row).key]}
+    called = {**words(results), "quality": QUALITY[quality(row).key], "clock": CLOCK_WORDS[results.run.get("clock")]}
     return " ".join(text.format(**called) for key, text in texts.items() if key in row)
 
 
@@ -211,7 +211,7 @@ def to_table(results: Results) -> str:
     # Piped output has no width of its own, and would be wrapped at 80 columns.
     console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
     with console.capture() as capture:
-        console.print(_summary(results), table, *results.run.get("notes", ()), sep="\n", highlight=False, markup=False)
+        console.print(_summary(results), table, *_notes(results), sep="\n", highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -247,7 +247,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f"- task {run['task']}, dtype {run['dtype']}, attention {run['attention']}, batches of {run['batch_size']}",
         *machine_lines(results),
         *(f"- {name.replace('_', ' ')}: {markdown_text(repr(value))}" for name, value in settings.items()),
-        *(f"- {markdown_text(note)}" for note in run.get("notes", ())),
+        *(f"- {markdown_text(note)}" for note in _notes(results)),
         *_skipped_lines(results.data["skipped"]),
         *_left_out_lines(results.data),
     ]
@@ -262,6 +262,12 @@ def machine_lines(results: Results) -> list[str]:
     system = f"{environment['platform']}, Python {environment['python']}"
     lines = [f"- {markdown_text(f'{device}, {system}')}", f"- {markdown_text(packages)}"]
     return lines + ([f"- measured on {day}"] if (day := measured_on(results)) else [])
+
+
+def _notes(results: Results) -> list[str]:
+    """Return the notes of a run and the warnings about its speeds, a line each."""
+    warnings = (f"warning: {text}" for text in results.run.get("warnings", ()))
+    return [*results.run.get("notes", ()), *warnings]
 
 
 def _summary(results: Results) -> str:

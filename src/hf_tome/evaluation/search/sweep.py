@@ -18,7 +18,8 @@ from ...merging.methods import get_method
 from ..batches import prepare
 from ..data.samples import Sample
 from ..job import Inputs, Job
-from ..runner import gflops
+from ..loop import gflops
+from ..model_state import plain_model
 from ..variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ CALIBRATION = 64
 
 @dataclass(frozen=True)
 class Grid:
-    """What is combined with what; a method takes of it the fields that mean something to it.
+    """Parameter grid; each method uses the fields that apply to it.
 
     Attributes:
         methods: merging methods.
@@ -85,6 +86,12 @@ def with_controls(
     Random pruning drops as many tokens in each block as the config merges. The unmerged model on downsampled images
     gets the size whose GFLOPs are nearest to the config's; a size that several configs share stands once.
     """
+    with plain_model(job.model) as state:
+        variants, notes = _with_controls(job, configs, batch_size)
+    return variants, [*state, *notes]
+
+
+def _with_controls(job: Job, configs: Sequence[MergeConfig], batch_size: int) -> tuple[list[Variant], list[str]]:
     samples = _spread_samples(job)
     found = [prepare(job, samples[start : start + batch_size])[0] for start in range(0, len(samples), batch_size)]
     batches = [batch.inputs for batch in found if batch is not None]

@@ -1,4 +1,4 @@
-"""Find the strongest merge that costs at most so much: along r and along MaMe's threshold, by bisection."""
+"""Find the strongest merge whose cost is within a target, along r and along MaMe's threshold, by bisection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -16,19 +15,26 @@ from ...config import MergeConfig, format_config
 from ...inspection.flops import token_counts
 from ...inspection.reports import Report, report
 from ...merging.methods import get_method
-from ...profiling.benchmark import interleave, ratio
+from ...profiling.rounds import interleave
 from ...profiling.slice_oracle import shallow_copy
 from ..batches import first_batch
 from ..job import Job
+from ..loop import Progress, gflops
+from ..metrics.bootstrap import unchanged_bound
+from ..model_state import plain_model
 from ..reporting.tables import quality
-from ..runner import Progress, evaluate, gflops
+from ..runner import evaluate
 from ..store.results import Results
+from ..store.speed import doubtful_speeds, speed
 from ..variants import UNMERGED
 
 CRITERIA = {
     "speedup": "the measured speed-up",
     "gflops": "the GFLOPs",
 }
+SAMPLE_COUNTS = range(1, 1_000_001)
+HITS = ("top1", "accuracy")
+"""The measures that count samples."""
 ROUNDS = 10
 """Timed runs of the unmerged model and of each method's best, in turns."""
 
@@ -52,12 +58,12 @@ class Target:
     Attributes:
         max_drop: points lost, of accuracy, mean average precision where samples have several labels, or CIDEr.
         min_agreement: percent of the samples that get the unmerged model's class or words; `None` for any.
-        sure: the upper end of the drop's 95 % interval must be within `max_drop`, not the drop alone.
+        sure: the upper end of the drop's 95 % interval must be within `max_drop`; else the drop alone.
     """
 
     max_drop: float = 1.0
     min_agreement: float | None = None
-    sure: bool = False
+    sure: bool = True
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
@@ -133,10 +139,25 @@ def tune(
     """
     if by not in CRITERIA:
         raise ValueError(f"Unknown criterion {by!r}; known are {', '.join(CRITERIA)}.")
-    target = target or Target()
+    with plain_model(job.model) as notes:
+        config, results = _tune(job, methods, target or Target(), out, by, batch_size, on_progress)
+    results.run["notes"] = [*results.run["notes"], *notes]
+    return config, results
+
+
+def _tune(
+    job: Job,
+    methods: Sequence[str],
+    target: Target,
+    out: Path,
+    by: str,
+    batch_size: int,
+    on_progress: Callable[[str], Progress] | None,
+) -> tuple[MergeConfig, Results]:
     lines = [candidates(job, method) for method in methods]  # an unknown method is found before any runs
     if by == "gflops" and gflops(_unmerged_report(job)) is None:
         raise ValueError(f"The GFLOPs of {job.model_name} are not known; tune by the measured speed-up.")
+    _check_samples(evaluate(job, [], batch_size=batch_size, out=out, speedups=False), target)
     tried: list[MergeConfig] = []
     within: dict[str, list[MergeConfig]] = {}
 
@@ -166,6 +187,29 @@ def tune(
     return chosen, results
 
 
+def samples_needed(max_drop: float) -> int:
+    """Return how many samples an interval needs to be within `max_drop` points where merging changes none of them.
+
+    With fewer no config can be shown to meet the target (see `bootstrap.unchanged_bound`).
+    """
+    return next((n for n in SAMPLE_COUNTS if unchanged_bound(n) <= max_drop), SAMPLE_COUNTS[-1])
+
+
+def _check_samples(results: Results, target: Target) -> None:
+    """Raise where no config could be shown to meet the target, whatever it does."""
+    count = results.data["num_samples"]
+    if not target.sure or quality(results.rows[0]).key not in HITS or unchanged_bound(count) <= target.max_drop:
+        return
+    if not target.max_drop:
+        raise ValueError("No number of samples makes sure of a drop of 0 points; allow more, or pass --not-sure.")
+    raise ValueError(
+        f"{count} samples are too few to be sure of a drop of at most {target.max_drop:g} points: even where merging "
+        f"changes no answer, the 95 % interval reaches {unchanged_bound(count):.2f} points. It takes at least "
+        f"{samples_needed(target.max_drop)} samples; evaluate more, allow more, or pass --not-sure, by which the "
+        "measured drop alone counts."
+    )
+
+
 def _gain(row: Mapping[str, Any], by: str) -> float:
     return row["speedup"] if by == "speedup" else -row["gflops"]
 
@@ -182,17 +226,21 @@ def _summarize(row: Mapping[str, Any], by: str, compared: int) -> str:
 @torch.inference_mode()
 def _time(job: Job, configs: Sequence[MergeConfig], results: Results, batch_size: int) -> None:
     """Give the unmerged row and those of some configs the speed measured in turns, and the others none."""
-    seconds: dict[str, list[float]] = {}
+    rounds: dict[int, dict[str, float]] = {}
     batch = first_batch(job, batch_size)
     if configs:
         models = {UNMERGED: job.model}
         models |= {format_config(config): apply(shallow_copy(job.model), config) for config in configs}
         runs = {name: partial(job.run, model, batch.inputs) for name, model in models.items()}
         seconds = interleave(runs, ROUNDS, device=job.model.device)
+        rounds = {
+            number: {name: values[number] / len(batch.samples) for name, values in seconds.items()}
+            for number in range(ROUNDS)
+        }
     for row in results.rows:
-        is_timed = row["name"] in seconds
-        row["samples_per_second"] = len(batch.samples) / median(seconds[row["name"]]) if is_timed else None
-        row["speedup"] = ratio(seconds, UNMERGED, row["name"]).median if is_timed else None
+        row.update(speed(rounds, row["name"]))
+    load = [line for line in results.run.get("warnings", ()) if line.startswith("the load")]
+    results.run["warnings"] = [*load, *doubtful_speeds(results.rows)]
 
 
 def _bisect(configs: Sequence[MergeConfig], is_met: Callable[[MergeConfig], bool]) -> None:

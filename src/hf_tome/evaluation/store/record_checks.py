@@ -54,10 +54,20 @@ def is_mapping(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def is_load(value: Any) -> bool:
+    """Whether it is the load of a machine, `None` where it is unknown, and its cores."""
+    return isinstance(value, list) and len(value) == 2 and optional(is_amount)(value[0]) and is_duration(value[1])
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether it is the seconds of variants by name."""
+    return is_mapping(value) and all(map(is_duration, value.values()))
+
+
 KINDS: dict[str, dict[str, Check]] = {
-    "environment": {"session": is_text, "environment": is_mapping},
+    "environment": {"session": is_text, "environment": is_mapping, "load": is_load},
     "peak_memory_mib": {"session": is_text, "variant": is_text, "peak_memory_mib": is_amount},
-    "timed_again": {"session": is_text, "timed_again": is_text, "sample": is_index, "seconds": is_duration},
+    "round": {"session": is_text, "round": list_of(is_index), "seconds": is_seconds},
     "skipped": {"session": is_text, "sample": is_index, "name": is_text, "skipped": is_text},
     "variant": {
         "session": is_text,
@@ -66,7 +76,6 @@ KINDS: dict[str, dict[str, Check]] = {
         "name": is_text,
         "tokens": is_amount,
         "gflops": optional(is_amount),
-        "seconds": is_duration,
     },
 }
 """By the field that tells the kind of a record, the fields that it needs; the first that fits is the kind."""

@@ -1,4 +1,4 @@
-"""From what each sample gave to the rows of the results."""
+"""From the records of samples to the rows of the results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from ..variants import Variant
 from .record import Record, Scorer
 from .run_store import Records
+from .speed import speed
 
 
 def shared_positions(records: Records, variants: Sequence[Variant]) -> list[int]:
@@ -23,20 +24,13 @@ def make_rows(
     rows = []
     for variant in variants:
         done = [records.by_variant[variant.name][position] for position in positions]
-        costs = _costs(done, _speedup(records, done), records.peaks.get(variant.name))
-        rows.append({**_describe(variant), **scorer.metrics(done, unmerged), **costs})
+        costs = {**_costs(done), **speed(records.rounds, variant.name)}
+        costs["peak_memory_mib"] = records.peaks.get(variant.name)
+        metrics = scorer.metrics(done, unmerged)
+        if variant is variants[0] and "drop" in metrics:  # the model loses nothing against itself, whatever the sample
+            metrics |= dict.fromkeys(("drop", "drop_low", "drop_high"), 0.0)
+        rows.append({**_describe(variant), **metrics, **costs})
     return rows
-
-
-def _speedup(records: Records, done: Sequence[Record]) -> float | None:
-    """Compare times of the same session alone: another had another load, other threads or another machine."""
-    pairs = [
-        (records.unmerged_seconds[key], record["seconds"])
-        for record in done
-        if (key := (record["session"], record["sample"])) in records.unmerged_seconds
-    ]
-    unmerged, merged = (sum(seconds) for seconds in zip(*pairs)) if pairs else (0, 0)
-    return unmerged / merged if merged else None
 
 
 def _describe(variant: Variant) -> dict[str, Any]:
@@ -50,16 +44,9 @@ def _describe(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _costs(done: Sequence[Record], speedup: float | None, peak: float | None) -> dict[str, float | None]:
-    seconds = sum(record["seconds"] for record in done)
+def _costs(done: Sequence[Record]) -> dict[str, float | None]:
     counts = [record["gflops"] for record in done]
-    return {
-        "tokens": _mean(done, "tokens"),
-        "gflops": None if None in counts else _mean(done, "gflops"),
-        "samples_per_second": len(done) / seconds,
-        "speedup": speedup,
-        "peak_memory_mib": peak,
-    }
+    return {"tokens": _mean(done, "tokens"), "gflops": None if None in counts else _mean(done, "gflops")}
 
 
 def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -1,4 +1,4 @@
-"""What each sample gave with each variant, appended to a file as it comes, so that a killed run can go on."""
+"""Each sample's result with each variant, appended to a file as it comes, so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import open_to_append
+from ...profiling.rounds import available_cores, doubt_of_load, load_average
 from ..data.samples import Sample, SampleInfo, Skipped
 from ..distributed import DistributedContext
-from ..variants import UNMERGED
 from .fingerprint import Identity
 from .record import Record
 from .record_checks import Check, check_fields, record_kind
@@ -32,7 +32,7 @@ COMPARED_PACKAGES = ("hf_tome", "torch", "transformers")
 
 
 class ResumeError(ValueError):
-    """The folder holds samples of a run that this one cannot go on with."""
+    """The folder holds samples of a run that this one cannot resume."""
 
 
 @dataclass
@@ -40,20 +40,23 @@ class Records:
     """Results by variant and position in the split, of all processes once they are gathered.
 
     A file has a line for the run and one for each session, which is one call of `evaluate`, with its environment. Then
-    there is one for each sample and variant, each skipped sample, each variant's peak memory, and each sample on which
-    the unmerged model was only timed. A line that a kill cut short is dropped. Of two records of the same, that of the
-    later session counts.
+    there is one for each sample and variant, each skipped sample, each variant's peak memory, and each round of
+    timing: the seconds a sample of all variants that ran on one batch in turns. A line that a kill cut short is
+    dropped. Of two records of the same, that of the later session counts.
     """
 
     identity: Identity = field(default_factory=Identity)
     path: Path | None = None
     session: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
+    load: float | None = None
+    cores: float = 1
     by_variant: dict[str, dict[int, Record]] = field(default_factory=lambda: defaultdict(dict))
     skipped: dict[int, Record] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
-    unmerged_seconds: dict[tuple[str, int], float] = field(default_factory=dict)
+    rounds: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict)
     sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loads: dict[str, list[Any]] = field(default_factory=dict)
     new: list[Record] = field(default_factory=list)
 
     @classmethod
@@ -67,6 +70,7 @@ class Records:
         """
         session = min(dist.gather([datetime.now(UTC).isoformat(timespec="microseconds")]))
         records = cls(identity, None, session, {"date": session[:19] + "Z", **environment})
+        records.load, records.cores = load_average(), available_cores() / dist.size  # before this run adds to it
         if folder is None:
             return records
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +122,8 @@ class Records:
         records = [{**record, "session": self.session} for record in records]
         if self.session not in self.sessions:
             self._warn_of_other_versions()
-            records = [{"environment": self.environment, "session": self.session}, *records]
+            begun = {"environment": self.environment, "session": self.session, "load": [self.load, self.cores]}
+            records = [begun, *records]
         for record in records:
             self._keep(record)
         self.new += records
@@ -151,16 +156,22 @@ class Records:
         others = {json.dumps({**one, "date": None}): one for one in earlier if {**one, "date": last["date"]} != last}
         return {**last, "earlier_sessions": list(others.values())} if others else last
 
+    def doubts_of_load(self) -> list[str]:
+        """Return a warning for each load of the machine, at the start of a session, that exceeded its cores."""
+        doubts = [doubt_of_load(load, cores) for load, cores in self.loads.values()]
+        return list(dict.fromkeys(doubt for doubt in doubts if doubt is not None))
+
     def _keep(self, record: Record) -> None:
         """Keep a record; raises ValueError where it is none."""
         kind = record_kind(record)
         if kind == "environment":
             self.sessions[record["session"]] = record["environment"]
+            self.loads[record["session"]] = record["load"]
         elif kind == "peak_memory_mib":
             name = record["variant"]
             self.peaks[name] = max(record["peak_memory_mib"], self.peaks.get(name, 0))
-        elif kind == "timed_again":
-            self.unmerged_seconds[record["session"], record["sample"]] = record["seconds"]
+        elif kind == "round":
+            self.rounds[(record["session"], *record["round"])] = record["seconds"]
         elif kind == "skipped":
             if _is_later(record, self.skipped.get(record["sample"])):
                 self.skipped[record["sample"]] = record
@@ -169,8 +180,6 @@ class Records:
 
     def _keep_result(self, record: Record) -> None:
         done, position = self.by_variant[record["variant"]], record["sample"]
-        if record["variant"] == UNMERGED:
-            self.unmerged_seconds[record["session"], position] = record["seconds"]
         if _is_later(record, done.get(position)):
             done[position] = record
         if position in self.skipped and _is_later(record, self.skipped[position]):

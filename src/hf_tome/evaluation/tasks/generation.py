@@ -1,8 +1,8 @@
-"""Models that say something about an image: greedy answers, and the image tokens that the language model reads."""
+"""Greedy generation from images and prompts, and the image tokens that the language model reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,34 +12,15 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from ...hub.sources import public_name
+from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from ..data.image_text import ImageTexts, OpenedRows, data_name
-from ..data.samples import Sample
 from ..data.splits import DataError
 from ..job import Inputs, Job
-from ..loading import load_model
-from ..metrics.classification import compute
-from ..metrics.text_metrics import SameText
+from ..loading import load_task_model
+from ..metrics.texts import GeneratedText, Score, TextScorer
 from ..options import JobOptions
 from ..store.fingerprint import processor_settings
-from ..store.record import Record
-from ..store.record_checks import Check, is_index, is_text, list_of
 from .generation_prompts import Prompts, image_token_id
-
-CHUNK = 64
-"""Samples whose pixels are held in memory at once; an image cut into tiles takes several MB."""
-
-
-@dataclass(frozen=True)
-class GeneratedText:
-    """What a model said about one image.
-
-    Attributes:
-        ids: the new tokens, up to the end of the text.
-        image_tokens: those that the language model read of the image.
-    """
-
-    ids: list[int]
-    image_tokens: float | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +30,7 @@ class Generator:
     max_new_tokens: int
 
     def __call__(self, model: PreTrainedModel, inputs: Inputs) -> list[GeneratedText]:
-        """Return what the model says for each row.
+        """Return the text generated for each row.
 
         Raises:
             DataError: the prompts' image tokens are not as many as the model's image features.
@@ -73,55 +54,6 @@ class Generator:
         return [GeneratedText(_until(row, ends), count) for row, count in zip(ids[:, start:].tolist(), counts)]
 
 
-@dataclass(frozen=True)
-class TextScorer:
-    """The outcome of a model that generates text.
-
-    Attributes:
-        processor: turns tokens into text.
-        score: the records of one variant, and those of the unmerged model, to columns of the results.
-    """
-
-    processor: Any
-    score: Callable[[Sequence[Record], Sequence[Record]], dict[str, float]]
-
-    def join(self, parts: Sequence[list[GeneratedText]]) -> list[GeneratedText]:
-        """Return what was said in the whole batch."""
-        return [said for part in parts for said in part]
-
-    def records(self, samples: Sequence[Sample], output: Sequence[GeneratedText]) -> list[Record]:
-        """Keep the text, what is right, and how many tokens were read and made."""
-        texts = self.processor.batch_decode([said.ids for said in output], skip_special_tokens=True)
-        return [
-            {
-                "text": text.strip(),
-                "right": sample.label,
-                "new_tokens": len(said.ids),
-                **({} if said.image_tokens is None else {"tokens": said.image_tokens}),
-            }
-            for sample, said, text in zip(samples, output, texts)
-        ]
-
-    def fields(self) -> dict[str, Check]:
-        """Return the check of each field that `metrics` reads."""
-        return {"text": is_text, "new_tokens": is_index, "right": _is_reference}
-
-    def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
-        """Return the task's scores, the agreement, and the mean of the tokens made."""
-        texts = {"predictions": [one["text"] for one in done], "unmerged": [one["text"] for one in unmerged]}
-        return {
-            **self.score(done, unmerged),
-            **compute((SameText,), texts),
-            "new_tokens": sum(one["new_tokens"] for one in done) / len(done),
-        }
-
-
-def _is_reference(value: Any) -> bool:
-    """Whether it is captions, or answers with or without options."""
-    texts = [value.get("answers"), value.get("choices", [])] if isinstance(value, dict) else [value]
-    return all(map(list_of(is_text), texts))
-
-
 def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
     """Load a model of images and text and its processor.
 
@@ -130,12 +62,12 @@ def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
         OSError: there is no such model.
     """
     try:
-        model = load_model(AutoModelForImageTextToText, options, "say something about an image")
+        model = load_task_model(AutoModelForImageTextToText, options, "generate text about an image")
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise ValueError(
-            f"{options.model} says nothing about images; give a model of the task image-text-to-text, such as LLaVA."
+            f"{options.model} generates no text about images; give a model of the task image-text-to-text."
         ) from error
     processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False)
     if not hasattr(processor, "image_processor"):
@@ -146,51 +78,68 @@ def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
     return model, processor
 
 
-def from_files(job: Job, data: OpenedRows) -> Job:
-    """Return the job of rows that were opened, whose paths have to stay where the data lie."""
-    job.data.roots, job.data.left_out = data.opened.roots, data.opened.left_out  # type: ignore[attr-defined]
-    return job
-
-
-def job_arguments(options: JobOptions, data: OpenedRows) -> dict[str, Any]:
-    """Return what the options say of a task's job, by the names of its arguments."""
-    return {
-        "name": public_name(options.model),
-        "data_name": data_name(options),
-        "split": data.opened.name,
-        "image_column": data.column,
-        "prompt": options.prompt,
-        "max_new_tokens": options.max_new_tokens,
-        "media_limits": options.media_limits,
-    }
-
-
 def generation_job(
     task: str,
-    name: str,
     model: PreTrainedModel,
     processor: Any,
-    samples: ImageTexts,
-    score: Callable[[Sequence[Record], Sequence[Record]], dict[str, float]],
+    rows: Any,
+    read_row: Callable[[Mapping[str, Any]], tuple[str, Any]],
+    score: Score,
+    *,
     max_new_tokens: int,
-    **settings: Any,
+    settings: Mapping[str, Any],
+    name: str = "model",
+    data_name: str = "in memory",
+    split: str = "test",
+    image_column: str = "image",
+    media_limits: MediaLimits = DEFAULT_LIMITS,
+    **files: Any,
 ) -> Job:
-    """Return the job of a task whose model generates text; `settings` go into the results."""
+    """Return the job of a task whose model generates text.
+
+    Args:
+        task: its name.
+        model: an image-text-to-text model.
+        processor: the model's own.
+        rows: a data set, or a list of dictionaries with an image and what the task reads.
+        read_row: a row's prompt and reference; raises `SkipSample` for what it lacks.
+        score: see `TextScorer`.
+        max_new_tokens: how many tokens the model may generate.
+        settings: more values that the results name, such as the prompt.
+        name, data_name, split: what model, data and split are called in the results.
+        image_column: the column of images.
+        media_limits: sizes beyond which an image is skipped.
+        files: `roots` and `left_out` of rows from files (see `Samples`).
+    """
     return Job(
         task,
         name,
         model,
-        samples,
+        ImageTexts(data_name, split, rows, image_column, read_row, media_limits, **files),
         Prompts(processor, image_token_id(model)),
         Generator(max_new_tokens),
         TextScorer(processor, score),
-        chunk=CHUNK,
         settings={"max_new_tokens": max_new_tokens, **settings},
         depends_on={
             "processor": processor_settings(processor),
             "chat template": getattr(processor, "chat_template", None),
         },
     )
+
+
+def source_arguments(options: JobOptions, data: OpenedRows) -> dict[str, Any]:
+    """Return the names of model and data, the prompt and the length that the options give, for a task's job."""
+    return {
+        "name": public_name(options.model),
+        "data_name": data_name(options),
+        "split": data.opened.name,
+        "image_column": data.column,
+        "roots": data.opened.roots,
+        "left_out": data.opened.left_out,
+        "prompt": options.prompt,
+        "max_new_tokens": options.max_new_tokens,
+        "media_limits": options.media_limits,
+    }
 
 
 @contextmanager

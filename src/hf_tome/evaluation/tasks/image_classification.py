@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from ...hub.sources import public_name
-from ..data import digits
-from ..data import media_files as media
-from ..data import splits as data
-from ..data.samples import LabelledSamples, Sample
-from ..job import Inputs, Job
-from ..loading import load_model
-from ..metrics.classes import ClassificationScorer
+from ..data import digits, splits
+from ..data.media_files import open_media
+from ..job import Job
+from ..loading import load_task_model
 from ..options import JobOptions
-from ..store.fingerprint import processor_settings
-
-TASK = "image-classification"
+from .labelled import class_scores, labelled_job, match_labels, prepare_images
+from .task import LABELLED, Task
 
 
 def image_classification(options: JobOptions) -> Job:
@@ -30,63 +22,22 @@ def image_classification(options: JobOptions) -> Job:
         ValueError: the data set cannot be opened, lacks the split, or has labels that the model does not have.
         OSError: there is no such model.
     """
-    opened, columns = media.open_media(options, "Image")
-    model, processor = load_classifier(options)
-    images = read_labelled_images(opened, columns, model, options)
-    return _job(public_name(options.model), model, processor, images)
+    return _job(options, *open_media(options, "Image"))
 
 
 def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
     """Load the small ViT that ships with the package and the handwritten digits held out from its training."""
     options = JobOptions(str(digits.MODEL_DIR), "scikit-learn digits", device=device, dtype=dtype)
-    model, processor = load_classifier(options)
-    opened = data.OpenedSplit(data.undecoded(digits.load_digits("test"), "Image"), "test", ())
-    images = read_labelled_images(opened, ("image", "label"), model, options)
-    return _job("digits-vit", model, processor, images)
+    opened = splits.OpenedSplit(splits.undecoded(digits.load_digits("test"), "Image"), "test", ())
+    return _job(options, opened, ("image", "label"))
 
 
-def load_classifier(options: JobOptions) -> tuple[PreTrainedModel, Any]:
-    """Load a classifier, ready to run on the device, and its image processor; raises as `load_model` does."""
-    model = load_model(AutoModelForImageClassification, options, "classify images")
-    return model, AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+def _job(options: JobOptions, opened: splits.OpenedSplit, columns: tuple[str, str]) -> Job:
+    model = load_task_model(AutoModelForImageClassification, options, "classify images")
+    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+    decode = partial(splits.open_image, limits=options.media_limits)
+    samples = match_labels(opened, columns, model, options, decode)
+    return labelled_job(TASK.name, options, model, processor, samples, prepare_images(processor), class_scores)
 
 
-def read_labelled_images(
-    opened: data.OpenedSplit, columns: tuple[str, str], model: PreTrainedModel, options: JobOptions
-) -> LabelledSamples:
-    """Match the labels of an opened split to the model's and draw the samples.
-
-    Raises:
-        ValueError: there is a label that the model does not have.
-    """
-    names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)
-    decode = partial(data.open_image, limits=options.media_limits)
-    return media.match_rows(opened, columns, names, to_model, options, decode)
-
-
-def _job(name: str, model: PreTrainedModel, processor: Any, images: LabelledSamples) -> Job:
-    depends_on = {"processor": processor_settings(processor)}
-    return Job(
-        TASK,
-        name,
-        model,
-        images,
-        prepare_images(processor),
-        class_scores,
-        ClassificationScorer(),
-        depends_on=depends_on,
-    )
-
-
-def prepare_images(processor: Any) -> Any:
-    """Return the function that makes inputs of samples of images."""
-
-    def prepare(samples: Sequence[Sample]) -> Inputs:
-        return dict(processor(images=[sample.content for sample in samples], return_tensors="pt"))
-
-    return prepare
-
-
-def class_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    """Return the logits (B, classes) of a classifier."""
-    return model(**inputs).logits
+TASK = Task("image-classification", image_classification, LABELLED)

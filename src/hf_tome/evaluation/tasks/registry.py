@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 from ..job import Job
 from ..options import JobOptions, OptionError
-from .audio import audio_classification
-from .captioning import image_to_text
-from .image_classification import image_classification
-from .video_classification import video_classification
-from .vqa import visual_question_answering
-from .zero_shot import zero_shot_classification
+from . import audio, captioning, image_classification, video_classification, vqa, zero_shot
+from .task import Task
 
-TASKS: dict[str, Callable[[JobOptions], Job]] = {
-    "image-classification": image_classification,
-    "video-classification": video_classification,
-    "zero-shot-image-classification": zero_shot_classification,
-    "audio-classification": audio_classification,
-    "image-to-text": image_to_text,
-    "visual-question-answering": visual_question_answering,
+TASKS: dict[str, Task] = {
+    module.TASK.name: module.TASK
+    for module in (image_classification, video_classification, zero_shot, audio, captioning, vqa)
 }
 
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+COMMON_OPTIONS = frozenset(("model", "data", "split", "limit", "seed", "streaming", "device", "dtype", "media_limits"))
+"""The options that every task takes."""
 
-LABELLED = frozenset({"labels"})
-GENERATING = frozenset({"prompt", "max_new_tokens"})
-OPTIONS: dict[str, frozenset[str]] = {
-    "image-classification": LABELLED,
-    "video-classification": LABELLED | {"clips", "crops"},
-    "zero-shot-image-classification": LABELLED | {"class_names", "templates"},
-    "audio-classification": LABELLED,
-    "image-to-text": GENERATING,
-    "visual-question-answering": GENERATING,
-}
-"""The options that a task takes, of those that not all take."""
+
+def register_task(
+    name: str, build: Callable[[JobOptions], Job], *, options: Iterable[str] = (), unit: str = "samples"
+) -> None:
+    """Add an evaluation task, which `--task` and `build_job` then know by its name.
+
+    Args:
+        name (`str`): lower case, words joined by hyphens.
+        build: takes `JobOptions`, loads the model and the data, and returns a `Job` whose `task` is `name`.
+        options: the fields of `JobOptions` that the task takes besides those that all take, such as `"labels"`.
+        unit (`str`): what tables call the samples.
+
+    Raises:
+        ValueError: the name is taken or malformed, or an option is none of `JobOptions`.
+        TypeError: `build` cannot be called.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"The task's name is {name!r}; it takes lower-case words joined by hyphens, as in 'my-task'.")
+    if name in TASKS:
+        raise ValueError(f"There is a task {name!r} already; choose another name. Known are {', '.join(TASKS)}.")
+    if not callable(build):
+        raise TypeError(f"`build` is {build!r}; it takes a function of JobOptions that returns a Job.")
+    special = _special_options()
+    chosen = frozenset([options] if isinstance(options, str) else options)
+    if unknown := sorted(chosen - special):
+        raise ValueError(f"{unknown[0]!r} is no option of single tasks; those are {', '.join(sorted(special))}.")
+    TASKS[name] = Task(name, build, chosen, {"unit": unit})
 
 
 def build_job(task: str, options: JobOptions) -> Job:
@@ -45,17 +57,24 @@ def build_job(task: str, options: JobOptions) -> Job:
     """
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
-    _check_options(task, options)
-    job = TASKS[task](options)
+    _check_options(TASKS[task], options)
+    job = TASKS[task].build(options)
+    if not isinstance(job, Job):
+        raise TypeError(f"The task {task!r} returned {type(job).__name__}; its function must return a Job.")
     job.options = options
     return job
 
 
-def _check_options(task: str, options: JobOptions) -> None:
-    """Refuse an option that is set, if only other tasks take it; tasks that are not in the table take all."""
-    takers = {name: [one for one in OPTIONS if name in OPTIONS[one]] for one in OPTIONS.values() for name in one}
-    for field in fields(options):
-        tasks = takers.get(field.name, [task])
-        if task in OPTIONS and task not in tasks and getattr(options, field.name) != field.default:
-            flag = f"--{field.name.replace('_', '-')}"
-            raise OptionError(f"{flag} means nothing to the task {task}; it is for {', '.join(tasks)}. Leave it out.")
+def _special_options() -> frozenset[str]:
+    """Return the options that not all tasks take."""
+    return frozenset(option.name for option in fields(JobOptions)) - COMMON_OPTIONS
+
+
+def _check_options(task: Task, options: JobOptions) -> None:
+    """Raise `OptionError` where an option is set that only other tasks take."""
+    for option in fields(options):
+        if option.name in COMMON_OPTIONS | task.options or getattr(options, option.name) == option.default:
+            continue
+        flag = f"--{option.name.replace('_', '-')}"
+        takers = ", ".join(row.name for row in TASKS.values() if option.name in row.options)
+        raise OptionError(f"{flag} does not apply to the task {task.name}; it is for {takers}. Leave it out.")

@@ -9,35 +9,24 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, PreTrainedModel
 
-from ...hub.sources import public_name
 from ...media.video import frame_count, read_views, spatial_crops
 from ..data import media_files as media
 from ..data.samples import Sample
 from ..job import Inputs, Job
-from ..loading import load_model
-from ..metrics.classes import ClassificationScorer
+from ..loading import load_task_model
 from ..options import JobOptions
-from ..store.fingerprint import processor_settings
-
-TASK = "video-classification"
-CHUNK = 8
-"""Clips whose inputs are held in memory at once, or a batch if that is more; one of 16 frames, resized and in float32,
-takes 10 MB a view."""
+from .labelled import labelled_job, match_labels
+from .task import LABELLED, Task
 
 
 def video_classification(options: JobOptions) -> Job:
     """Load a classifier and the clips to evaluate it on, `clips` x `crops` views of each.
 
-    Each of the `clips` views in time takes frames spread uniformly over the whole clip, at offsets of its own; each of
-    the `crops` views in space is a square along the longer side. A clip with fewer frames than the model takes repeats
-    its last one.
-
-    Raises:
-        ValueError: there are no such clips, or they have labels that the model does not have.
-        OSError: there is no such model.
+    Views in time take frames spread over the whole clip, each at an offset of its own; views in space are squares
+    along the longer side. A clip with fewer frames than the model takes repeats its last one.
     """
     opened, columns = media.open_media(options, "Video")
-    model = load_model(AutoModelForVideoClassification, options, "classify clips")
+    model = load_task_model(AutoModelForVideoClassification, options, "classify clips")
     processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
     count = frame_count(model.config)
 
@@ -45,36 +34,20 @@ def video_classification(options: JobOptions) -> Job:
         views = read_views(media.stored_source(stored), count, options.clips, limits=options.media_limits)
         return [crop for view in views for crop in spatial_crops(view, options.crops)]
 
-    names, to_model = media.match_names(opened, columns[1], model.config.id2label, options)
-    clips = media.match_rows(opened, columns, names, to_model, options, decode)
-    settings = {"frames": count, "clips": options.clips, "crops": options.crops}
-    return Job(
-        TASK,
-        public_name(options.model),
-        model,
-        clips,
-        _prepare(processor),
-        view_scores,
-        ClassificationScorer(),
-        chunk=CHUNK,
-        settings=settings,
-        depends_on={"processor": processor_settings(processor)},
-    )
-
-
-def _prepare(processor: Any) -> Any:
     def prepare(samples: Sequence[Sample]) -> Inputs:
-        views = [
-            torch.cat([processor(list(view), return_tensors="pt")["pixel_values"] for view in sample.content])
-            for sample in samples
-        ]
-        return {"pixel_values": torch.stack(views)}  # (B, V, T, C, H, W)
+        views = [[processor(list(view), return_tensors="pt")["pixel_values"] for view in s.content] for s in samples]
+        return {"pixel_values": torch.stack([torch.cat(clip) for clip in views])}  # (B, V, T, C, H, W)
 
-    return prepare
+    samples = match_labels(opened, columns, model, options, decode)
+    settings = {"frames": count, "clips": options.clips, "crops": options.crops}
+    return labelled_job(TASK.name, options, model, processor, samples, prepare, view_scores, settings=settings)
 
 
 def view_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
     """Return the probabilities (B, classes) of clips (B, V, T, C, H, W), averaged over their views."""
     pixels = inputs["pixel_values"]
-    logits = model(pixel_values=pixels.flatten(0, 1)).logits.float()
+    logits = model(pixel_values=pixels.flatten(0, 1)).logits.float()  # (B * V, classes)
     return logits.softmax(dim=-1).unflatten(0, pixels.shape[:2]).mean(dim=1)
+
+
+TASK = Task("video-classification", video_classification, LABELLED | {"clips", "crops"}, {"unit": "clips"})
