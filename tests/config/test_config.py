@@ -37,6 +37,7 @@ OTHER = {
     "head_aggregation": "concat",
     "combine": "max",
     "partition": "random",
+    "protect_attended": 0.1,
     "kmeans_iterations": 5,
     "trace": True,
     "restore": True,

@@ -26,7 +26,7 @@ from hf_tome.merging import (
 )
 
 DISTANCES = ("cosine", "euclidean", "dot", "softmax")
-COMBINES = ("weighted_mean", "mean", "max", "keep_one")
+COMBINES = ("weighted_mean", "mean", "max", "keep_one", "keep_norm")
 PARTITIONS = ("alternating", "sequential", "random")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("random", "duplicates", "equal", "zeros")
@@ -144,6 +144,32 @@ def test_tome_is_the_papers_five_steps(batch_size, num_tokens, num_special, r, s
         combine,
     )
     assert match.num_output == num_tokens - min(r, (num_tokens - num_special) // 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_kept_norm_is_the_mean_of_the_members_and_other_rows_keep_their_bits(dtype):
+    x = tokens(0, 2, 13, 6, dtype=dtype).requires_grad_()
+    match = tome(x.detach().double(), 4, 1, combine="keep_norm")
+    merged, size = match.merge(x)
+    plain, _ = tome(x.detach().double(), 4, 1).merge(x.detach())
+    alone = size[..., 0] == 1
+    assert torch.equal(merged[alone], plain[alone])
+    assert (merged.norm(dim=-1) > plain.norm(dim=-1))[~alone].all()
+    merged.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_tokens_of_high_penalty_merge_last():
+    metric = tokens(3, 1, 12, 4)
+    plain = tome(metric, 2, 1)
+    penalty = torch.zeros(1, 12)
+    assert torch.equal(tome(metric, 2, 1, penalty=penalty).source, plain.source)
+    first = plain.merged[0]
+    penalty[0, first] = 5.0  # a cosine is 1 at most: these two merge only where no other is left
+    moved = tome(metric, 2, 1, penalty=penalty)
+    assert not set(moved.merged[0].tolist()) & set(first.tolist())
+    partner = plain.representative[0, plain.into[0, 0]]
+    assert partner not in tome(metric, 1, 1, penalty=torch.zeros(1, 12).index_fill(1, partner, 5.0)).source[0, first]
 
 
 def assert_is(match, expected, x, size, combine="weighted_mean"):

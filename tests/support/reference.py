@@ -28,7 +28,12 @@ class Merged:
             elif how == "mean":
                 rows.append(sum(x[i] for i in members) / len(members))
             else:
-                rows.append(sum(x[i] * size[i] for i in members) / sum(size[i] for i in members))
+                whole = sum(size[i] for i in members)
+                rows.append(sum(x[i] * size[i] for i in members) / whole)
+                length = math.sqrt(sum(rows[-1] ** 2))
+                if how == "keep_norm" and length > 0:
+                    wanted = sum(math.sqrt(sum(x[i] ** 2)) * size[i] for i in members) / whole
+                    rows[-1] = rows[-1] * min(wanted / length, 2)
         sizes = [sum(size[i] for i in members) for members in self.members]
         return np.array(rows).reshape(len(rows), x.shape[1]), np.array(sizes)
 

@@ -72,9 +72,14 @@ class MergeConfig:
         head_aggregation (`str`, *optional*):
             `"mean"` or `"concat"` over the attention heads of `k`, `q` and `v` (ToMe, table 1c).
         combine (`str`, *optional*):
-            `"weighted_mean"`, `"mean"`, `"max"` or `"keep_one"` (ToMe, table 1d).
+            `"weighted_mean"`, `"mean"`, `"max"` or `"keep_one"` (ToMe, table 1d), or `"keep_norm"`, the weighted mean
+            brought to the weighted mean of its members' norms.
         partition (`str`, *optional*):
             `"alternating"`, `"sequential"` or `"random"` (ToMe, table 1e; MaMe, figure 2c).
+        protect_attended (`float`, *optional*, defaults to 0.0):
+            How much later tokens merge that the class token attends to: so many times the attention that it pays to
+            a token (a multiple of the mean, 5 at most) is subtracted from the similarity of each pair with it. In a
+            model without a class token it is the attention of the mean query. 0.05 to 0.2 are common.
         kmeans_iterations (`int`, *optional*, defaults to 2):
             Iterations of the `"kmeans"` baseline (ToMe, table 2).
         trace (`bool`, *optional*, defaults to `False`):
@@ -128,6 +133,7 @@ class MergeConfig:
     head_aggregation: str | None = None
     combine: str | None = None
     partition: str | None = None
+    protect_attended: float = 0.0
     kmeans_iterations: int = 2
     trace: bool = False
     restore: bool = False
@@ -170,6 +176,7 @@ class MergeConfig:
             "layers": normalise_layers(self.layers),
             "threshold": number("threshold", self.threshold, -1.0, 1.0),
             "seed": index("seed", self.seed),
+            "protect_attended": number("protect_attended", self.protect_attended, 0.0, 10.0),
             "kmeans_iterations": index("kmeans_iterations", self.kmeans_iterations, minimum=1),
             "min_tokens": index("min_tokens", self.min_tokens),
             "stride": normalise_pair("stride", self.stride, minimum=1),

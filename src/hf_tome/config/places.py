@@ -35,18 +35,29 @@ PLACES: dict[str, Place] = {
     "tower": Place("tokens merge in the blocks of an encoder, one after the other", has_scores=True),
     "projected": Place(
         "no block merges: each image's projected tokens do, once, on their own similarity",
-        omits=("layers", "proportional_attention", "metric", "head_aggregation", "restore", "batching"),
+        omits=(
+            "layers",
+            "proportional_attention",
+            "metric",
+            "head_aggregation",
+            "protect_attended",
+            "restore",
+            "batching",
+        ),
     ),
     "denoiser": Place(
         "each block merges a share of its tokens and gives every token back",
         adds=DENOISER_FIELDS,
-        omits=("r", "metric", "head_aggregation", "restore", "batching", "partition"),
+        omits=("r", "metric", "head_aggregation", "protect_attended", "restore", "batching", "partition"),
         unmerges=True,
     ),
     "cache": Place(
         "the entries of a cache merge, `keep_ratio` of which stay",
         adds=("keep_ratio", *CACHE_FIELDS),
-        omits=("r", "ratio", "metric", "head_aggregation", "restore", "batching", "partition", "trace"),
+        omits=(
+            *("r", "ratio", "metric", "head_aggregation", "protect_attended", "restore", "batching", "partition"),
+            "trace",
+        ),
     ),
 }
 """The values of `where`."""

@@ -80,6 +80,7 @@ def count_flops(
     pairs: Sequence[float] | None = None,
     attended: Sequence[float] | None = None,
     head_tokens: float | None = None,
+    attending: bool = False,
 ) -> FlopCount:
     """Count the multiply-adds of an encoder that merges between attention and MLP.
 
@@ -88,6 +89,7 @@ def count_flops(
         similarity_dim: the width of what the matching compares, or None where nothing is compared.
         pairs: for each block, how many pairs of tokens are compared; by default ToMe's, where a block loses tokens.
         attended: for each block, how many pairs of query and key attention computes; by default all.
+        attending: whether a row of attention is computed besides, in each block that compares.
         head_tokens: the tokens that the head sees, where they are not those out of the last block.
 
     Raises:
@@ -101,7 +103,13 @@ def count_flops(
         if len(values) != shape.num_layers:
             raise ValueError(f"`{name}` has {len(values)} entries, but the encoder has {shape.num_layers} blocks.")
     blocks = [
-        _block_flops(shape, before, after, attends, compared * (similarity_dim or 0))
+        _block_flops(
+            shape,
+            before,
+            after,
+            attends,
+            compared * (similarity_dim or 0) + (before * shape.hidden_size if attending and compared else 0),
+        )
         for (before, after), attends, compared in zip(tokens, attended, pairs)
     ]
     if head_tokens is None:
@@ -138,6 +146,7 @@ def merged_flops(
         pairs=pairs,
         attended=attended,
         head_tokens=shape.num_tokens if merge_config.restore else None,
+        attending=merge_config.protect_attended > 0,
     )
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .indexing import flat_rows, take
 
-COMBINE_MODES = ("weighted_mean", "mean", "max", "keep_one")
+COMBINE_MODES = ("weighted_mean", "mean", "max", "keep_one", "keep_norm")
+MAX_STRETCH = 2.0
+"""How much longer than its mean a merged token may be made: members that nearly cancel out keep a small sum."""
 
 
 class Merge(ABC):
@@ -73,7 +75,7 @@ class HardMerge(Merge):
         into (`Tensor`): (B, R) int64, the output token that each of `merged` goes to.
         num_input (`int`): N.
         combine (`str`): how members combine: `"weighted_mean"` by size, `"mean"`, `"max"` or `"keep_one"`
-            (ToMe, table 1d).
+            (ToMe, table 1d); or `"keep_norm"`, the weighted mean brought to the weighted mean of its members' norms.
         padding (`Tensor`, *optional*): (B, N) bool, the input tokens that count for nothing, in `kept` or in `merged`.
     """
 
@@ -110,13 +112,15 @@ class HardMerge(Merge):
         flat = x.reshape(-1, channels)  # (B, N, C) -> (B*N, C)
         out = flat.index_select(0, kept)
         if self.merged.shape[1] > 0 and self.combine != "keep_one":
-            out = self._combine(out, flat.index_select(0, merged), into, merged_size, out_size)
+            out = self._combine(out, flat.index_select(0, merged), into, merged_size, out_size).to(x.dtype)
         return out.view(batch_size, self.num_output, channels), out_size.view(batch_size, self.num_output, 1)
 
     def _combine(self, out: Tensor, members: Tensor, into: Tensor, merged_size: Tensor, out_size: Tensor) -> Tensor:
         # out (B*M, C); members (B*R, C); into, merged_size (B*R,); out_size (B*M,)
         if self.padding is not None:  # padding that goes into a token is made equal to it, and so changes nothing
             members = torch.where((merged_size > 0)[:, None], members, out.index_select(0, into))
+        if self.combine == "keep_norm":
+            return _keep_norm(out, members, into, merged_size / out_size.index_select(0, into).clamp(min=1e-12))
         if self.combine == "max":
             return out.scatter_reduce(0, into[:, None].expand_as(members), members, "amax", include_self=True)
         if self.combine == "mean":
@@ -155,6 +159,22 @@ class HardMerge(Merge):
     def representative(self) -> Tensor:
         """The input token that each output token started from (see the base class)."""
         return self.kept
+
+
+def _keep_norm(out: Tensor, members: Tensor, into: Tensor, share: Tensor) -> Tensor:
+    """Combine as a weighted mean, and bring each mean to the weighted mean of its members' norms.
+
+    A mean of vectors is shorter than they are, unless they point the same way; later blocks know vectors of full
+    length. `out` (B*M, C), `members` (B*R, C), `into` and `share` (B*R,); rows without members keep their bits.
+    """
+    full = torch.promote_types(out.dtype, torch.float32)
+    out, members = out.to(full), members.to(full)
+    length, member_length = (torch.linalg.vector_norm(x, dim=-1) for x in (out, members))
+    length = length.index_add(0, into, (member_length - length.index_select(0, into)) * share)
+    mean = out.index_add(0, into, (members - out.index_select(0, into)) * share[:, None])
+    tiny = torch.finfo(full).tiny
+    stretch = length / torch.linalg.vector_norm(mean, dim=-1).clamp(min=tiny)
+    return mean * stretch.clamp(max=MAX_STRETCH)[:, None]
 
 
 def identity_merge(batch_size: int, num_tokens: int, device: torch.device, padding: Tensor | None = None) -> HardMerge:

@@ -40,6 +40,7 @@ MATCH_FIELDS = (
     "distance",
     "combine",
     "partition",
+    "protect_attended",
     "kmeans_iterations",
     "seed",
 )
@@ -64,6 +65,8 @@ class MatchInputs:
         seed: for what is random; another one in each block.
         layer, num_layers: which block it is, and of how many.
         fields: the method's own fields, by name (`Method.fields`).
+        attended: (B, N), the attention that the class token pays to each token, as a multiple of the mean over the
+            tokens that may merge; given where the method has the field `protect_attended` and it is set.
     """
 
     metric: Tensor
@@ -74,6 +77,7 @@ class MatchInputs:
     layer: int = 0
     num_layers: int = 1
     fields: Fields = field(default_factory=dict)
+    attended: Tensor | None = None
 
 
 def r_fewer(num_tokens: int, num_prefix_tokens: int, r: int, fields: Fields) -> int | None:

@@ -24,6 +24,7 @@ def similarity(
     padding: Tensor | None = None,
     *,
     bounded: bool = False,
+    penalty: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return how alike sources and destinations are, (B, S, T), higher is more alike, and a bias (B, S) to add.
 
@@ -36,6 +37,7 @@ def similarity(
         sources, destinations (`Tensor`): positions, (S,) and (T,), or (B, S) and (B, T).
         distance (`str`): a name in `DISTANCES`.
         padding (`Tensor`, *optional*): (B, N) bool.
+        penalty (`Tensor`, *optional*): (B, N), subtracted from the score of a pair for each of its two tokens.
         bounded (`bool`): bring the Euclidean distance to [-1, 1], where a threshold can be set, as cosines are.
 
     Raises:
@@ -45,6 +47,8 @@ def similarity(
     if distance not in table:
         raise ValueError(f"`distance` is {distance!r}; it takes one of {', '.join(map(repr, table))}.")
     metric, bias = sound(metric, unit=distance == "cosine")
+    if penalty is not None:
+        bias = bias - penalty.to(bias)
     if padding is not None:
         bias = bias.masked_fill(padding, -torch.inf)
     with full_precision(metric.device):

@@ -24,6 +24,7 @@ def bipartite_soft_matching(
     partition: str = "alternating",
     combine: str = "weighted_mean",
     seed: int = 0,
+    penalty: Tensor | None = None,
 ) -> Merge:
     """Match the `r` most similar pairs of tokens between the even and the odd positions (ToMe, section 3).
 
@@ -41,6 +42,8 @@ def bipartite_soft_matching(
             and comes out last, so that an image's result does not depend on how far it is padded.
         distance, partition, combine (`str`): the ablations of ToMe's table 1.
         seed (`int`): for `partition="random"`.
+        penalty (`Tensor`, *optional*): (B, N), subtracted from the score of a pair for each of its two tokens, so that
+            tokens of high penalty merge late.
 
     Returns:
         `Merge`: N -> N - r tokens: special, unmerged A in ascending position, B. (Without a class token the authors
@@ -60,7 +63,7 @@ def bipartite_soft_matching(
         return identity_merge(batch_size, num_tokens, metric.device, padding)
 
     with torch.no_grad():
-        scores, bias = similarity(metric, a, b, distance, padding)  # (B, |A|, |B|), (B, |A|)
+        scores, bias = similarity(metric, a, b, distance, padding, penalty=penalty)  # (B, |A|, |B|), (B, |A|)
         order = (scores.amax(dim=-1) + bias).argsort(dim=-1, descending=True, stable=True)
         merged, unmerged = order[:, :r], order[:, r:].sort(dim=-1).values
         # Partners of the merged tokens alone: finding a maximum's place costs a CPU ten times finding the maximum.
@@ -76,7 +79,7 @@ def bipartite_soft_matching(
 
 
 def _match(inputs: MatchInputs) -> Merge:
-    fields = inputs.fields
+    fields, attended = inputs.fields, inputs.attended
     return bipartite_soft_matching(
         inputs.metric,
         inputs.r,
@@ -86,6 +89,7 @@ def _match(inputs: MatchInputs) -> Merge:
         partition=fields["partition"],
         combine=fields["combine"],
         seed=inputs.seed,
+        penalty=None if attended is None else fields["protect_attended"] * attended,
     )
 
 
@@ -96,7 +100,7 @@ def _compared_pairs(before: float, after: float, num_prefix_tokens: int, fields:
 METHOD = Method(
     "tome",
     _match,
-    fields=("r", "distance", "combine", "partition", "seed"),
+    fields=("r", "distance", "combine", "partition", "protect_attended", "seed"),
     compared_pairs=_compared_pairs,
     label="ToMe",
     colour="#0072b2",

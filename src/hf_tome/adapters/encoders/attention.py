@@ -36,8 +36,10 @@ class AttentionCall:
         real (`Tensor`, *optional*): (B, N) bool, the tokens that are not padding; `None` where all are real.
         position (`Tensor`, *optional*): (B, N) int64, the input position of each token, for rotary tables.
         feature (`str`, *optional*): `"k"`, `"q"`, `"v"` (before any rotary embedding) or `"received"`, to be returned.
+        attending (`int`, *optional*): how many leading tokens are class tokens whose attention is to be returned.
         layout (`PaddedLayout`): of the attention's input and output.
         result (`Tensor`, *optional*): (B, H, N, d) for a projection, (B, N) for the attention each token received.
+        attended (`Tensor`, *optional*): (B, N), see `attention_paid`.
     """
 
     bias: Tensor | None = None
@@ -45,8 +47,10 @@ class AttentionCall:
     position: Tensor | None = None
     num_prefix_tokens: int = 0
     feature: str | None = None
+    attending: int | None = None
     layout: PaddedLayout = PADDED
     result: Tensor | None = None
+    attended: Tensor | None = None
 
 
 class MergedAttention(PatchedModule):
@@ -81,9 +85,11 @@ class MergedAttention(PatchedModule):
 
         scaling = getattr(self, family.scaling)
         backend = check_backend(backend_of(self))
+        pairs = None if family.position_bias is None else attention_mask
         if call.feature == "received":
-            pairs = None if family.position_bias is None else attention_mask
             call.result = attention_received(query, key, scaling, call, pairs)
+        if call.attending is not None:
+            call.attended = attention_paid(query, key, scaling, call, pairs)
         dropout = getattr(self, family.dropout) if self.training else 0.0
         # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
         modeling = sys.modules[context.detail]
@@ -187,3 +193,36 @@ def attention_received(
     weights = logits.masked_fill(~call.real[:, None, None, :], -torch.inf).softmax(dim=-1)
     real = call.real[:, None, :, None]  # of each query, (B, 1, N, 1)
     return (weights.masked_fill(~real, 0).sum(dim=2) / real.sum(dim=2)).mean(dim=1).detach()
+
+
+MOST_ATTENDED = 5.0
+"""More than so many times the mean attention counts as so much: one token in a sink would outweigh all others."""
+
+
+def attention_paid(
+    query: Tensor, key: Tensor, scaling: float, call: AttentionCall, pairs: Tensor | None = None
+) -> Tensor:
+    """Return the attention that class tokens pay to each token, as a multiple of its mean over those that may merge.
+
+    It is a mean over heads and class tokens; where there are none, the query is the mean of all real tokens' queries.
+    One row of queries, (B, H, c, d) by (B, H, N, d), so that fused attention stays. `pairs` as in
+    `attention_received`. Returns (B, N), `MOST_ATTENDED` at most.
+    """
+    if call.attending:
+        query = query[:, :, : call.attending]
+        pairs = None if pairs is None else pairs[:, :, : call.attending]
+    else:
+        real = None if call.real is None else call.real[:, None, :, None].to(query.dtype)  # (B, 1, N, 1)
+        # (B, H, N, d) -> (B, H, 1, d)
+        query = query.mean(dim=2, keepdim=True) if real is None else (query * real).sum(2, True) / real.sum(2, True)
+        pairs = None if pairs is None else pairs.mean(dim=2, keepdim=True)
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling  # (B, H, c, N)
+    for bias in (pairs, None if call.bias is None else call.bias[:, None, None, :]):
+        logits = logits if bias is None else logits + bias
+    if call.real is not None:
+        logits = logits.masked_fill(~call.real[:, None, None, :], -torch.inf)
+    paid = logits.softmax(dim=-1).mean(dim=(1, 2)).detach()  # (B, N)
+    mergeable = paid[:, call.num_prefix_tokens :]
+    count = mergeable.shape[1] if call.real is None else call.real[:, call.num_prefix_tokens :].sum(1, keepdim=True)
+    mean = mergeable.sum(dim=1, keepdim=True) / count
+    return (paid / mean.clamp(min=torch.finfo(paid.dtype).tiny)).clamp(max=MOST_ATTENDED)

@@ -167,6 +167,7 @@ def _attention_call(context: MergeContext, state: ForwardState) -> AttentionCall
         position=state.position[index],
         num_prefix_tokens=plan.num_prefix_tokens,
         feature=(plan.method.metric or plan.config.choice("metric")) if plan.merging[index] else None,
+        attending=plan.num_class_tokens if plan.merging[index] and plan.config.protect_attended else None,
         layout=state.layout[index],
     )
 
@@ -209,6 +210,7 @@ def _match(context: MergeContext, call: AttentionCall, hidden_states: Tensor, si
         layer=index,
         num_layers=plan.num_layers,
         fields=config.match_fields(plan.method),
+        attended=call.attended,
     )
     return plan.method(inputs)
 

@@ -30,6 +30,11 @@ def class_tokens(config: Any) -> int:
     return config.n_cls_tokens
 
 
+def first_token(config: Any, tower: Any) -> int:
+    """The class token alone, of several special tokens."""
+    return 1
+
+
 def class_and_registers(config: Any) -> int:
     """A class token and the registers behind it."""
     return 1 + config.num_register_tokens
@@ -119,6 +124,8 @@ class Family:
             may be transposed) the sum takes on.
         protected: the leading tokens that are never merged where those are others than the special ones, from the
             tower's config and the tower, which is `None` where only its config is known.
+        class_tokens: the leading tokens whose attention tells what matters, from the tower's config and the tower;
+            all special ones by default.
         inputs: what the tower takes, and how its patches lie on it: for example inputs and pictures.
         sizes: where the config keeps the sizes that the multiply-adds depend on.
         library: whose modules these are: `"transformers"`, or `"timm"`, whose attention has a forward of its own.
@@ -148,6 +155,7 @@ class Family:
     position_bias: str | None = None
     residual_first: bool = False
     protected: Callable[[Any, Any], int] | None = None
+    class_tokens: Callable[[Any, Any], int] | None = None
     inputs: InputFormat = IMAGE
     sizes: Sizes = PLAIN
     library: str = "transformers"
@@ -156,10 +164,14 @@ class Family:
         """Return the number of leading tokens that are never merged."""
         return self.num_special(config) if self.protected is None else self.protected(config, tower)
 
+    def num_class_tokens(self, config: Any, tower: Any = None) -> int:
+        """Return the number of leading tokens whose attention tells what matters."""
+        return self.num_special(config) if self.class_tokens is None else self.class_tokens(config, tower)
+
     def check(self) -> None:
         """Raise a `ValueError` where an entry is not what it takes."""
-        for name in ("num_special", "protected"):
-            if not (callable(getattr(self, name)) or (name == "protected" and self.protected is None)):
+        for name in ("num_special", "protected", "class_tokens"):
+            if not (callable(getattr(self, name)) or (name != "num_special" and getattr(self, name) is None)):
                 raise ValueError(f"`{name}` of {self.tower!r} is {getattr(self, name)!r}; it takes a function.")
         for name, kind in (("inputs", InputFormat), ("sizes", Sizes)):
             if not isinstance(getattr(self, name), kind):

@@ -58,6 +58,7 @@ class EncoderPlan(Plan):
             the tower's output.
         outputs: what is done with the tokens after the last block, in words.
         has_readers: whether something behind the blocks reads the sizes of the tokens.
+        num_class_tokens: the leading tokens whose attention tells what matters.
     """
 
     family: Family
@@ -71,6 +72,7 @@ class EncoderPlan(Plan):
     reads: tuple[int, ...] = ()
     outputs: tuple[str, ...] = ()
     has_readers: bool = False
+    num_class_tokens: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -152,6 +154,7 @@ def plan_tower(
             f"{type(root).__name__} reads the tokens of several blocks on the full grid (`features_only`), and merged "
             f"tokens have no grid. {HOW_TO_GO_ON}"
         )
+    tower_config = getattr(module, "config", None)
     cropped = max((row.num_cropped(owner) for owner, row in owned if row.num_cropped), default=0)
     plan = EncoderPlan(
         config=config,
@@ -160,7 +163,8 @@ def plan_tower(
         schedule=config.schedule(num_blocks)[: len(blocks)],
         merging=merging[: len(blocks)],
         num_blocks=num_blocks,
-        num_prefix_tokens=max(family.num_protected(getattr(module, "config", None), module), cropped),
+        num_prefix_tokens=max(family.num_protected(tower_config, module), cropped),
+        num_class_tokens=family.num_class_tokens(tower_config, module),
         proportional=_weighs_attention(config, family),
         unmerge=unmerge,
         reads=reads,

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import UnsupportedModelError
 from ...patching.patch import PatchedModule, context_of
-from .attention import AttentionCall, attention_received, log_size
+from .attention import AttentionCall, attention_paid, attention_received, log_size
 from .block import begin_pass, end_pass
 from .family import CLASS_TOKEN, TOKENS, Family, OutputAdapter, zero
 from .outputs import SizeReader, final_size
@@ -77,6 +77,8 @@ class TimmAttention(PatchedModule):
             call.result = {"q": query, "k": key, "v": value}[call.feature]
         elif call.feature == "received":
             call.result = attention_received(query, key, self.scale, call)
+        if call.attending is not None:
+            call.attended = attention_paid(query, key, self.scale, call)
         if call.layout.per_image:
             bias = call.bias if context_of(self).target.plan.proportional else None  # no padding, no mask
             out = attend_per_image(_attend, self, query, key, value, bias, call.layout).flatten(2)
@@ -171,11 +173,18 @@ TIMM_WRAPPERS: dict[str, tuple[OutputAdapter, ...]] = {
     "TimmWrapperForImageClassification": (POOL,),
 }
 
+
+def class_prefix(config: Any, tower: Any) -> int:
+    """Class and distillation token."""
+    return tower.num_prefix_tokens - tower.num_reg_tokens
+
+
 TIMM_VIT = Family(
     model_types=("timm_wrapper",),
     tower="VisionTransformer",
     num_special=zero,  # timm's modules have no config to read them from
     protected=prefix_tokens,
+    class_tokens=class_prefix,
     heads={"VisionTransformer": (OWN_POOL,), **TIMM_WRAPPERS},
     library="timm",
     layers="blocks",

@@ -14,6 +14,7 @@ from ..family import (
     Family,
     OutputAdapter,
     class_and_registers,
+    first_token,
     one,
     zero,
 )
@@ -111,6 +112,7 @@ IMAGE_TEXT: tuple[Family, ...] = (
         tower="Tipsv2VisionModel",
         sizes=sizes.DINOV2_TOWER,
         num_special=class_and_registers,
+        class_tokens=first_token,
         heads={
             "Tipsv2VisionModel": (CLASS_TOKEN, TOKENS),
             "Tipsv2Model": (CLASS_TOKEN,),

@@ -16,6 +16,7 @@ from ..family import (
     class_and_registers,
     class_tokens,
     first_patch_if_pooled,
+    first_token,
     one,
     two,
     zero,
@@ -121,6 +122,7 @@ IMAGES: tuple[Family, ...] = (
         model_types=("dinov2_with_registers",),
         tower="Dinov2WithRegistersModel",
         num_special=class_and_registers,
+        class_tokens=first_token,
         heads={
             "Dinov2WithRegistersModel": (CLASS_TOKEN, TOKENS),
             "Dinov2WithRegistersForImageClassification": (CLASS_TOKEN, mean_of("dinov2_with_registers.layernorm")),
@@ -133,6 +135,7 @@ IMAGES: tuple[Family, ...] = (
         tower="DINOv3ViTModel",
         sizes=replace(sizes.NO_HEAD, gated=sizes.gated_by_config),
         num_special=class_and_registers,
+        class_tokens=first_token,
         heads={"DINOv3ViTModel": (CLASS_TOKEN, TOKENS), "DINOv3ViTBackbone": BACKBONE},
         layers="model.layer",
         dropout="dropout",
