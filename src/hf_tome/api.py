@@ -69,8 +69,10 @@ def plan_targets(model: object, config: MergeConfig) -> list[Target]:
             planned = adapter.plan(root, config)
             check_patches(planned)
             return planned
-    reasons = (adapter.reason(root) for adapter in serving)
-    raise UnsupportedModelError(next(reason for reason in reasons if reason))
+    reasons = (reason for adapter in serving if (reason := adapter.reason(root)))
+    known = ", ".join(repr(place) for adapter in ADAPTERS for place in adapter.places)
+    default = f"Nothing merges with `where={config.where!r}` in a {type(root).__name__}; `where` takes {known} here."
+    raise UnsupportedModelError(next(reasons, default))
 
 
 def replace_targets(model: ModelT, planned: Sequence[Target]) -> ModelT:

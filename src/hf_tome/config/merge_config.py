@@ -323,9 +323,12 @@ class MergeConfig:
             scheduled: the block's entry of `schedule`, which `ratio` takes the place of.
             num_mergeable: its tokens but for the protected ones.
         """
+        return min(self.requested_tokens(scheduled, num_mergeable), num_mergeable // 2)
+
+    def requested_tokens(self, scheduled: int, num_mergeable: int) -> int:
+        """Return how many of `num_mergeable` tokens are asked for, by `ratio` or else as `scheduled`."""
         # A product such as 0.29 * 100 may fall short of the integer that it stands for.
-        r = scheduled if self.ratio is None else int(self.ratio * num_mergeable + 1e-9)
-        return min(r, num_mergeable // 2)
+        return scheduled if self.ratio is None else int(self.ratio * num_mergeable + 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; a schedule of `r` as `{"r": 16, "inflection": -1.0}`."""

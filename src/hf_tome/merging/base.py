@@ -130,12 +130,13 @@ class HardMerge(Merge):
         # Two tokens of padding (size 0) may meet; their share is then 0, not 0/0.
         share = merged_size / out_size.index_select(0, into).clamp(min=1e-12)
         # `members` and `out` are fresh copies whose values no backward needs, so both can be changed in place.
-        target, share = out.index_select(0, into), share[:, None].to(out.dtype)
+        target = out.index_select(0, into)
         if out.dtype == torch.float16:
-            # The difference of two tokens may be beyond float16 where their mean is not; half of it never is.
-            difference = members.mul_(0.5).sub_(target.mul_(0.5)).mul_(share)
+            # The difference of two tokens may be beyond float16 where their mean is not; half of its share never is.
+            half = (0.5 * share)[:, None].to(out.dtype)
+            difference = members.mul_(half).addcmul_(target, half, value=-1)
             return out.index_add_(0, into, difference).index_add_(0, into, difference)
-        return out.index_add_(0, into, members.sub_(target).mul_(share))
+        return out.index_add_(0, into, members.sub_(target).mul_(share[:, None].to(out.dtype)))
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Copy each merged token back to its members (see the base class)."""

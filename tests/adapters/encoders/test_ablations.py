@@ -5,7 +5,7 @@ import torch
 import transformers as tf
 from zoo import IMAGE, SMALL, ZOO
 
-from hf_tome import MergeConfig, apply
+from hf_tome import MergeConfig, apply, report
 from hf_tome.api import targets
 from hf_tome.merging import MatchInputs, kmeans
 from hf_tome.merging.base import COMBINE_MODES
@@ -99,3 +99,32 @@ def test_mame_merges_in_the_first_two_thirds_by_default():
     config = tf.ViTConfig(**{**SMALL, "num_hidden_layers": 12}, **IMAGE)
     tower = targets(apply(tf.ViTModel(config), MergeConfig(method="mame")))[0]
     assert [layer for layer, merges in enumerate(tower.plan.merging) if merges] == list(range(8))
+
+
+def test_a_ratio_follows_the_tokens_that_are_left():
+    model = apply(VIT.make(), MergeConfig(ratio=0.25))
+    planned = report(model).towers[0].tokens
+    with torch.no_grad():
+        VIT.run(model)
+    tower = report(model).towers[0]
+    assert tower.tokens[0] == (65, 49)  # a quarter of 64
+    assert tower.tokens[1] == (49, 37)
+    assert tower.tokens == planned
+    assert tower.gflops < tower.gflops_unmerged
+    with torch.no_grad():
+        unmerged = VIT.run(VIT.make())
+        assert torch.equal(VIT.run(apply(VIT.make(), MergeConfig(ratio=0.0))), unmerged)
+    assert "merges half of its tokens at most" in str(report(apply(VIT.make(), MergeConfig(ratio=0.7))))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ratio": 0.5, "tile": 8}, "`tile` is 8, but with `where='tower'` it means nothing"),
+        ({"where": "denoiser", "ratio": 0.5}, "where='denoiser'"),
+        ({"where": "cache", "keep_ratio": 0.5}, "where='cache'"),
+    ],
+)
+def test_another_place_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        apply(VIT.make(), MergeConfig(**fields))

@@ -114,6 +114,15 @@ def test_report_and_trace(vlm):
     assert "fewer than the r=10000 asked for can merge" in str(report(model))
 
 
+@pytest.mark.parametrize("ratio", [0.25, 0.7])
+def test_a_ratio_is_the_share_of_an_image(ratio):
+    vlm = BY_NAME["InternVL"]
+    model = apply(vlm.make(), MergeConfig(ratio=ratio, where="projected"))
+    vlm.features(model, [[0]])
+    before, after = report(model).towers[0].tokens[0]
+    assert before - after == int(ratio * before + 1e-9)
+
+
 @torch.enable_grad()
 @some_vlms
 def test_gradients_reach_the_tower(vlm):

@@ -66,7 +66,7 @@ def _merge_group(
 ) -> Iterator[MergedImage]:
     """Merge tokens (G, N, C) of images of one length, of which the first `num_prefix` of `order` (G, N) stay."""
     config, num_tokens, size = plan.config, x.shape[1], None
-    left = plan.schedule[0] if config.ratio is None else config.tokens_to_merge(0, num_tokens - num_prefix)
+    left = config.requested_tokens(plan.schedule[0], num_tokens - num_prefix)
     x = x.gather(1, order[..., None].expand_as(x))
     place = order  # of each token in the image, (G, M)
     held_by = torch.arange(num_tokens, device=x.device).expand_as(order)  # the row that holds each of `order`, (G, N)
