@@ -80,6 +80,29 @@ class MatchInputs:
     attended: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class GridInputs:
+    """What a method is given to match the tokens of a grid, every one of which is given back after the block.
+
+    Attributes:
+        metric: (B, N, D), what similarity is measured on; N is the product of `shape`.
+        r: tokens to merge, at most.
+        shape: (height, width) or (frames, height, width), in row-major order.
+        tile: the side of the square within which tokens are compared; `None` for the whole frame.
+        stride: height and width of a cell, of which one token is a destination.
+        seed: for what is random; an int64 scalar, so that compiled graphs need not be compiled anew for each.
+        fields: the method's own fields, by name (`Method.fields`).
+    """
+
+    metric: Tensor
+    r: int
+    shape: tuple[int, ...]
+    tile: int | None
+    stride: tuple[int, int]
+    seed: int | Tensor
+    fields: Fields = field(default_factory=dict)
+
+
 def r_fewer(num_tokens: int, num_prefix_tokens: int, r: int, fields: Fields) -> int | None:
     """Return the tokens out of a block that loses `r`."""
     return num_tokens - r
@@ -116,6 +139,7 @@ class Method:
         planned_tokens: the tokens out of a merging block, from (tokens into it, prefix tokens, r, fields); `None`
             where it depends on the images. `r` is what the block merges at most.
         compared_pairs: how many pairs of tokens are compared, from (tokens in, tokens out, prefix tokens, fields).
+        match_grid: makes the `Merge` of a grid's tokens from `GridInputs`; `None` where the method has no such form.
         search_field: the field that sweeps and tuning vary, from mild to strong.
         search_values: the values that tuning tries; `r` needs none, its values follow from the model.
         label: what tables and legends call it; the name by default.
@@ -132,6 +156,7 @@ class Method:
     layers: Callable[[int], Sequence[int]] = range
     planned_tokens: Callable[[int, int, int, Fields], int | None] = r_fewer
     compared_pairs: Callable[[float, float, int, Fields], float] = no_pairs
+    match_grid: Callable[[GridInputs], Merge] | None = None
     search_field: str = "r"
     search_values: tuple[float, ...] = ()
     label: str = ""

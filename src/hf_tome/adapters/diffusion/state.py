@@ -1,0 +1,85 @@
+"""What a denoiser hands to its blocks in one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .rows import Call, Grid
+
+
+class DenoiserPass:
+    """The pass that runs: its grid, its seed, and how many tokens each block merged.
+
+    Plain attributes, which a compiled block can read (it could not read those of a thread). So two threads must not
+    run one denoiser at the same time, which schedulers do not allow either.
+
+    Attributes:
+        grid: of the latents; `None` outside of passes and in steps that do not merge, where blocks run as they are.
+        seed: an int64 scalar that depends on the timestep (see `matching.step_seed`).
+        tokens: by block index, the tokens into and out of its merge.
+    """
+
+    def __init__(self) -> None:
+        self.grid: Grid | None = None
+        self.seed: Tensor | None = None
+        self.tokens: dict[int, tuple[int, int]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __setstate__(self, values: dict[str, object]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+@dataclass(eq=False)
+class BlockDetail:
+    """What one patched block knows; `bias` is set while it runs, for the attentions inside.
+
+    Attributes:
+        call: how it is called.
+        kind: `"block"`, `"attention"` or `"kv"`.
+        state: the pass, shared by all blocks of a denoiser.
+        index: the block's number, an int64 scalar, so that blocks of a class share one compiled graph.
+        min_tokens: fewer tokens than this do not merge.
+        proportional: whether keys get log(size).
+    """
+
+    call: Call
+    kind: str
+    state: DenoiserPass
+    index: Tensor
+    number: int
+    min_tokens: int
+    proportional: bool
+    bias: KeyBias | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "bias": None}
+
+
+@dataclass(frozen=True)
+class KeyBias:
+    """log(size) of merged tokens, and where they stand among the tokens of a block.
+
+    Attributes:
+        log_size: (B, M).
+        start: tokens before them.
+        length: tokens (B, N') of the block's argument, text in it included.
+        text_first: whether text keys from elsewhere stand before these.
+    """
+
+    log_size: Tensor
+    start: int
+    length: int
+    text_first: bool
+
+    def over(self, num_keys: int) -> Tensor | None:
+        """Return the bias (B, 1, 1, K) over `num_keys` keys, 0 for text; `None` if the tokens are not among them."""
+        if num_keys < self.length:
+            return None
+        before = (num_keys - self.length if self.text_first else 0) + self.start
+        behind = num_keys - before - self.log_size.shape[1]
+        return torch.nn.functional.pad(self.log_size, (before, behind))[:, None, None]
