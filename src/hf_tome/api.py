@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .adapters.adapter import Adapter
+from .adapters.diffusion.adapter import DiffusionAdapter
 from .adapters.encoders.adapter import EncodersAdapter
 from .adapters.vision_language.adapter import ProjectedAdapter, VisionTowerAdapter
 from .config import MergeConfig
@@ -19,7 +20,12 @@ from .patching.unwrap import unwrap
 
 ModelT = TypeVar("ModelT")
 
-ADAPTERS: tuple[Adapter, ...] = (ProjectedAdapter(), VisionTowerAdapter(), EncodersAdapter())
+ADAPTERS: tuple[Adapter, ...] = (
+    ProjectedAdapter(),
+    DiffusionAdapter(),
+    VisionTowerAdapter(),
+    EncodersAdapter(),
+)
 """Where merging fits. The first that serves the config's place, and finds something in the model, plans; the reason
 why nothing is found is that of the first that gives one. Encoders, which give one for any model, come last."""
 AUTO = ("tower", "denoiser")

@@ -73,7 +73,7 @@ ORDER = [
     ["patching"],
     ["adapters"],  # what an adapter is; its folders follow
     ["adapters/encoders"],
-    ["adapters/vision_language"],
+    ["adapters/vision_language", "adapters/diffusion"],
     ["api"],
     ["inspection"],
     ["profiling"],

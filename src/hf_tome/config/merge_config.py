@@ -34,7 +34,7 @@ CONFIG_NAME = "merge_config.json"
 FORMAT_VERSION = 1
 """Raised when an older `hf_tome` could no longer read what a newer one writes."""
 
-MODULES = ("attention", "block", "kv")
+MODULES = ("auto", "attention", "block", "kv")
 DESTINATIONS = ("alternating", "keydiff")
 SIZES = ("count", "fitted")
 
@@ -96,8 +96,11 @@ class MergeConfig:
         ratio (`float`, *optional*):
             Instead of `r`: the share of the tokens that may merge which each merging block takes away, in [0, 1); more
             than half of them never merge in one block of an encoder.
-        modules (`str`, *optional*, defaults to `"attention"`):
-            Denoiser: merge around `"attention"`, around the whole `"block"`, or its keys and values alone, `"kv"`.
+        modules (`str`, *optional*, defaults to `"auto"`):
+            Denoiser: merge around self-`"attention"`, around the whole `"block"`, or in the self-attention's keys and
+            values alone, `"kv"`. `"auto"` is around attention where the denoiser's blocks allow it, else the block.
+        every (`int`, *optional*, defaults to 1):
+            Denoiser: merge in the first of every so many blocks; 2 is every second block.
         min_tokens (`int`, *optional*, defaults to 1024):
             Denoiser: blocks of fewer tokens do not merge.
         tile (`int`, *optional*, defaults to 16):
@@ -140,7 +143,8 @@ class MergeConfig:
     seed: int = 0
     where: str = "auto"
     ratio: float | None = None
-    modules: str = "attention"
+    modules: str = "auto"
+    every: int = 1
     min_tokens: int = 1024
     tile: int | None = 16
     stride: tuple[int, int] = (2, 2)
@@ -178,6 +182,7 @@ class MergeConfig:
             "seed": index("seed", self.seed),
             "protect_attended": number("protect_attended", self.protect_attended, 0.0, 10.0),
             "kmeans_iterations": index("kmeans_iterations", self.kmeans_iterations, minimum=1),
+            "every": index("every", self.every, minimum=1),
             "min_tokens": index("min_tokens", self.min_tokens),
             "stride": normalise_pair("stride", self.stride, minimum=1),
             "steps": normalise_span("steps", self.steps),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..merging.method import Method
 
 COMMON_FIELDS = ("method", "where", "layers", "proportional_attention", "trace")
-DENOISER_FIELDS = ("modules", "min_tokens", "tile", "stride", "steps")
+DENOISER_FIELDS = ("modules", "every", "min_tokens", "tile", "stride", "steps")
 CACHE_FIELDS = ("protect", "causal", "destinations", "size")
 
 

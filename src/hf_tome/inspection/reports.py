@@ -9,7 +9,7 @@ from typing import Any
 from ..api import targets
 from ..config import MergeConfig
 from ..merging.methods import get_method
-from ..patching.plans import Description, Target
+from ..patching.plans import Description, Level, Target
 from ..patching.unwrap import unwrap
 from .flops import EncoderShape, merged_flops, planned_tokens
 
@@ -34,6 +34,7 @@ class TowerReport:
         gflops, gflops_unmerged: 1e9 multiply-adds (half of what most counters call FLOPs) an image, those of padding
             included where it is computed with.
         notes: what the user should know, e.g. that nothing merges.
+        levels: in denoisers, whose blocks give all tokens back: blocks and their tokens in the last pass; else `None`.
     """
 
     path: str
@@ -50,6 +51,7 @@ class TowerReport:
     gflops: float | None
     gflops_unmerged: float | None
     notes: tuple[str, ...]
+    levels: tuple[Level, ...] | None = None
 
     @property
     def tokens_out(self) -> float | None:
@@ -68,11 +70,18 @@ class TowerReport:
             f"proportional attention {'on' if self.proportional_attention else 'off'}",
             f"  protected: {self.num_special} leading tokens",
         ]
-        lines = [f"{name}: {self.method}, behind the projector"] if self.is_projected else in_blocks
+        lines = in_blocks
+        if self.is_projected:
+            lines = [f"{name}: {self.method}, behind the projector"]
+        elif self.levels is not None:
+            lines = [f"{name}: {self.method}, proportional attention {'on' if self.proportional_attention else 'off'}"]
         lines += [f"  head: {says}" for says in self.heads]
         if self.tokens is not None:
             path = " -> ".join(f"{count:.4g}" for count in (self.tokens[0][0], *(after for _, after in self.tokens)))
             lines.append(f"  tokens{'' if self.measured else ' (planned)'}: {path}")
+        for level in self.levels or ():
+            change = f"-> {level.after:,} -> {level.before:,}" if level.after < level.before else "(do not merge)"
+            lines.append(f"  {level.num_blocks} blocks of {level.before:,} tokens {change}")
         if self.gflops is not None and self.gflops_unmerged is not None:
             share = self.gflops / self.gflops_unmerged
             lines.append(
@@ -135,6 +144,7 @@ def _report_target(target: Target, path: str) -> TowerReport:
         gflops=None if gflops is None else gflops[0],
         gflops_unmerged=None if gflops is None else gflops[1],
         notes=tuple(_notes(target, description, computed)),
+        levels=description.levels,
     )
 
 
@@ -155,6 +165,8 @@ def _gflops(shape: EncoderShape, computed: list, target: Target, description: De
 
 def _notes(target: Target, description: Description, computed: list[tuple[float, float]] | None) -> list[str]:
     notes = [*description.notes]
+    if description.levels is not None:
+        return notes
     if not any(description.merging):
         notes.append(
             "nothing merges: the config asks for no token in any block; the output is the unmerged model's, bit by bit"

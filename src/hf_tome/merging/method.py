@@ -140,6 +140,7 @@ class Method:
             where it depends on the images. `r` is what the block merges at most.
         compared_pairs: how many pairs of tokens are compared, from (tokens in, tokens out, prefix tokens, fields).
         match_grid: makes the `Merge` of a grid's tokens from `GridInputs`; `None` where the method has no such form.
+        grid_proportional: whether the keys of a grid's tokens get log(size) by default.
         search_field: the field that sweeps and tuning vary, from mild to strong.
         search_values: the values that tuning tries; `r` needs none, its values follow from the model.
         label: what tables and legends call it; the name by default.
@@ -157,6 +158,7 @@ class Method:
     planned_tokens: Callable[[int, int, int, Fields], int | None] = r_fewer
     compared_pairs: Callable[[float, float, int, Fields], float] = no_pairs
     match_grid: Callable[[GridInputs], Merge] | None = None
+    grid_proportional: bool = True
     search_field: str = "r"
     search_values: tuple[float, ...] = ()
     label: str = ""

@@ -66,7 +66,7 @@ def _split_each(order: Tensor, half: int, padding: Tensor) -> tuple[Tensor, Tens
     return grouped[:, :half], grouped[:, half:]
 
 
-def pseudo_random(n: int, seed: int, device: torch.device) -> Tensor:
+def pseudo_random(n: int, seed: int | Tensor, device: torch.device) -> Tensor:
     """Return `n` distinct int64 numbers below 2^32 that depend on `seed` alone, the same on every device.
 
     Integer mixing (two rounds of a multiplicative hash) instead of a generator: generators differ between devices and

@@ -37,7 +37,7 @@ class TileLayout:
 
 
 def tile_layout(
-    grid: tuple[int, ...], tile: int | None, stride: tuple[int, int], seed: int, device: torch.device
+    grid: tuple[int, ...], tile: int | None, stride: tuple[int, int], seed: int | Tensor, device: torch.device
 ) -> TileLayout:
     """Draw one destination a cell of `stride`, from `seed` and the cell's number alone.
 
@@ -122,7 +122,7 @@ def tiled_matching(
     *,
     tile: int | None = 16,
     stride: tuple[int, int] = (2, 2),
-    seed: int = 0,
+    seed: int | Tensor = 0,
     combine: str = "weighted_mean",
 ) -> HardMerge:
     """Match the `r` sources of a grid that are most similar to a destination in their own tile, and merge them.
@@ -138,7 +138,7 @@ def tiled_matching(
         grid (`tuple[int, ...]`): (height, width) or (frames, height, width), in row-major order.
         tile (`int`, *optional*): the side of a tile in tokens; `None` matches within the whole frame.
         stride (`tuple[int, int]`): height and width of a cell.
-        seed (`int`): the same seed draws the same destinations, in every image of the batch.
+        seed (`int` or `Tensor`): the same seed draws the same destinations, in every image of the batch.
         combine (`str`): how members combine (see `HardMerge`).
 
     Returns:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from .base import HardMerge, Merge, check_arguments, identity_merge, pair_merge
 from .indexing import take
-from .method import Fields, MatchInputs, Method, two_halves
+from .method import Fields, GridInputs, MatchInputs, Method, two_halves
 from .partition import split
 from .similarity import similarity
+from .tiles import tiled_matching
 
 
 def bipartite_soft_matching(
@@ -97,9 +98,22 @@ def _compared_pairs(before: float, after: float, num_prefix_tokens: int, fields:
     return two_halves(before)  # prefix tokens take part in the alternation, and so in the product
 
 
+def _match_grid(inputs: GridInputs) -> Merge:
+    return tiled_matching(
+        inputs.metric,
+        inputs.r,
+        inputs.shape,
+        tile=inputs.tile,
+        stride=inputs.stride,
+        seed=inputs.seed,
+        combine=inputs.fields["combine"],
+    )
+
+
 METHOD = Method(
     "tome",
     _match,
+    match_grid=_match_grid,
     fields=("r", "distance", "combine", "partition", "protect_attended", "seed"),
     compared_pairs=_compared_pairs,
     label="ToMe",

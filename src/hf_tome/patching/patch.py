@@ -47,18 +47,15 @@ class PatchedModel(PatchedModule):
 
 def patch(module: nn.Module, mixin: type, context: MergeContext) -> None:
     """Give `module` the behaviour of `mixin`, and the context that it reads."""
-    base: Any = type(module)
-    module.__class__ = _subclass(mixin, base)
     # Not a module or parameter, so this bypasses nn.Module's registration on purpose.
     module.__dict__[CONTEXT] = context
-    _rebind(module)
+    _change_class(module, _subclass(mixin, type(module)))
 
 
 def unpatch(module: nn.Module) -> None:
     """Give `module` its own class back; the inverse of `patch`."""
-    module.__class__ = own_class(module)
+    _change_class(module, own_class(module))
     module.__dict__.pop(CONTEXT, None)
-    _rebind(module)
 
 
 def is_patched(module: object) -> bool:
@@ -86,16 +83,35 @@ def context_of(module: Any) -> MergeContext:
     return getattr(module, CONTEXT)
 
 
-def hooked_forward(module: nn.Module) -> MethodType | None:
-    """Return the forward that accelerate's hooks run in place of a module's own, if that is the module's method."""
-    forward = module.__dict__.get("_old_forward") if hasattr(module, "_hf_hook") else None
-    return forward if isinstance(forward, MethodType) and forward.__self__ is module else None
+def is_forward_kept(module: nn.Module) -> bool:
+    """Return whether a forward that was set on the instance still runs that of its class, as hooks' does."""
+    return "forward" not in module.__dict__ or bool(_kept_forwards(module))
 
 
-def _rebind(module: nn.Module) -> None:
-    """Let accelerate's hooks, which keep a module's forward, run that of its present class."""
-    if hooked_forward(module) is not None:
-        module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
+def _kept_forwards(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Return where the module's own forward is kept as a bound method: a dictionary, and the key in it.
+
+    accelerate's hooks keep it on the module, those of diffusers in their registry, and a hook of either that is taken
+    away again leaves it on the instance.
+    """
+    registry = module.__dict__.get("_diffusers_hook")
+    references = [vars(reference) for reference in getattr(registry, "_fn_refs", ())]
+    places = [(module.__dict__, "forward"), (module.__dict__, "_old_forward")]
+    places += [(reference, key) for reference in references for key in ("forward", "original_forward")]
+    own = {vars(cls).get("forward") for cls in type(module).__mro__}
+    return [
+        (kept, key)
+        for kept, key in places
+        if isinstance(kept.get(key), MethodType) and kept[key].__self__ is module and kept[key].__func__ in own
+    ]
+
+
+def _change_class(module: nn.Module, cls: Any) -> None:
+    """Change the class of a module, and let hooks that keep a module's forward run that of its new class."""
+    kept_forwards = _kept_forwards(module)
+    module.__class__ = cls
+    for kept, key in kept_forwards:
+        kept[key] = MethodType(type(module).forward, module)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from .patch import hooked_forward, is_patched, mixin_of, own_class, patch
+from .patch import is_forward_kept, is_patched, mixin_of, own_class, patch
 
 if TYPE_CHECKING:
     from ..config import MergeConfig
@@ -20,6 +20,20 @@ HOW_TO_GO_ON = (
     "See docs/models.md for what is supported; a plain encoder inside a model of your own can be merged by itself, "
     "as in `hf_tome.apply(model.encoder, config)`."
 )
+
+
+@dataclass(frozen=True)
+class Level:
+    """Blocks that work on as many tokens, each of which merges some and gives all of them back.
+
+    Attributes:
+        num_blocks: how many blocks.
+        before, after: tokens into and out of the merge; the same where these blocks do not merge.
+    """
+
+    num_blocks: int
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,8 @@ class Description:
         blocks_run: how many of the blocks run, where the rest is not read by anything.
         unmerged: whether all tokens are given back after the last of these blocks.
         notes: what else the user should know.
+        levels: where every block gives its tokens back, what the last pass did by number of tokens, largest first; no
+            entry before any pass. `None` where tokens go on from block to block.
     """
 
     tower: str
@@ -49,6 +65,7 @@ class Description:
     outputs: tuple[str, ...] = ()
     unmerged: bool = False
     notes: tuple[str, ...] = ()
+    levels: tuple[Level, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,10 +173,10 @@ def check_patches(targets: Iterable[Target]) -> None:
 def check_forwards(modules: Sequence[nn.Module]) -> None:
     """Raise where an instance has a forward of its own, which would run instead of ours, silently.
 
-    That of accelerate's hooks is none: it runs the module's, which is patched in it as well.
+    That of accelerate's and diffusers' hooks is none: it runs the module's, which is patched in it as well.
     """
     for module in modules:
-        if "forward" in module.__dict__ and hooked_forward(module) is None:
+        if not is_forward_kept(module):
             raise UnsupportedModelError(
                 f"The forward of a {type(module).__name__} has been replaced on the instance, so merging in it would "
                 "do nothing. Call `hf_tome.apply` first, and wrap the model after it."

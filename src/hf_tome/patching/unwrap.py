@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import UnsupportedModelError
+
 PIPELINES: dict[str, tuple[str, ...]] = {
     "Pipeline": ("model",),  # transformers
-    "DiffusionPipeline": ("transformer", "unet"),  # diffusers
+    "DiffusionPipeline": ("transformer", "transformer_2", "unet", "controlnet"),  # diffusers
 }
-"""By class name of a pipeline, the attributes that may hold the model whose tokens merge."""
+"""By class name of a pipeline, the attributes that may hold models whose tokens merge."""
 
 PARALLEL = ("DataParallel", "DistributedDataParallel")
 
@@ -34,10 +36,29 @@ def unwrap(model: Any) -> Any:
     raise TypeError(f"`model` is a {type(model).__name__}; it takes a model of transformers or timm, or a pipeline.")
 
 
+class Models(nn.Module):
+    """The models of a pipeline that has several, by their names in it."""
+
+
 def _model_of(model: Any) -> Any:
-    """Return the model of a pipeline, which is recognised by its class's name so that nothing need be imported."""
-    for cls in () if isinstance(model, nn.Module) else type(model).__mro__:
-        for attribute in PIPELINES.get(cls.__name__, ()):
-            if getattr(model, attribute, None) is not None:
-                return getattr(model, attribute)
-    return model
+    """Return the model of a pipeline, which is recognised by its class's name so that nothing need be imported.
+
+    Raises:
+        UnsupportedModelError: the pipeline has no model whose tokens could merge.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    attributes = next((PIPELINES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in PIPELINES), ())
+    models = {name: getattr(model, name, None) for name in attributes}
+    models = {name: part for name, part in models.items() if isinstance(part, nn.Module)}
+    if attributes and not models:
+        raise UnsupportedModelError(
+            f"A {type(model).__name__} has none of {', '.join(map(repr, attributes))}, in which tokens could merge. "
+            "Call `hf_tome.apply` on the model that takes the time."
+        )
+    if len(models) < 2:
+        return next(iter(models.values()), model)
+    together = Models()
+    for name, part in models.items():
+        together.add_module(name, part)
+    return together

@@ -50,12 +50,13 @@ DENOISERS: dict[str, DenoiserRow] = {
                     "JointTransformerBlock",
                     block=replace(_JOINT, attentions=("attn", "attn2"), text_keys_first=False),
                     attention=Call(output=0, gives_change=False),
+                    self_attentions=("attn", "attn2"),
                 ),
                 BlockRow("SD3SingleTransformerBlock", block=Call(attentions=("attn",))),
             ),
             grids.patches,
         ),
-        DenoiserRow("FluxTransformer2DModel", FLUX, grids.packed_by_ids),
+        DenoiserRow("FluxTransformer2DModel", FLUX, grids.packed_by_ids, timesteps=(1.0, 0.0)),
         DenoiserRow(
             "BriaTransformer2DModel",
             (
@@ -63,6 +64,7 @@ DENOISERS: dict[str, DenoiserRow] = {
                 replace(FLUX[1], name="BriaSingleTransformerBlock"),
             ),
             grids.packed_by_ids,
+            timesteps=(1.0, 0.0),
         ),
         DenoiserRow(
             "Flux2Transformer2DModel",
@@ -74,6 +76,7 @@ DENOISERS: dict[str, DenoiserRow] = {
                 ),
             ),
             grids.packed_by_ids,
+            timesteps=(1.0, 0.0),
         ),
         DenoiserRow(
             "ChromaTransformer2DModel",
@@ -86,12 +89,11 @@ DENOISERS: dict[str, DenoiserRow] = {
                 ),
                 BlockRow(
                     "ChromaSingleTransformerBlock",
-                    block=Call(
-                        text_leads=True, attentions=("attn",), follows=(_rotary("image_rotary_emb"), _MASK)
-                    ),
+                    block=Call(text_leads=True, attentions=("attn",), follows=(_rotary("image_rotary_emb"), _MASK)),
                 ),
             ),
             grids.packed_by_ids,
+            timesteps=(1.0, 0.0),
         ),
         DenoiserRow(
             "QwenImageTransformer2DModel",
@@ -108,6 +110,7 @@ DENOISERS: dict[str, DenoiserRow] = {
                 ),
             ),
             grids.packed_by_shapes,
+            timesteps=(1.0, 0.0),
         ),
         DenoiserRow(
             "ZImageTransformer2DModel",
@@ -124,6 +127,7 @@ DENOISERS: dict[str, DenoiserRow] = {
             grids.listed,
             path=r"layers\.\d+",
             timestep="t",
+            timesteps=(0.0, 1.0),
         ),
         DenoiserRow(
             "Lumina2Transformer2DModel",
@@ -231,9 +235,7 @@ DENOISERS: dict[str, DenoiserRow] = {
                 BlockRow(
                     "HunyuanDiTBlock",
                     # The whole block adds a skip before its residuals, so its output is no change of its input.
-                    attention=Call(
-                        gives_change=False, follows=(_rotary("image_rotary_emb", text_first=False),)
-                    ),
+                    attention=Call(gives_change=False, follows=(_rotary("image_rotary_emb", text_first=False),)),
                 ),
             ),
             grids.patches,

@@ -75,7 +75,9 @@ def listed(model: Any, arguments: Arguments) -> Grid:
     """A list of latents (C, F, H, W), all of one size, each filled up to a multiple of 32 tokens (Z-Image)."""
     shapes = {tuple(latents.shape[1:]) for latents in arguments["x"]}
     if len(shapes) > 1:
-        raise ValueError(f"Images of several sizes, {sorted(shapes)}, cannot merge in one batch; pass them one by one.")
+        raise ValueError(
+            f"Images of several sizes, {sorted(shapes)}, cannot merge in one batch; pass them one by one."
+        )
     frames, height, width = shapes.pop()
     size = arguments.get("patch_size") or 2
     shape = (frames // (arguments.get("f_patch_size") or 1), height // size, width // size)

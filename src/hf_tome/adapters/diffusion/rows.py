@@ -64,6 +64,7 @@ class BlockRow:
         name: class name of the block.
         block: how the whole block is called.
         attention: how its self-attentions are called; `None` where merging around them has no row.
+        self_attentions: names of its self-attentions, for merging around them and in their keys.
         kv: whether keys and values alone can merge: a self-attention of diffusers' `Attention` without positions.
         unless: attributes of a block with which it cannot merge: name -> the reason.
     """
@@ -71,6 +72,7 @@ class BlockRow:
     name: str
     block: Call | None = None
     attention: Call | None = None
+    self_attentions: tuple[str, ...] = ("attn1",)
     kv: bool = False
     unless: Mapping[str, str] = field(default_factory=dict)
 
@@ -120,6 +122,7 @@ class DenoiserRow:
         path: a regular expression that the path of a block matches; blocks elsewhere (refiners of text, temporal
             blocks) stay as they are.
         timestep: the argument that holds the timestep.
+        timesteps: its values in the first and behind the last step.
     """
 
     name: str
@@ -127,3 +130,4 @@ class DenoiserRow:
     grid: Callable[[Any, Mapping[str, Any]], Grid]
     path: str = ""
     timestep: str = "timestep"
+    timesteps: tuple[float, float] = (1000.0, 0.0)

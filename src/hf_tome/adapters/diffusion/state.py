@@ -11,7 +11,7 @@ from .rows import Call, Grid
 
 
 class DenoiserPass:
-    """The pass that runs: its grid, its seed, and how many tokens each block merged.
+    """The pass that runs: its grid and its seed.
 
     Plain attributes, which a compiled block can read (it could not read those of a thread). So two threads must not
     run one denoiser at the same time, which schedulers do not allow either.
@@ -19,13 +19,11 @@ class DenoiserPass:
     Attributes:
         grid: of the latents; `None` outside of passes and in steps that do not merge, where blocks run as they are.
         seed: an int64 scalar that depends on the timestep (see `matching.step_seed`).
-        tokens: by block index, the tokens into and out of its merge.
     """
 
     def __init__(self) -> None:
         self.grid: Grid | None = None
         self.seed: Tensor | None = None
-        self.tokens: dict[int, tuple[int, int]] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {}
@@ -36,28 +34,49 @@ class DenoiserPass:
 
 @dataclass(eq=False)
 class BlockDetail:
-    """What one patched block knows; `bias` is set while it runs, for the attentions inside.
+    """What one patched block knows.
 
     Attributes:
         call: how it is called.
         kind: `"block"`, `"attention"` or `"kv"`.
+        names: its arguments in order.
         state: the pass, shared by all blocks of a denoiser.
-        index: the block's number, an int64 scalar, so that blocks of a class share one compiled graph.
+        path: its name in the denoiser.
+        index: its number, an int64 scalar, so that all blocks of a class share one compiled graph.
         min_tokens: fewer tokens than this do not merge.
         proportional: whether keys get log(size).
+        bias: log(size), while the block runs, for the attentions inside.
+        tokens: of the last pass, the tokens into and out of its merge; `None` where it did not merge.
+        seen: of the last pass, the tokens of its grid; `None` where it did not run.
     """
 
     call: Call
     kind: str
+    names: tuple[str, ...]
     state: DenoiserPass
+    path: str
     index: Tensor
-    number: int
     min_tokens: int
     proportional: bool
     bias: KeyBias | None = field(default=None, repr=False)
+    tokens: tuple[int, int] | None = None
+    seen: tuple[int, int] | None = None
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "bias": None}
+
+@dataclass(eq=False)
+class AttentionDetail:
+    """What a self-attention inside a merged block knows: the block's detail, and its own arguments in order."""
+
+    block: BlockDetail
+    names: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class DenoiserDetail:
+    """What a patched denoiser knows: the pass, and its blocks."""
+
+    state: DenoiserPass
+    details: tuple[BlockDetail, ...]
 
 
 @dataclass(frozen=True)

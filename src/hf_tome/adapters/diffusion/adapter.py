@@ -1,0 +1,47 @@
+"""The adapter for denoisers of diffusers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...config import MergeConfig
+from ...patching.patch import own_class
+from ...patching.plans import Target
+from .denoisers import DENOISERS
+from .plan import plan_denoiser
+from .unsupported import reason_of
+
+
+class DiffusionAdapter:
+    """Merges in the blocks of a denoiser, and gives every token back behind each."""
+
+    name = "diffusion"
+    places = ("denoiser",)
+
+    def finds(self, root: nn.Module) -> bool:
+        """Return whether a model is a denoiser of diffusers that has a row, or holds one."""
+        return any(_is_denoiser(module) for module in root.modules())
+
+    def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
+        """Plan merging in every denoiser of a model or a pipeline.
+
+        Raises:
+            UnsupportedModelError: its blocks cannot take merged tokens as the config asks.
+            ValueError: the config does not fit.
+        """
+        found = [(path, module) for path, module in root.named_modules() if _is_denoiser(module)]
+        return [plan_denoiser(path, module, DENOISERS[own_class(module).__name__], config) for path, module in found]
+
+    def reason(self, root: nn.Module) -> str | None:
+        """Return why nothing can merge in a model of diffusers; `None` for others."""
+        if not any(_is_from_diffusers(module) for module in root.modules()):
+            return None
+        return reason_of(root)
+
+
+def _is_from_diffusers(module: nn.Module) -> bool:
+    return own_class(module).__module__.partition(".")[0] == "diffusers"
+
+
+def _is_denoiser(module: nn.Module) -> bool:
+    return _is_from_diffusers(module) and own_class(module).__name__ in DENOISERS
