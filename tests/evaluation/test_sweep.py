@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -105,6 +107,7 @@ def test_bad_grids_are_one_line(capsys, digit_folder, option, message):
 
 def test_card_says_what_was_measured(swept, tmp_path, capsys):
     arguments = ["card", str(swept), "--config", "r=16", "--base-model", "me/digits", "--dataset", "me/data"]
+    arguments += ["--force", "--license", "mit"]
     assert run([*arguments, "--out", str(tmp_path), "--push", "me/merged", "--dry-run"]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
     assert {line.split()[-1] for line in lines} == {"me/merged"}
@@ -119,7 +122,14 @@ def test_card_says_what_was_measured(swept, tmp_path, capsys):
     assert measured["top-5 accuracy"].metric_value == row["top5"]
     assert measured["top-1 accuracy"].metric_args == {"method": "tome", "r": 16}
     assert (card.data.base_model, card.data.datasets) == ("me/digits", ["me/data"])
-    for text in (f"{row['drop']:.2f} points", "12 images of digits, split test", "![", 'from_pretrained("me/merged")'):
+    assert (card.data.license, card.data.pipeline_tag) == ("mit", "image-classification")
+    for text in (
+        f"{row['drop']:.2f} points",
+        "12 images of digits, split test",
+        "![",
+        'from_pretrained("me/merged")',
+        "pip install",
+    ):
         assert text in card.text
     card.save(tmp_path / "again.md")
     assert ModelCard.load(tmp_path / "again.md").data.to_dict() == card.data.to_dict()
@@ -133,15 +143,80 @@ def test_card_has_the_day_of_the_measurement_and_no_speed_that_is_unknown(swept,
     results = results_card.read_results(swept)
     results.environment["date"] = "2020-02-02T02:02:02Z"
     row = {**results.rows[1], "speedup": None}
-    *_, entries = results_card.write_results_card(results, row, tmp_path, dataset="me/data")
+    *_, entries = results_card.write_results_card(results, row, tmp_path, dataset="me/data", force=True)
     found = parse_eval_result_entries(yaml.safe_load(entries.read_text()))
     assert {entry.date for entry in found} == {"2020-02-02"}
     card = (tmp_path / "README.md").read_text()
     assert "- measured on 2020-02-02" in card
-    assert "times as fast" not in card
+    assert "the speed-up over" not in card
     del results.environment["date"]  # as in results of version 0.1.0
-    *_, entries = results_card.write_results_card(results, row, tmp_path, dataset="me/data")
+    *_, entries = results_card.write_results_card(results, row, tmp_path, dataset="me/data", force=True)
     assert "date" not in entries.read_text()
+
+
+def test_card_of_a_local_folder_is_no_benchmark(swept, tmp_path, capsys):
+    """12 images of a local folder went onto the Hub as ILSVRC/imagenet-1k with a top-5 accuracy of 100."""
+    arguments = ["card", str(swept), "--config", "r=16", "--dataset", "ILSVRC/imagenet-1k", "--out", str(tmp_path)]
+    assert run([*arguments, "--force"]) == 0
+    assert (tmp_path / ".eval_results").is_dir()
+    assert run(arguments) == 0
+    assert not list(tmp_path.rglob("*.yaml"))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results is None
+    assert card.data.datasets is None
+    assert "model-index:" not in str(card)
+    warning = card.text.strip().splitlines()[0]
+    assert warning.startswith("> **These are no benchmark results.** The data are the local folder 'digits'")
+    assert "12 images leave" in warning
+    assert "no benchmark results: The data are the local folder 'digits'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "run", "samples", "dataset", "doubt"),
+    [
+        ("me/data", {"limit": None}, 20_000, "me/data", None),
+        ("me/data", {"limit": 20_000, "seed": 0}, 20_000, "me/data", "Only 20000 images"),
+        ("data", {"limit": None}, 20_000, "me/data", "the local folder 'data'.* only said, with --dataset"),
+        ("data", {"limit": None}, 20_000, "data", "the local folder 'data'"),
+        ("me/other", {"limit": None}, 20_000, "me/data", "The data are me/other, not me/data"),
+        ("me/data", {"limit": None}, 100, "me/data", "100 images leave [0-9.]+ points of doubt about the accuracy"),
+    ],
+)
+def test_what_must_not_be_published(swept, data, run, samples, dataset, doubt):
+    results = results_card.read_results(swept)
+    row = {**results.rows[1], "top1": 80.0, "drop": 0.5, "drop_low": 0.1, "drop_high": 0.9}
+    results = replace(
+        results,
+        run={"task": "image-classification", **run},
+        data={**results.data, "id": data, "num_samples": samples},
+    )
+    doubts = results_card.doubts_of_publishing(results, row, dataset)
+    assert len(doubts) == (doubt is not None)
+    assert doubt is None or re.search(doubt, doubts[0])
+    wide = {**row, "drop_low": -23.0, "drop_high": 23.0}
+    assert (
+        "23.0 points of doubt about what merging costs"
+        in results_card.doubts_of_publishing(results, wide, dataset)[-1]
+    )
+
+
+def test_the_snippet_of_a_card_runs(swept, digit_folder, tmp_path, capsys, monkeypatch):
+    arguments = ["card", str(swept), "--config", "r=16", "--base-model", str(MODEL_DIR), "--out", str(tmp_path)]
+    assert run([*arguments, "--push", str(tmp_path), "--dry-run"]) == 0
+    shutil.copyfile(next(digit_folder.rglob("*.png")), tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)[1]
+    capsys.readouterr()
+    exec(code, {})
+    assert "'label'" in capsys.readouterr().out
+
+
+def test_two_rows_stand_in_front_of_a_card(swept, tmp_path):
+    results = results_card.read_results(swept)
+    results_card.write_results_card(results, results.rows[1], tmp_path)
+    front, folded = (tmp_path / "README.md").read_text().split("<details>")
+    assert sum(line.startswith("| ") for line in front.splitlines()) == 3  # the header, unmerged and the card's own
+    assert sum(line.startswith("| ") for line in folded.splitlines()) == 1 + len(results.rows)
 
 
 def test_card_needs_a_choice_and_results(swept, tmp_path, capsys):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ...config.merge_config import CONFIG_NAME
 from ...escaping import markdown_code, markdown_text
 from ...files import write_whole
 from ..store.results import Results
+from .card_snippets import pipeline_tag, snippet
+from .publishable import doubts_of_publishing
 from .tables import QUALITY, machine_lines, measured_on, notes, quality, to_markdown, unit
 
 RESULTS, PLOT = "results.json", "pareto.png"
@@ -39,19 +42,22 @@ METRICS = {
 }
 """By key of a row, the type and the name of the metric on the Hub."""
 
+NOTES = ("notes", "warnings")
+"""What the results say of a run in sentences."""
 STEM_LENGTH = 100
 """Letters of a data set's name in the name of a file."""
 
 _BODY = """\
-# {name} with token merging, {config}
+{warning}# {name} with token merging, {config}
 
 {config_code} merges tokens inside {base_model} with `hf_tome`, without training.
 
-```python
-import hf_tome
+```sh
+pip install hf_tome
+```
 
-config = hf_tome.MergeConfig.from_pretrained({repository})
-model = hf_tome.from_pretrained({base_model_code}, merge_config=config)
+```python
+{snippet}
 ```
 
 Plain `from_pretrained` of transformers loads the model **unmerged**.
@@ -61,7 +67,7 @@ Plain `from_pretrained` of transformers loads the model **unmerged**.
 On {samples} {unit} of {data}, split {split}{skipped}. {drop}
 
 {table}
-{notes}
+{folded}{notes}
 {plot}
 ## Config
 
@@ -136,8 +142,13 @@ def write_results_card(
     dataset: str | None = None,
     repository: str = "PATH_OR_ID_OF_THIS_REPOSITORY",
     plot: Path | None = None,
+    license: str | None = None,
+    force: bool = False,
 ) -> list[Path]:
     """Write `README.md`, `merge_config.json`, `results.json`, `.eval_results/*.yaml` and the plot; return their paths.
+
+    Results that must not be taken for a benchmark (see `publishable`) get neither `.eval_results` nor a `model-index`,
+    and the card's first lines say why.
 
     Args:
         results: of `evaluate`.
@@ -147,23 +158,27 @@ def write_results_card(
         dataset (`str`, *optional*): Hub id of the data, likewise.
         repository: Hub id that the card goes to.
         plot (`Path`, *optional*): the plot to show.
+        license (`str`, *optional*): the Hub's name of the model's license; `unknown` where it is not given.
+        force (`bool`): write the entries whatever speaks against it; the card still says what does.
     """
     base_model, dataset = base_model or results.run["model"], dataset or results.data["id"]
     folder.mkdir(parents=True, exist_ok=True)
-    card = ModelCard(
-        f"---\n{_metadata(results, row, base_model, dataset).to_yaml()}\n---\n\n"
-        + _body(results, row, base_model, repository, plot)
-    )
-    write_whole(folder / "README.md", str(card))
+    doubts = doubts_of_publishing(results, row, dataset)
+    publish = force or not doubts
+    metadata = _metadata(results, row, base_model, dataset, license, publish)
+    body = _body(results, row, base_model, repository, plot, doubts, force)
+    write_whole(folder / "README.md", str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")))
     entries = folder / ".eval_results" / f"{file_stem(dataset)}.yaml"
-    entries.parent.mkdir(exist_ok=True)
-    write_whole(entries, yaml.safe_dump(entries_to_yaml(_entries(results, row, dataset)), sort_keys=False))
+    entries.unlink(missing_ok=True)  # of an earlier card, which these results may not bear out
+    if publish:
+        entries.parent.mkdir(exist_ok=True)
+        write_whole(entries, yaml.safe_dump(entries_to_yaml(_entries(results, row, dataset)), sort_keys=False))
     write_whole(folder / RESULTS, json.dumps(results.to_dict(), indent=2) + "\n")
     MergeConfig.from_dict(row["config"]).save_pretrained(folder)
     if plot is not None and plot.resolve() != (folder / PLOT).resolve():
         write_whole(folder / PLOT, plot.read_bytes())
     names = ["README.md", CONFIG_NAME, RESULTS, *([PLOT] if plot is not None else [])]
-    return [*(folder / name for name in names), entries]
+    return [*(folder / name for name in names), *([entries] if publish else [])]
 
 
 def file_stem(name: str) -> str:
@@ -178,13 +193,16 @@ def file_stem(name: str) -> str:
     return f"{plain[:STEM_LENGTH]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def _metadata(results: Results, row: Mapping[str, Any], base_model: str, dataset: str) -> ModelCardData:
+def _metadata(
+    results: Results, row: Mapping[str, Any], base_model: str, dataset: str, license: str | None, publish: bool
+) -> ModelCardData:
     return ModelCardData(
         library_name="hf_tome",
+        license=license or "unknown",
         base_model=base_model,
-        pipeline_tag=results.run["task"],
+        pipeline_tag=pipeline_tag(results.run["task"]),
         tags=["token-merging", row["config"]["method"]],
-        datasets=[dataset] if "/" in dataset else None,
+        datasets=[dataset] if publish and "/" in dataset else None,
         model_name=f"{base_model.split('/')[-1]} {row['name']}",
         eval_results=[
             EvalResult(
@@ -199,7 +217,9 @@ def _metadata(results: Results, row: Mapping[str, Any], base_model: str, dataset
             )
             for key in METRICS
             if key in row
-        ],
+        ]
+        if publish
+        else None,
     )
 
 
@@ -212,13 +232,37 @@ def _entries(results: Results, row: Mapping[str, Any], dataset: str) -> list[Eva
     ]
 
 
-def _body(results: Results, row: Mapping[str, Any], base_model: str, repository: str, plot: Path | None) -> str:
+def _warning(doubts: Sequence[str], forced: bool) -> str:
+    """Return the first lines of a card whose results must not be taken for a benchmark."""
+    if not doubts:
+        return ""
+    entries = "They were published with --force" if forced else "There are no `model-index` and no `.eval_results`"
+    reasons = " ".join(markdown_text(doubt) for doubt in doubts)
+    return f"> **These are no benchmark results.** {reasons} {entries}.\n\n"
+
+
+def _folded(results: Results) -> str:
+    """Return all rows, folded, where there are more than the unmerged one and the card's own."""
+    if len(results.rows) <= 2:
+        return ""
+    return f"<details><summary>All {len(results.rows)} rows</summary>\n\n{to_markdown(results)}\n</details>\n\n"
+
+
+def _body(
+    results: Results,
+    row: Mapping[str, Any],
+    base_model: str,
+    repository: str,
+    plot: Path | None,
+    doubts: Sequence[str],
+    forced: bool,
+) -> str:
     skipped = len(results.data["skipped"])
     return _BODY.format(
         name=markdown_text(base_model.split("/")[-1]),
         base_model=markdown_text(base_model),
-        base_model_code=json.dumps(base_model, ensure_ascii=False),
-        repository=json.dumps(repository, ensure_ascii=False),
+        snippet=snippet(results.run["task"], base_model, repository),
+        warning=_warning(doubts, forced),
         config=markdown_text(row["name"]),
         config_code=markdown_code(row["name"]),
         samples=results.data["num_samples"],
@@ -227,7 +271,8 @@ def _body(results: Results, row: Mapping[str, Any], base_model: str, repository:
         split=markdown_text(results.data["split"]),
         skipped=f"; {skipped} could not be read" if skipped else "",
         drop=_drop(row),
-        table=to_markdown(results),
+        table=to_markdown(replace(results, rows=[results.rows[0], row])),
+        folded=_folded(results),
         notes=notes(results),
         plot=f"\n![Accuracy against compute and speed]({PLOT})\n" if plot is not None else "",
         config_json=json.dumps(row["config"], indent=2),
@@ -243,14 +288,18 @@ def _drop(row: Mapping[str, Any]) -> str:
     costs = f"Merging costs {row['drop']:.2f} points of {METRICS[quality(row).key][1]} (95 % interval {interval})"
     if row["speedup"] is None:
         return f"{costs}."
-    return f"{costs} and runs {row['speedup']:.2f} times as fast as the unmerged model in the same run."
+    speedup = f"{row['speedup']:.2f}x"
+    if row.get("speedup_low") is not None:
+        speedup += f" (quartiles {row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
+    return f"{costs}; the speed-up over the unmerged model in the same run is {speedup}."
 
 
 def _how(results: Results) -> Sequence[str]:
-    run = {name: value for name, value in results.run.items() if value is not None and name != "notes"}
+    run = {name: value for name, value in results.run.items() if value is not None and name not in NOTES}
     return [
         f"- {markdown_text(', '.join(f'{name} {value}' for name, value in run.items()))}",
         *machine_lines(results),
+        *(f"- {markdown_text(line)}" for name in NOTES for line in results.run.get(name, ())),
     ]
 
 
