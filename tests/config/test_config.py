@@ -328,7 +328,7 @@ def test_auto_turns_out_to_be_a_place():
         ({"ratio": "half"}, "`ratio` is 'half'; it takes None, or a number from 0 below 1"),
         ({"ratio": 0.5, "r": 8}, "`r` is 8 and `ratio` is 0.5; both say how many tokens merge"),
         ({"where": "cache", "keep_ratio": 0}, "`keep_ratio` is 0; it takes None, or a number above 0 to 1"),
-        ({"where": "denoiser", "modules": "mlp"}, "`modules` is 'mlp'; it takes one of 'auto', 'attention', 'block', 'kv'"),
+        ({"where": "denoiser", "modules": "mlp"}, "`modules` is 'mlp'; it takes one of 'auto', 'attention'"),
         ({"where": "denoiser", "min_tokens": -1}, "`min_tokens` is -1; it takes an integer of at least 0"),
         ({"where": "denoiser", "tile": 1}, "`tile` is 1; it takes None, or an integer of at least 2"),
         ({"where": "denoiser", "stride": 2}, "`stride` is 2; it takes a pair of integers of at least 1"),
