@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from examples import write_examples
-from merging import COLUMNS, METHODS, SCHEDULES, UNMERGED, embedded_models, in_words, load, merge
+from merging import COLUMNS, MEDIA_LIMITS, METHODS, SCHEDULES, UNMERGED, in_words, load, merge
+from space_models import embedded_models
 
 from hf_tome.escaping import markdown_text
 
@@ -122,7 +123,7 @@ def _controls(examples: dict[str, list[str]]) -> tuple[Any, list[Any], list[Any]
         value=models[0],
         allow_custom_value=True,
         label="Model",
-        info="Pick one, or type the Hub id or folder of any supported model.",
+        info="Pick one, or type the Hub id of any supported model.",
         elem_id="model",
     )
     start = (examples.get("image") or [None])[0]
@@ -168,7 +169,13 @@ def main() -> None:
     """Serve the page; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
     with tempfile.TemporaryDirectory() as folder:
         page = build(write_examples(Path(folder)))
-        page.launch(footer_links=["gradio"], css=CSS, theme=THEME, allowed_paths=[folder])
+        page.launch(
+            footer_links=["gradio"],
+            css=CSS,
+            theme=THEME,
+            allowed_paths=[folder],
+            max_file_size=MEDIA_LIMITS.file_bytes,
+        )
 
 
 if __name__ == "__main__":

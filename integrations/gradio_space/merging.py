@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from space_models import embedded_models, model_folder
 
 import hf_tome
 from hf_tome import MergeConfig
@@ -19,20 +21,21 @@ from hf_tome.cli.pictures import load_model, open_input
 from hf_tome.demo.digits_scenes import NAMES
 from hf_tome.evaluation.data.digits import TEMPLATES
 from hf_tome.evaluation.tasks.zero_shot_classes import class_embeddings, image_scores
+from hf_tome.media.limits import parse_limits
 from hf_tome.merging.methods import get_method
 from hf_tome.visualize import compare_sheet, input_kind, process_input, trace_input
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EMBEDDED = Path(hf_tome.__file__).parent / "models"
 BOTH = "both, side by side"
-FIRST = "digits-vit"
 METHODS = ("ToMe", "MaMe", BOTH)
 SCHEDULES = {"the same in every block": 0.0, "falling: early blocks merge most": -1.0, "rising: late blocks": 1.0}
 UNMERGED = "unmerged"
 ROUNDS = 5
 TOP = 5
+MEDIA_LIMITS = parse_limits("file_bytes=100000000," + os.environ.get("HF_TOME_MEDIA_LIMITS", ""))
+"""Of what visitors drop; as on the command line, except for the size of an upload."""
 USUAL_TOKENS, USUAL_BLOCKS = 196, 12  # a ViT-B at 224 pixels, where a model's config does not say
 
 _lock = threading.Lock()  # merging is switched on and off in a model that all visitors share
@@ -91,23 +94,20 @@ class Outcome:
 COLUMNS = ["", "tokens at the end", "GFLOPs (MACs)", "milliseconds", "times as fast"]
 
 
-def embedded_models() -> dict[str, str]:
-    """Return the models that ship with hf_tome, `FIRST` before the others: name -> folder."""
-    found = {file.parent.name: str(file.parent) for file in sorted(EMBEDDED.glob("*/config.json"))}
-    return {FIRST: found[FIRST], **found}
-
-
 @lru_cache(maxsize=2)
 def load(name: str) -> Loaded:
-    """Load an embedded model by its name, else one by its Hub id or folder.
+    """Load an embedded model by its name, else one by its Hub id.
 
     Raises:
-        ValueError: there is no name, or tokens cannot be merged in this model; it says why.
-        OSError: there is no such model.
+        ValueError: there is no such model, or tokens cannot be merged in it; the message says why.
     """
     if not name or not name.strip():
         raise ValueError("Pick a model, or type a Hub id such as facebook/deit-tiny-patch16-224.")
-    model, processor = load_model(embedded_models().get(name, name.strip()), "cpu")
+    folder = model_folder(name.strip())
+    try:
+        model, processor = load_model(folder, "cpu")
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace(folder, name)) from error  # visitors know no folders of the server
     hf_tome.apply(model, MergeConfig())
     planned = hf_tome.report(model).towers[0].tokens  # unknown for a family without a row of sizes
     hf_tome.remove(model)
@@ -152,9 +152,9 @@ def merge(model_name: str, path: str | None, method: str, r: float, schedule: st
     if not path:
         raise ValueError("Drop an image or a clip first, or pick an example.")
     chosen = configs(method, r, schedule, threshold)
+    loaded = load(model_name)
+    content = _open(Path(path), loaded)  # before others have to wait
     with _lock, torch.inference_mode():
-        loaded = load(model_name)
-        content = _open(Path(path), loaded)
         traced = [trace_input(loaded.model, loaded.processor, content, config) for config in chosen.values()]
         picture = compare_sheet(traced, [_says(config) for config in chosen.values()])
         return _measure(loaded, content, {UNMERGED: MergeConfig(), **chosen}, picture)
@@ -162,7 +162,7 @@ def merge(model_name: str, path: str | None, method: str, r: float, schedule: st
 
 def _open(path: Path, loaded: Loaded) -> Any:
     try:
-        return open_input(path, loaded.model, loaded.processor)
+        return open_input(path, loaded.model, loaded.processor, MEDIA_LIMITS)
     except (ValueError, OSError) as error:
         raise ValueError(str(error).replace(str(path), path.name)) from error  # visitors know no folders of the server
 

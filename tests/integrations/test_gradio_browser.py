@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from small import picture, videomae, write_clip
+from small import picture, write_clip
 
 APP = Path(__file__).resolve().parents[2] / "integrations" / "gradio_space" / "app.py"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -113,14 +113,14 @@ def test_errors_are_words_on_the_page(page, tmp_path):
 
     page.fill("#model input", "./absent")
     page.press("#model input", "Enter")
-    page.locator("#problem", has_text="./absent is not a folder").wait_for()
+    page.locator("#problem", has_text="'./absent' is neither a model of this page").wait_for()
 
 
 def test_a_model_of_clips_asks_for_a_clip(page, tmp_path):
-    page.fill("#model input", str(videomae(tmp_path / "model")))
+    page.fill("#model input", "digits-videomae")
     page.press("#model input", "Enter")
     page.locator("#video input[type=file]").wait_for(state="attached")
     page.locator("#video input[type=file]").set_input_files(str(write_clip(tmp_path / "clip.mp4")))
-    wait_for_cell(page, "of 64")
+    wait_for_cell(page, "of 392")
     assert not page.locator("#image").is_visible()
     assert not page.locator("#problem").is_visible()

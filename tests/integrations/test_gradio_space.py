@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small import ast, dual, llava, picture, videomae, write_clip, write_sound
+from small import ast, dual, llava, picture, videomae, vit, write_clip, write_sound
 
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
@@ -25,11 +26,16 @@ def load_file(path: Path):
     spec = importlib.util.spec_from_file_location(f"space_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
 merging = load_file(SPACE / "merging.py")
+space_models = sys.modules["space_models"]
 SAME = next(iter(merging.SCHEDULES))
 
 
@@ -37,6 +43,18 @@ SAME = next(iter(merging.SCHEDULES))
 def photo(tmp_path):
     picture(side=64).save(tmp_path / "photo.png")
     return str(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def offer(monkeypatch):
+    """Let the page offer a folder among its own models: visitors cannot name one."""
+
+    def offer(folder):
+        offered = {**space_models.embedded_models(), str(folder): str(folder)}
+        monkeypatch.setattr(space_models, "embedded_models", lambda: offered)
+        return str(folder)
+
+    return offer
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +99,8 @@ def test_r_zero_changes_no_class(photo):
 
 
 @pytest.mark.parametrize("build", [videomae, ast, dual, llava])
-def test_clips_sounds_and_models_without_classes(tmp_path, photo, build):
-    folder = str(build(tmp_path / "model"))
+def test_clips_sounds_and_models_without_classes(tmp_path, photo, offer, build):
+    folder = offer(build(tmp_path / "model"))
     files = {"video": write_clip(tmp_path / "c.mp4"), "audio": write_sound(tmp_path / "s.wav"), "image": photo}
     kind = merging.load(folder).kind
     found = merging.merge(folder, str(files[kind]), "MaMe", 4, SAME, 0.5)
@@ -100,8 +118,8 @@ def test_controls_become_configs():
     assert list(merging.configs("MaMe", 8, SAME, 0.7)) == ["MaMe"]
 
 
-def test_the_range_of_r_follows_the_model(tmp_path):
-    digits, clips = merging.load("digits-vit"), merging.load(str(videomae(tmp_path)))
+def test_the_range_of_r_follows_the_model(tmp_path, offer):
+    digits, clips = merging.load("digits-vit"), merging.load(offer(videomae(tmp_path)))
     assert (digits.usual_r, digits.largest_r) == (16, 49)  # 257 tokens, 8 blocks
     assert (clips.kind, clips.tokens, clips.blocks) == ("video", 64, 3)
 
@@ -111,20 +129,24 @@ def test_the_range_of_r_follows_the_model(tmp_path):
     [
         (("digits-vit", None), "Drop an image or a clip first"),
         (("", "{photo}"), "Pick a model, or type a Hub id"),
-        (("./absent", "{photo}"), "./absent is not a folder"),
+        (
+            ("./absent", "{photo}"),
+            "'./absent' is neither a model of this page nor one that can be fetched from the Hub",
+        ),
         (("digits-vit", "{broken}"), "Cannot read broken.png as an image: cannot identify image file"),
         (("digits-vit", "{photo}", "MaMo"), "Unknown method or schedule: 'MaMo'"),
         (("digits-vit", "{photo}", "ToMe", -1), "it takes an integer of at least 0"),
         (("{bert}", "{photo}"), "BertModel"),
     ],
 )
-def test_errors_are_words_without_the_servers_folders(tmp_path, photo, arguments, message):
+def test_errors_are_words_without_the_servers_folders(tmp_path, photo, offer, arguments, message):
     import transformers as tf
 
     (tmp_path / "broken.png").write_bytes(b"not an image")
     if "{bert}" in arguments:
         small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
         tf.BertModel(tf.BertConfig(**small)).save_pretrained(tmp_path / "bert")
+        offer(tmp_path / "bert")
     files = {"photo": photo, "broken": tmp_path / "broken.png", "bert": tmp_path / "bert"}
     defaults = ["digits-vit", photo, "ToMe", 8, SAME, 0.8]
     given = [value.format(**files) if isinstance(value, str) else value for value in arguments]
@@ -199,3 +221,89 @@ def test_the_assembled_space_runs_on_its_own_package(tmp_path):
     (tmp_path / "else" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="something else"):
         load_file(ROOT / "scripts" / "make_space.py").make_space(tmp_path / "else")
+
+
+# What strangers may not do
+
+
+class Hub:
+    """A Hub that holds one model, and notes what is fetched."""
+
+    def __init__(self, sizes):
+        self.sizes, self.fetched = sizes, []
+
+    def model_info(self, name, **options):
+        if name != "org/model":
+            raise OSError(f"404: {name}")
+        files = [types.SimpleNamespace(rfilename=file, size=size) for file, size in self.sizes.items()]
+        return types.SimpleNamespace(sha="0" * 40, siblings=files)
+
+    def fetch(self, folder):
+        def snapshot_download(name, *, revision, allow_patterns, token):
+            self.fetched = sorted(allow_patterns)
+            return str(folder)
+
+        return snapshot_download
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    sizes = {"config.json": 1000, "model.safetensors": 10**6, "pytorch_model.bin": 10**10, "x.py": 9, "a/b.json": 9}
+    hub = Hub(sizes)
+    monkeypatch.setattr(space_models, "HfApi", lambda: hub)
+    monkeypatch.setattr(space_models, "snapshot_download", hub.fetch(tmp_path / "snapshot"))
+    return hub
+
+
+def test_models_of_the_hub_are_fetched_without_code_and_pickles(hub, tmp_path):
+    assert space_models.model_folder("org/model") == str(tmp_path / "snapshot")
+    assert hub.fetched == ["config.json", "model.safetensors"]
+
+
+def test_large_models_are_not_fetched(hub):
+    hub.sizes["model-2.safetensors"] = 3 * 10**9
+    with pytest.raises(ValueError, match=r"org/model has 3001001000 bytes .*at most 2000000000\.$"):
+        space_models.model_folder("org/model")
+    assert not hub.fetched
+
+
+@pytest.mark.parametrize(
+    "name", ["{folder}", "{absent}", "models/vit", "models/absent", "..", "~", "a/b/c", "org/absent"]
+)
+def test_folders_of_the_server_are_not_told_from_missing_ones(hub, tmp_path, monkeypatch, name):
+    vit(tmp_path / "models" / "vit")
+    monkeypatch.chdir(tmp_path)
+    name = name.format(folder=tmp_path / "models" / "vit", absent=tmp_path / "absent")
+    with pytest.raises(ValueError, match="neither a model of this page") as refused:
+        merging.load(name)
+    assert merging.in_words(refused.value) == (
+        f"{name!r} is neither a model of this page nor one that can be fetched from the Hub; pick a model, or type a "
+        "Hub id such as facebook/deit-tiny-patch16-224."
+    )
+    assert not hub.fetched
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.m3u8", b"#EXTM3U\n#EXTINF:5,\nphoto.png\n", "cannot identify image file"),
+        ("drawing.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),
+        ("large.png", None, "9000 x 9000 pixels, above the limit image_pixels=25000000"),
+    ],
+)
+def test_hostile_uploads_are_refused_in_one_sentence(tmp_path, name, content, message):
+    from PIL import Image
+
+    if content is None:
+        Image.new("1", (9000, 9000)).save(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as refused:
+        merging.merge("digits-vit", str(tmp_path / name), "ToMe", 8, SAME, 0.8)
+    assert str(tmp_path) not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_uploads_of_visitors_are_smaller():
+    assert merging.MEDIA_LIMITS.file_bytes == 100_000_000
+    assert merging.MEDIA_LIMITS.image_pixels == 25_000_000
