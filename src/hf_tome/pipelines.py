@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,15 +25,12 @@ from .config.merge_config import CONFIG_NAME
 from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
 from .hub.sources import is_folder
 from .media.audio import AudioError, read_audio, resample
-from .media.image import ImageError, read_image, to_rgb
-from .media.limits import DEFAULT_LIMITS, Deadline, MediaLimits
+from .media.limits import DEFAULT_LIMITS, MediaLimits
+from .media.links import fetch, open_image
 from .media.source import error_reason
 from .media.video import VideoError, frame_count, is_frame, read_frames, stack_frames
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT = 10.0
-"""Seconds to wait for an answer, and for each part of a download."""
 
 
 class _LimitsMedia(transformers.Pipeline):
@@ -59,7 +53,7 @@ class _ReadsImages(_LimitsMedia):
             ImageError, MediaLimitError: it cannot be read, or is too large.
         """
         plain: Any = super().preprocess  # type: ignore[safe-super]
-        return plain(_open_image(image, media_limits, kwargs.get("timeout")), **kwargs)
+        return plain(open_image(image, media_limits, kwargs.get("timeout")), **kwargs)
 
 
 class LimitedImagePipeline(_ReadsImages, ImageClassificationPipeline):  # type: ignore[misc]
@@ -131,7 +125,7 @@ class UniformVideoPipeline(_NotesErrors, VideoClassificationPipeline):  # type: 
             return {**self._process(blank), "error": str(unreadable)}
 
     def _read_and_process(self, video: Any, num_frames: int, decoder: str | None, limits: MediaLimits) -> Any:
-        frames = read_frames(_fetch(video, VideoError, limits), num_frames, decoder=decoder, limits=limits)
+        frames = read_frames(fetch(video, VideoError, limits), num_frames, decoder=decoder, limits=limits)
         try:
             return self._process(frames)
         except ImportError:
@@ -170,7 +164,7 @@ class ResamplingAudioPipeline(_NotesErrors, AudioClassificationPipeline):  # typ
             return {**super().preprocess(np.zeros(rate, dtype=np.float32)), "error": str(unreadable)}
 
     def _read_and_process(self, inputs: Any, rate: int, limits: MediaLimits) -> Any:
-        samples = _samples(_fetch(inputs, AudioError, limits), rate, limits)
+        samples = _samples(fetch(inputs, AudioError, limits), rate, limits)
         try:
             return super().preprocess(samples)
         except ImportError:
@@ -194,7 +188,7 @@ def _samples(recording: Any, rate: int, limits: MediaLimits) -> np.ndarray:
     return resample(samples, recording.get("sampling_rate", rate), rate, limits)
 
 
-class MergedFeaturesPipeline(ImageFeatureExtractionPipeline):
+class MergedFeaturesPipeline(_ReadsImages, ImageFeatureExtractionPipeline):  # type: ignore[misc]
     """Image features without padding: each image of a batch gets the rows that it gets alone."""
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
@@ -297,44 +291,3 @@ def _name(model: str | PreTrainedModel) -> str:
 
 def _unread(error: str) -> list[dict[str, Any]]:
     return [{"label": None, "score": 0.0, "error": error}]
-
-
-def _open_image(image: Any, limits: MediaLimits, timeout: float | None) -> Any:
-    """Return an image, a link, a path, bytes or base64 text as RGB; what is none of them is left to transformers."""
-    from PIL import Image, ImageOps
-
-    if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
-    image = _fetch(image, ImageError, limits, timeout)
-    if isinstance(image, str) and not os.path.exists(image):
-        image = _from_base64(image)
-    return read_image(image, limits) if isinstance(image, (str, Path, bytes)) else image
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text.split(",", 1)[1] if text.startswith("data:image/") else text, validate=True)
-    except (ValueError, IndexError, binascii.Error) as error:
-        raise ImageError(
-            f"Cannot read {text[:60]!r} as an image: it is no file, no link that begins with http:// or https://, and "
-            "no base64 text."
-        ) from error
-
-
-def _fetch(source: Any, failure: type[Exception], limits: MediaLimits, timeout: float | None = None) -> Any:
-    """Download what a link names; raises `failure` where that fails, takes too long or exceeds `file_bytes`."""
-    if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
-        return source
-    from huggingface_hub.utils import httpx
-
-    deadline, content = Deadline(limits), bytearray()
-    try:
-        with httpx.stream("GET", source, follow_redirects=True, timeout=timeout or TIMEOUT) as response:
-            response.raise_for_status()
-            for block in response.iter_bytes():
-                content += block
-                limits.check("file_bytes", len(content), "it has more bytes")
-                deadline.check()
-    except Exception as error:  # httpx has no one class for all of its own
-        raise failure(f"Cannot fetch {source}: {error_reason(error)}.") from error
-    return bytes(content)
