@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import small
+import speaking
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
@@ -18,6 +19,8 @@ from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting import model_card as results_card
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.search.sweep import Grid, with_controls
+from hf_tome.evaluation.search.tune import Target, candidates, tune
+from hf_tome.evaluation.tasks.captioning import captioning_job
 from hf_tome.evaluation.tasks.image_classification import digits_classification
 from hf_tome.evaluation.tasks.registry import build_job
 
@@ -275,3 +278,46 @@ def test_bench_takes_the_tower_of_a_model_with_text(capsys, tmp_path):
     arguments = ["bench", "--model", str(small.dual(tmp_path)), "--config", "r=8", "--rounds", "1", "--warmup", "0"]
     assert run([*arguments, "--batch-size", "1", "--format", "csv"]) == 0
     assert "r=8,65.0,41.0" in capsys.readouterr().out
+
+
+# Projected tokens
+
+
+@pytest.fixture
+def captions():
+    model, processor = speaking.build()
+    rows = [{"image": small.picture(seed), "captions": ["a photo of the cat"]} for seed in range(4)]
+    return captioning_job(model, processor, rows, max_new_tokens=2)
+
+
+def test_projected_tokens_are_swept_with_controls(captions):
+    configs = Grid(r=(8,), thresholds=(0.5,), where="projected").configs()
+    variants, notes = with_controls(captions, configs)
+    assert not notes
+    (r8, pruned_r8), (mame, pruned_mame) = variants[:2], variants[2:]
+    assert [r8.name, pruned_r8.name] == ["r=8,where=projected", "method=random_prune,r=8,where=projected"]
+    rows = {row["name"]: row for row in evaluate(captions, variants).rows}
+    assert rows[r8.name]["tokens"] == rows[pruned_r8.name]["tokens"] == speaking.PATCHES - 8
+    assert rows[mame.name]["tokens"] == pytest.approx(rows[pruned_mame.name]["tokens"], abs=1)
+
+
+def test_projected_tokens_are_tuned(captions, tmp_path):
+    rs = [config.r for config in candidates(captions, "tome", "projected")]
+    assert rs == list(range(1, speaking.PATCHES))
+    target = Target(max_drop=1000, sure=False)
+    config, results = tune(captions, ["tome"], target, out=tmp_path, where="projected")
+    assert config.where == "projected"
+    assert results.rows[0]["name"] == "unmerged"
+    with pytest.raises(ValueError, match="GFLOPs are those of the tower"):
+        tune(captions, ["tome"], target, out=tmp_path, where="projected", by="gflops")
+
+
+def test_the_command_line_sweeps_projected_tokens(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    small.picture().save(data / "0.png")
+    (data / "test.jsonl").write_text(json.dumps({"image": "0.png", "captions": ["a photo"]}))
+    arguments = ["sweep", "--task", "image-to-text", "--model", str(speaking.llava(tmp_path / "model"))]
+    arguments += ["--data", str(data), "--method", "tome", "--r", "8", "--where", "projected"]
+    assert run([*arguments, "--max-new-tokens", "2", "--out", str(tmp_path / "out"), "--format", "json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]][1] == "r=8,where=projected"

@@ -38,6 +38,9 @@ def sweep_command(
     threshold: ThresholdList = "0.9,0.8,0.7",
     schedule: ScheduleList = "0",
     layers: LayersList = "default",
+    where: Annotated[
+        str, typer.Option(help="Where tokens merge: auto, tower, or projected (before a language model).")
+    ] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the results, the plot and each sample's results.")] = Path(
         "sweep"
     ),
@@ -58,6 +61,7 @@ def sweep_command(
         schedules=_list(schedule, float, "--schedule"),
         thresholds=_list(threshold, float, "--threshold"),
         layers=_list(layers, _blocks, "--layers"),
+        where=where,
     )
     configs = grid.configs()
     with arguments.build(out) as (job, batch_size):

@@ -46,6 +46,9 @@ def tune_command(
         typer.Option(help="What configs within the target are compared by: speedup, measured in turns, or gflops."),
     ] = Criterion.speedup,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
+    where: Annotated[
+        str, typer.Option(help="Where tokens merge: auto, tower, or projected (before a language model).")
+    ] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for merge_config.json and the results.")] = Path("tuned"),
     format: common.FormatOption = Format.table,
     debug: common.DebugOption = False,
@@ -69,7 +72,7 @@ def tune_command(
         methods = [name.strip() for name in method.split(",")]
         try:
             config, results = tune(
-                job, methods, target, out=out, by=by.value, batch_size=batch_size, on_progress=on_progress
+                job, methods, target, out=out, by=by.value, where=where, batch_size=batch_size, on_progress=on_progress
             )
         except TuneError as error:
             if common.is_main_process():

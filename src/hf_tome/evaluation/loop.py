@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ..api import apply, remove
-from ..config import MergeConfig
 from ..inspection.reports import Report, report
 from ..profiling.measure import peak_memory_mib, release_cached_memory
 from ..profiling.rounds import clock_for, time_once
@@ -175,7 +174,7 @@ class Loop:
         """Return tokens and GFLOPs of the untouched model, read from one untimed batch of each shape with `r=0`."""
         shape = shapes(inputs)
         if shape not in self.counts:
-            apply(self.job.model, MergeConfig())
+            apply(self.job.model, self.variants[0].config)
             try:
                 self._forward(inputs, count)
                 self.counts[shape] = _counts(self.job.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,4 +50,10 @@ def as_variants(configs: Iterable[MergeConfig | Variant]) -> list[Variant]:
         config if isinstance(config, Variant) else Variant(format_config(config), config) for config in configs
     ]
     others = [variant for variant in variants if variant.merges or variant.image_size is not None]
-    return [Variant(UNMERGED), *{variant.name: variant for variant in others}.values()]
+    return [Variant(UNMERGED, _idle(others)), *{variant.name: variant for variant in others}.values()]
+
+
+def _idle(variants: Sequence[Variant]) -> MergeConfig:
+    """Return the config that merges nothing, in the place of all others, as the model may not support another."""
+    places = {variant.config.where for variant in variants if variant.merges}
+    return MergeConfig(where=places.pop()) if len(places) == 1 else MergeConfig()

@@ -58,15 +58,17 @@ def _slice(inputs: MatchInputs) -> Merge:
 SLICE = Method("slice", _slice, metric="x", proportional=False, drops_tokens=True)
 
 
-def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]]) -> ModelT:
+def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]], where: str = "auto") -> ModelT:
     """Turn a model, in place, into the oracle of a schedule; returns the same object.
 
     Args:
         model: an unmerged transformers model.
         tokens: for each tower, the tokens into each block and, last, those out of the last one.
+        where: the place where they are cut, as in `MergeConfig`.
     """
     # The config only makes every block a merging one; what it does is set below.
-    planned = plan_targets(model, MergeConfig(r=1, proportional_attention=False))
+    fields = {} if where == "projected" else {"proportional_attention": False}
+    planned = plan_targets(model, MergeConfig(r=1, where=where, **fields))
     return replace_targets(model, [_sliced(target, counts) for target, counts in zip(planned, tokens)])
 
 

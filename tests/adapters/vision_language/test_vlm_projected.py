@@ -4,6 +4,8 @@ import copy
 from operator import attrgetter
 
 import pytest
+import small
+import speaking
 import torch
 import transformers as tf
 from installed import CACHE
@@ -36,6 +38,7 @@ from hf_tome import trace as trace_of
 from hf_tome.api import targets
 from hf_tome.patching.patch import is_patched
 from hf_tome.profiling.benchmark import benchmark
+from hf_tome.profiling.slice_oracle import make_oracle, shallow_copy
 
 every_case = pytest.mark.parametrize(("vlm", "where"), CASES, ids=[f"{vlm.name}-{where}" for vlm, where in CASES])
 every_vlm = pytest.mark.parametrize("vlm", VLMS, ids=lambda vlm: vlm.name)
@@ -404,9 +407,18 @@ def test_a_packed_tower_is_refused_with_what_can_be_done_instead():
         apply(BY_NAME["Mistral3"].make(), MergeConfig(r=4))
 
 
-def test_the_benchmark_of_towers_says_what_it_does_not_measure():
-    with pytest.raises(ValueError, match=r"`where` is 'projected'.*measures towers"):
-        benchmark(BY_NAME["Llava"].make(), {}, MergeConfig(r=4, where="projected"))
+def test_the_benchmark_measures_merging_before_the_language_model():
+    model, processor = speaking.build()
+    image = small.picture()
+    inputs = dict(processor(images=[image, image], text=["<image> a photo"] * 2, return_tensors="pt"))
+    result = benchmark(model, inputs, MergeConfig(r=40, where="projected"), rounds=2, warmup=1, memory=False)
+    assert result.tokens == (speaking.PATCHES, speaking.PATCHES - 40)
+    assert not any("multiply-adds" in warning for warning in result.warnings)  # those of the tower stay as they are
+    oracle = make_oracle(shallow_copy(model), [result.tokens], where="projected")
+    with torch.no_grad():
+        merged = apply(shallow_copy(model), MergeConfig(r=40, where="projected"))(**inputs).logits
+        assert oracle(**inputs).logits.shape == merged.shape
+        assert merged.shape[1] < model(**inputs).logits.shape[1]
 
 
 def test_the_received_attention_is_no_measure_of_projected_tokens():

@@ -24,6 +24,8 @@ from ..variants import Variant
 
 logger = logging.getLogger(__name__)
 
+PROJECTED = "projected"
+"""The place where tokens merge once, between tower and language model."""
 CALIBRATION = 64
 """Samples, spread over the split, on which each config's tokens and GFLOPs are measured to choose its controls."""
 
@@ -39,6 +41,7 @@ class Grid:
         thresholds: for the methods that are searched by `threshold`, as MaMe. A method that is searched by another
             field brings its own values.
         layers: the blocks that merge; `None` is the method's default.
+        where: the place where tokens merge, as in `MergeConfig`; schedules and layers apply to blocks alone.
     """
 
     methods: Sequence[str] = ("tome", "mame")
@@ -46,6 +49,7 @@ class Grid:
     schedules: Sequence[float] = (0.0,)
     thresholds: Sequence[float] = (0.9, 0.8, 0.7)
     layers: Sequence[Sequence[int] | None] = (None,)
+    where: str = "auto"
 
     def configs(self) -> list[MergeConfig]:
         """Return all configs of the grid.
@@ -67,7 +71,7 @@ class Grid:
         if row.search_field == "r":
             values = [(r, inflection) if inflection else r for r, inflection in product(self.r, self.schedules)]
         for value, layers in product(values, self.layers):
-            yield {"method": method, row.search_field: value, "layers": layers}
+            yield {"method": method, row.search_field: value, "layers": layers, "where": self.where}
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,15 @@ def _with_controls(job: Job, configs: Sequence[MergeConfig], batch_size: int) ->
     batches = [batch.inputs for batch in found if batch is not None]
     if not batches:  # the evaluation says what is wrong with the data
         return [Variant(format_config(config), config) for config in configs], []
-    sizes, notes = _sizes(job, batches[0])
+    sizes, notes = _sizes(job, batches[0]) if any(config.where != PROJECTED for config in configs) else ({}, [])
     variants: dict[str, Variant] = {}
     for config in configs:
         cost = _measure(job, config, batches)
         if cost.tokens[0] == cost.tokens[-1]:
             notes.append(f"{format_config(config)} merges nothing in the {len(samples)} samples that it was tried on")
-        controls = [_random_pruning(config, cost), *_downsampled(cost, sizes)]
+        controls = [_random_pruning(config, cost)]
+        if config.where != PROJECTED:  # images of another size cost the tower less, and not the language model alone
+            controls += _downsampled(cost, sizes)
         for variant in (Variant(format_config(config), config), *controls):
             variants.setdefault(variant.name, variant)
     return list(variants.values()), notes
@@ -117,11 +123,13 @@ def _spread_samples(job: Job) -> list[Sample]:
 
 def _random_pruning(config: MergeConfig, cost: _Cost) -> Variant:
     if get_method(config.method).takes_r:
-        pruned = MergeConfig(method="random_prune", r=config.r, ratio=config.ratio, layers=config.layers)
+        fields = {"r": config.r, "ratio": config.ratio, "layers": config.layers}
     else:
         # How many tokens merge depends on the images; pruning takes the mean of each block.
         counts = [round(count) for count in cost.tokens]
-        pruned = MergeConfig(method="random_prune", r=[before - after for before, after in pairwise(counts)])
+        dropped = [before - after for before, after in pairwise(counts)]
+        fields = {"r": dropped[0] if config.where == PROJECTED else dropped}
+    pruned = MergeConfig(method="random_prune", where=config.where, **fields)
     return Variant(format_config(pruned), pruned, control="random_prune")
 
 

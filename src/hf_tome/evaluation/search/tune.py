@@ -33,6 +33,8 @@ CRITERIA = {
     "gflops": "the GFLOPs",
 }
 SAMPLE_COUNTS = range(1, 1_000_001)
+PROJECTED = "projected"
+"""The place where tokens merge once, between tower and language model."""
 HITS = ("top1", "accuracy")
 """The measures that count samples."""
 ROUNDS = 10
@@ -86,24 +88,29 @@ class Target:
         return agrees and self.drop(row, unmerged) <= self.max_drop
 
 
-def candidates(job: Job, method: str) -> list[MergeConfig]:
+def candidates(job: Job, method: str, where: str = "auto") -> list[MergeConfig]:
     """Return configs of a method from mild to strong: its own values, or of r from 1 to twice what leaves no tokens.
 
-    A larger r that would leave as many tokens after every block is left out.
+    A larger r that would leave as many tokens after every block is left out. Where projected tokens merge, once, r
+    goes up to all of them but one.
 
     Raises:
         ValueError: an unknown method.
     """
     row = get_method(method)
     if row.search_field != "r":
-        return [MergeConfig(**{"method": method, row.search_field: value}) for value in row.search_values]
-    tower = _unmerged_report(job).towers[0]
+        fields = {"method": method, "where": where}
+        return [MergeConfig(**fields, **{row.search_field: value}) for value in row.search_values]
+    if where == PROJECTED:
+        tokens = int(_first_report(job, MergeConfig(r=1, where=where)).towers[0].tokens[0][0])
+        return [MergeConfig(method=method, r=r, where=where) for r in range(1, tokens)]
+    tower = _first_report(job, MergeConfig(where=where)).towers[0]
     counts = tower.tokens or ()
     tokens, blocks = int(counts[0][0]), len(counts)
     by_path: dict[tuple, MergeConfig] = {}
     for r in range(1, max(2, 2 * tokens // blocks) + 1):
         path = tuple(token_counts(tokens, tower.num_special, [r] * blocks))
-        by_path.setdefault(path, MergeConfig(method=method, r=r))
+        by_path.setdefault(path, MergeConfig(method=method, r=r, where=where))
     return list(by_path.values())
 
 
@@ -114,6 +121,7 @@ def tune(
     *,
     out: Path,
     by: str = "speedup",
+    where: str = "auto",
     batch_size: int = 16,
     on_progress: Callable[[str], Progress] | None = None,
 ) -> tuple[MergeConfig, Results]:
@@ -130,6 +138,7 @@ def tune(
         target: what merging may cost; one point of accuracy by default.
         out: folder for each sample's results; the same call goes on with a run that was killed.
         by: the criterion, `"speedup"` or `"gflops"`.
+        where: the place where tokens merge, as in `MergeConfig`.
         batch_size: samples in a batch.
         on_progress: given a config's name, returns what `evaluate` reports progress to.
 
@@ -139,8 +148,12 @@ def tune(
     """
     if by not in CRITERIA:
         raise ValueError(f"Unknown criterion {by!r}; known are {', '.join(CRITERIA)}.")
+    if by == "gflops" and where == PROJECTED:
+        raise ValueError(
+            "GFLOPs are those of the tower, which merging projected tokens leaves as they are; tune by the speed-up."
+        )
     with plain_model(job.model) as notes:
-        config, results = _tune(job, methods, target or Target(), out, by, batch_size, on_progress)
+        config, results = _tune(job, methods, target or Target(), out, by, where, batch_size, on_progress)
     results.run["notes"] = [*results.run["notes"], *notes]
     return config, results
 
@@ -151,11 +164,12 @@ def _tune(
     target: Target,
     out: Path,
     by: str,
+    where: str,
     batch_size: int,
     on_progress: Callable[[str], Progress] | None,
 ) -> tuple[MergeConfig, Results]:
-    lines = [candidates(job, method) for method in methods]  # an unknown method is found before any runs
-    if by == "gflops" and gflops(_unmerged_report(job)) is None:
+    lines = [candidates(job, method, where) for method in methods]  # an unknown method is found before any runs
+    if by == "gflops" and gflops(_first_report(job, MergeConfig(where=where))) is None:
         raise ValueError(f"The GFLOPs of {job.model_name} are not known; tune by the measured speed-up.")
     _check_samples(evaluate(job, [], batch_size=batch_size, out=out, speedups=False), target)
     tried: list[MergeConfig] = []
@@ -255,10 +269,10 @@ def _bisect(configs: Sequence[MergeConfig], is_met: Callable[[MergeConfig], bool
 
 
 @torch.inference_mode()
-def _unmerged_report(job: Job) -> Report:
-    """Return the report of the model on one sample, merging nothing."""
+def _first_report(job: Job, config: MergeConfig) -> Report:
+    """Return the report of the model on one sample."""
     batch = first_batch(job, 1)
-    apply(job.model, MergeConfig())
+    apply(job.model, config)
     try:
         job.run(job.model, batch.inputs)
         return report(job.model)
