@@ -93,8 +93,8 @@ def test_why_there_is_no_speedup(changes, speedup, oracle, says):
         gflops_unmerged=1.0,
         backend=row["backend"],
         notes=row["notes"],
-        notes=row["notes"],
         is_projected=False,
+    )
     why = why_no_speedup(tower, speedup, oracle, 1, torch.device(changes.get("device", "cpu")))
     assert why is None if says is None else says in why
 
