@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .adapters.adapter import Adapter
+from .adapters.dense.adapter import DenseAdapter
 from .adapters.diffusion.adapter import DiffusionAdapter
 from .adapters.encoders.adapter import EncodersAdapter
 from .adapters.vision_language.adapter import ProjectedAdapter, VisionTowerAdapter
@@ -24,6 +25,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     ProjectedAdapter(),
     DiffusionAdapter(),
     VisionTowerAdapter(),
+    DenseAdapter(),
     EncodersAdapter(),
 )
 """Where merging fits. The first that serves the config's place, and finds something in the model, plans; the reason

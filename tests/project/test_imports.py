@@ -73,7 +73,7 @@ ORDER = [
     ["patching"],
     ["adapters"],  # what an adapter is; its folders follow
     ["adapters/encoders"],
-    ["adapters/vision_language", "adapters/diffusion"],
+    ["adapters/vision_language", "adapters/diffusion", "adapters/dense"],
     ["api"],
     ["inspection"],
     ["profiling"],

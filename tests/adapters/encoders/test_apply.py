@@ -11,7 +11,7 @@ import transformers as tf
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
 from torch import nn
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
-from zoo import BEIT, DINO, IMAGE, IMG, SMALL, ZOO
+from zoo import IMAGE, IMG, SMALL, ZOO
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report, trace
 from hf_tome.api import targets
@@ -34,13 +34,6 @@ REFUSED = {
             tf.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
         ),
         "BertModel.*bert.*supported",
-    ),
-    "backbone": (lambda: tf.Dinov2Backbone(tf.Dinov2Config(**DINO)), "Dinov2Backbone"),
-    "beit-segmentation": (
-        lambda: tf.BeitForSemanticSegmentation(
-            tf.BeitConfig(**{**BEIT, "num_hidden_layers": 4}, out_indices=[1, 2, 3, 4])
-        ),
-        "BeitForSemanticSegmentation.*segmentation head",
     ),
     "vit_mae-pretraining": (
         lambda: tf.ViTMAEForPreTraining(tf.ViTMAEConfig(**SMALL, **IMAGE)),

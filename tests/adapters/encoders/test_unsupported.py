@@ -7,6 +7,8 @@ from transformers import CONFIG_MAPPING, SwinConfig, SwinModel
 from transformers.models.auto import modeling_auto
 
 from hf_tome import MergeConfig, UnsupportedModelError, __version__, apply
+from hf_tome.adapters.dense.models import DENSE_MODELS
+from hf_tome.adapters.dense.towers import DENSE_FAMILIES
 from hf_tome.adapters.encoders import unsupported
 from hf_tome.adapters.encoders.families import FAMILIES, WRAPPERS
 from hf_tome.adapters.encoders.unsupported import BY_REASON, CHECKED, UNSUPPORTED, why_unsupported
@@ -21,7 +23,7 @@ TASKS = (
     *("DEPTH_ESTIMATION", "NORMAL_ESTIMATION", "POINTMAP_ESTIMATION", "POSE_ESTIMATION"),
     *("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "VISUAL_QUESTION_ANSWERING"),
 )
-SUPPORTED = {model_type for family in FAMILIES for model_type in family.model_types}
+SUPPORTED = {model_type for family in (*FAMILIES, *DENSE_FAMILIES) for model_type in family.model_types}
 
 
 def mapped() -> dict[str, str]:
@@ -33,7 +35,8 @@ def mapped() -> dict[str, str]:
 
 
 def is_covered(model_type: str, class_name: str) -> bool:
-    return model_type in SUPPORTED or model_type in UNSUPPORTED or class_name in {**WRAPPERS, **VISION_LANGUAGE}
+    models = {**WRAPPERS, **VISION_LANGUAGE, **DENSE_MODELS}
+    return model_type in SUPPORTED or model_type in UNSUPPORTED or class_name in models
 
 
 def test_every_mapped_type_is_supported_or_has_a_reason():

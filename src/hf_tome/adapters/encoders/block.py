@@ -99,7 +99,7 @@ def end_pass(target: Target, state: ForwardState) -> None:
     """End the pass: what is kept is a summary, and what is read of the final tokens, if they are read."""
     plan, recorder = target.plan, target.recorder
     # Models around the tower read hidden states of several blocks; they are readers before the pass begins.
-    with_state = bool(plan.reads) and (recorder.is_read or torch.compiler.is_compiling())
+    with_state = bool(plan.reads) and (plan.unmerge_reads or recorder.is_read or torch.compiler.is_compiling())
     result = state.final(with_state) if plan.has_readers or recorder.is_read else None
     recorder.end(state.summary(plan.config.trace), result)
 

@@ -29,7 +29,7 @@ class ForwardState:
         position: (B, N_i) int64, the input position that each token keeps; `None` while nothing has merged, or where
             no part of the model asks for it.
         source: (B, N_0) int64, the token that holds each input token going into block i; with `trace` only.
-        match: the merge that block i did; kept with `trace`, `restore` and several `reads` only.
+        match: the merge that block i did; kept where tokens are unmerged, with `trace`, and with several `reads` only.
         tokens: the number of tokens going into block i, padding included.
         merged: whether a merge has happened before block i.
         padded: whether there may be padding among the tokens going into block i.
@@ -88,7 +88,7 @@ class ForwardState:
                 position = kept if position is None else position.gather(1, kept)
             if plan.config.trace:
                 source = match.source if source is None else _follow(source, match.source)
-            if plan.config.trace or plan.unmerge or (self.reads is not None and len(self.reads) > 1):
+            if plan.keeps_matches or (self.reads is not None and len(self.reads) > 1):
                 # A constant: gradient checkpointing keeps no graph between blocks but that of their tokens.
                 self.match[index] = match.detach()
         self.position[index + 1], self.source[index + 1] = position, source

@@ -64,11 +64,14 @@ class OutputAdapter:
         target (`str`): dotted path of that submodule, from the model that has the row; "" is the model itself.
         description (`str`): how `report` puts it.
         unmerge (`bool`): whether the model needs every token, so that merging is undone after the last block.
+        unmerge_reads (`bool`): whether it needs every token of the hidden states in `reads`, which the mixin unmerges
+            one by one, while the blocks go on merging.
         when_unmerged (`bool`): whether the submodule is patched also where all tokens are given back.
         at_root (`bool`): whether it applies only to the model itself, not to one that another model holds.
         averages_prefix (`bool`): whether a mean that the model takes includes the tokens that are never merged.
         reads (`Callable`, *optional*): from the model and the number of blocks, the indices of the hidden states that
             it reads (0 = embeddings); empty where it reads the tower's output.
+        reads_field (`str`): the setting that names these layers, for messages.
         num_cropped (`Callable`, *optional*): from the model, how many leading tokens it cuts off.
     """
 
@@ -76,10 +79,12 @@ class OutputAdapter:
     target: str = ""
     description: str = ""
     unmerge: bool = False
+    unmerge_reads: bool = False
     when_unmerged: bool = False
     at_root: bool = False
     averages_prefix: bool = False
     reads: Callable[[Any, int], tuple[int, ...]] | None = None
+    reads_field: str = "vision_feature_layer"
     num_cropped: Callable[[Any], int] | None = None
 
 
@@ -90,8 +95,6 @@ UNMERGE = OutputAdapter(
 )
 
 # Why a class that owns the tower is unsupported.
-BACKBONE = "a backbone reads the grid of tokens after several blocks, and merged tokens have no grid"
-SEGMENTATION = "its segmentation head reads the grid of tokens after several blocks, and merged tokens have no grid"
 PIXEL_DECODER = "its decoder puts masked patches back by position among the encoder's tokens, which merging reorders"
 
 

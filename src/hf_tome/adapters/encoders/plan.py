@@ -56,6 +56,7 @@ class EncoderPlan(Plan):
         unmerge: whether the full grid is given back after the last block.
         reads: indices of the hidden states that a model around the tower reads (0 = embeddings); empty where it reads
             the tower's output.
+        unmerge_reads: whether these are unmerged one by one, and the blocks go on merging.
         outputs: what is done with the tokens after the last block, in words.
         has_readers: whether something behind the blocks reads the sizes of the tokens.
         num_class_tokens: the leading tokens whose attention tells what matters.
@@ -70,6 +71,7 @@ class EncoderPlan(Plan):
     proportional: bool
     unmerge: bool
     reads: tuple[int, ...] = ()
+    unmerge_reads: bool = False
     outputs: tuple[str, ...] = ()
     has_readers: bool = False
     num_class_tokens: int = 0
@@ -80,15 +82,25 @@ class EncoderPlan(Plan):
         return len(self.merging)
 
     @property
+    def hands_on_reads(self) -> bool:
+        """Whether merged hidden states in `reads` are handed on as they are."""
+        return bool(self.reads) and not (self.unmerge or self.unmerge_reads)
+
+    @property
+    def keeps_matches(self) -> bool:
+        """Whether the merges of a pass are kept to the end of it."""
+        return self.config.trace or self.unmerge or self.unmerge_reads
+
+    @property
     def follows_position(self) -> bool:
         """Whether some part of the model goes by the tokens' positions."""
-        hands_on = bool(self.reads) and not self.unmerge  # language models take image tokens in order
+        hands_on = self.hands_on_reads  # language models take image tokens in order
         return self.family.rotary is not None or self.family.position_bias is not None or hands_on
 
     @property
     def blocks_read(self) -> int:
         """The number of these blocks that something is read of; later ones need not run."""
-        return self.num_layers if self.unmerge or not self.reads else min(max(self.reads), self.num_layers)
+        return min(max(self.reads), self.num_layers) if self.hands_on_reads else self.num_layers
 
     def describe(self, module: Any, summary: PassSummary | None) -> Description:
         """See the base class."""
@@ -114,10 +126,10 @@ class EncoderPlan(Plan):
         return replace(shape, num_special=self.num_prefix_tokens)
 
 
-def find_towers(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
-    """Yield path, module and row of every tower in a model."""
+def find_towers(root: nn.Module, towers: Mapping[str, Family] = TOWERS) -> Iterator[tuple[str, nn.Module, Family]]:
+    """Yield path, module and row of every tower in a model; `towers` are the rows of transformers' classes."""
     for path, module in root.named_modules():
-        rows = TIMM_TOWERS if is_timm(module) else TOWERS if isinstance(module, transformers.PreTrainedModel) else {}
+        rows = TIMM_TOWERS if is_timm(module) else towers if isinstance(module, transformers.PreTrainedModel) else {}
         family = rows.get(type(module).__name__)
         if family is not None:
             yield path, module, family
@@ -141,8 +153,7 @@ def plan_tower(
     check_backend(backend_of(module))
     num_blocks, merging = len(blocks), config.merging_blocks(len(blocks))
     unmerge = _unmerges(root, owned, config)
-    reads = next((reads for owner, row in owned if row.reads and (reads := row.reads(owner, num_blocks))), ())
-    check_reads(type(root).__name__, reads, merging, unmerge)
+    reads, unmerge_reads = _reads_of(root, owned, num_blocks, merging, unmerge)
     if unmerge and reads:
         blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
     attentions = [attrgetter(family.attention)(block) for block in blocks]
@@ -168,7 +179,8 @@ def plan_tower(
         proportional=_weighs_attention(config, family),
         unmerge=unmerge,
         reads=reads,
-        outputs=descriptions(row for owner, row in owned if owner is not module or not reads),
+        unmerge_reads=unmerge_reads,
+        outputs=descriptions(row for owner, row in owned if unmerge_reads or owner is not module or not reads),
         has_readers=any(change.mixin.reads_sizes for change in outputs),
     )
     mixin = ATTENTIONS.get(family.library, MergedAttention)
@@ -189,14 +201,21 @@ def descriptions(rows: Iterator[OutputAdapter]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.description for row in rows if row.description))
 
 
-def check_reads(model: str, reads: Sequence[int], merging: Sequence[bool], unmerge: bool = False) -> None:
+def check_reads(
+    model: str,
+    reads: Sequence[int],
+    merging: Sequence[bool],
+    unmerge: bool = False,
+    field: str = "vision_feature_layer",
+) -> None:
     """Raise a `ValueError` where every merge would come after the hidden state that a model reads.
 
     Args:
         model: what it is called.
         reads: indices of the hidden states that it reads.
         merging: whether each block merges.
-        unmerge: whether the full grid is given back to it.
+        unmerge: whether the full grid is given back to it, from the first of them on.
+        field: the setting that names the layers that it reads.
     """
     if not reads or not any(merging):
         return
@@ -205,12 +224,28 @@ def check_reads(model: str, reads: Sequence[int], merging: Sequence[bool], unmer
     if not any(merging[:last]):
         raise ValueError(
             f"The config merges in blocks {[i for i, merges in enumerate(merging) if merges]} only, but {model} reads "
-            f"its image features before block {last} (`vision_feature_layer`), so nothing of it would be seen. Let "
+            f"its image features before block {last} (`{field}`), so nothing of it would be seen. Let "
             f"some of the blocks 0 to {last - 1} merge."
             if last
-            else f"{model} reads its image features before the first block (`vision_feature_layer`), so that no merge "
+            else f"{model} reads its image features before the first block (`{field}`), so that no merge "
             "can come before; set a later feature layer."
         )
+
+
+def _reads_of(
+    root: nn.Module, owned: Sequence[Owned], num_blocks: int, merging: Sequence[bool], unmerge: bool
+) -> tuple[tuple[int, ...], bool]:
+    """Return the hidden states that are read, and whether these are unmerged one by one.
+
+    Raises:
+        ValueError: every merge would come after them.
+    """
+    for owner, row in owned:
+        reads = row.reads(owner, num_blocks) if row.reads else ()
+        if reads:
+            check_reads(type(root).__name__, reads, merging, unmerge, row.reads_field)
+            return reads, row.unmerge_reads
+    return (), False
 
 
 def why_not(root: nn.Module, hint: str = "") -> str:
@@ -223,7 +258,8 @@ def why_not(root: nn.Module, hint: str = "") -> str:
     reason = why_unsupported(model_type)
     if reason is not None:
         return f"{found} is not supported, because {reason}. {how}"
-    tower_type = getattr(getattr(root.config, "vision_config", None), "model_type", None) if model_type else None
+    inner = (getattr(root.config, name, None) for name in ("vision_config", "backbone_config") if model_type)
+    tower_type = next((config.model_type for config in inner if config is not None), None)
     reason = why_unsupported(tower_type)
     if reason is not None:
         return f"{found} is not supported around a tower of type {tower_type!r}: {reason}. {how}"
@@ -232,13 +268,17 @@ def why_not(root: nn.Module, hint: str = "") -> str:
 
 def _unmerges(root: nn.Module, owned: Sequence[Owned], config: MergeConfig) -> bool:
     """Return whether the full grid is given back, because of the config or of an output adapter."""
-    needs_grid = any(row.unmerge for _, row in owned)
-    if needs_grid and METHODS[config.method].drops_tokens:
+    needs_grid, unmerges_reads = (
+        any(row.unmerge for _, row in owned),
+        any(row.unmerge_reads for _, row in owned),
+    )
+    if (needs_grid or unmerges_reads) and METHODS[config.method].drops_tokens:
+        needs = "in each hidden state that it reads" if unmerges_reads else "after the last block"
         raise UnsupportedModelError(
-            f"{type(root).__name__} needs every token after the last block, and method {config.method!r} drops tokens "
+            f"{type(root).__name__} needs every token {needs}, and method {config.method!r} drops tokens "
             "for good. Use a method that merges, such as 'tome'."
         )
-    return config.restore or needs_grid
+    return (config.restore or needs_grid) and not unmerges_reads
 
 
 def _weighs_attention(config: MergeConfig, family: Family) -> bool:

@@ -62,12 +62,11 @@ BY_REASON: dict[str, str] = {
     NEIGHBOURS: "dinat",
     FACTORISED: "timesformer videoprism videoprism_vision_model",
     DENSE: """
-        chmv2 depth_anything depth_pro dpt efficientloftr eomt eomt_dinov3 owlv2 owlvit prompt_depth_anything
-        sapiens2 tipsv2_dpt upernet videomt vitmatte vitpose vitpose_backbone zoedepth
+        dpt efficientloftr eomt eomt_dinov3 owlv2 owlvit sapiens2 videomt vitmatte vitpose vitpose_backbone
     """,
     LOOKED_UP: """
-        conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino lw_detr mask2former
-        maskformer mm-grounding-dino omdet-turbo oneformer pp_doclayout_v2 pp_doclayout_v3 pp_doclayout_v4
+        conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino lw_detr
+        mm-grounding-dino omdet-turbo oneformer pp_doclayout_v2 pp_doclayout_v3 pp_doclayout_v4
         rf_detr rt_detr rt_detr_v2 table-transformer
     """,
     SAM_TOWER: "deepseek_ocr2 deepseek_vl_hybrid got_ocr2 pp_chart2table pp_formulanet unlimited_ocr",

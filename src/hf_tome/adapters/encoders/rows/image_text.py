@@ -6,9 +6,7 @@ from dataclasses import replace
 
 from .. import sizes
 from ..family import (
-    BACKBONE,
     CLASS_TOKEN,
-    SEGMENTATION,
     TOKENS,
     UNMERGE,
     Family,
@@ -91,7 +89,6 @@ IMAGE_TEXT: tuple[Family, ...] = (
         heads={
             "CLIPSegVisionModel": (CLASS_TOKEN, TOKENS),
             "CLIPSegModel": (CLASS_TOKEN,),
-            "CLIPSegForImageSegmentation": SEGMENTATION,
         },
     ),
     replace(
@@ -116,7 +113,6 @@ IMAGE_TEXT: tuple[Family, ...] = (
         heads={
             "Tipsv2VisionModel": (CLASS_TOKEN, TOKENS),
             "Tipsv2Model": (CLASS_TOKEN,),
-            "Tipsv2VisionBackbone": BACKBONE,
         },
     ),
     SIGLIP,

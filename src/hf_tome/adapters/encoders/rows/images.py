@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from .. import sizes
 from ..family import (
-    BACKBONE,
     CLASS_TOKEN,
     PIXEL_DECODER,
-    SEGMENTATION,
     TOKENS,
     UNMERGE,
     Family,
@@ -42,7 +40,6 @@ DINOV2 = Family(
     heads={
         "Dinov2Model": (CLASS_TOKEN, TOKENS),
         "Dinov2ForImageClassification": (CLASS_TOKEN, mean_of("dinov2.layernorm")),
-        "Dinov2Backbone": BACKBONE,
     },
     layers="encoder.layer",
     norm1="norm1",
@@ -86,7 +83,7 @@ IMAGES: tuple[Family, ...] = (
         tower="PixioModel",
         sizes=sizes.DINOV2_TOWER,
         num_special=class_tokens,
-        heads={"PixioModel": (CLASS_TOKEN, TOKENS), "PixioBackbone": BACKBONE},
+        heads={"PixioModel": (CLASS_TOKEN, TOKENS)},
         after_attention=("dropout", "drop_path"),
         mlp=("mlp", "dropout", "drop_path"),
     ),
@@ -109,8 +106,6 @@ IMAGES: tuple[Family, ...] = (
             "BeitModel": (CLASS_TOKEN, mean_of("pooler", MeanInput), TOKENS),
             "BeitForImageClassification": (),
             "BeitForMaskedImageModeling": (UNMERGE,),
-            "BeitForSemanticSegmentation": SEGMENTATION,
-            "BeitBackbone": BACKBONE,
         },
         after_attention=("dropout", "lambda_1", "drop_path"),
         mlp=("mlp", "dropout", "lambda_2", "drop_path"),
@@ -126,7 +121,6 @@ IMAGES: tuple[Family, ...] = (
         heads={
             "Dinov2WithRegistersModel": (CLASS_TOKEN, TOKENS),
             "Dinov2WithRegistersForImageClassification": (CLASS_TOKEN, mean_of("dinov2_with_registers.layernorm")),
-            "Dinov2WithRegistersBackbone": BACKBONE,
         },
     ),
     replace(
@@ -136,7 +130,7 @@ IMAGES: tuple[Family, ...] = (
         sizes=replace(sizes.NO_HEAD, gated=sizes.gated_by_config),
         num_special=class_and_registers,
         class_tokens=first_token,
-        heads={"DINOv3ViTModel": (CLASS_TOKEN, TOKENS), "DINOv3ViTBackbone": BACKBONE},
+        heads={"DINOv3ViTModel": (CLASS_TOKEN, TOKENS)},
         layers="model.layer",
         dropout="dropout",
         rotary="apply_rotary_pos_emb",

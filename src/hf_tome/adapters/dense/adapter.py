@@ -1,0 +1,54 @@
+"""The adapter of dense models: depth, segmentation, detection and the backbones that they are built of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from ...config import MergeConfig
+from ...patching.plans import Target
+from ..encoders.families import TOWERS, WRAPPERS
+from ..encoders.family import Family
+from ..encoders.plan import find_towers, plan_tower
+from .models import DENSE_MODELS, READ_WHOLE
+from .towers import DENSE_TOWERS
+
+
+class DenseAdapter:
+    """Merge in the blocks of a dense model's tower, and unmerge what it reads by place (see `adapters.Adapter`)."""
+
+    name = "dense"
+    places = ("tower",)
+
+    def finds(self, root: nn.Module) -> bool:
+        """Return whether a model is, or holds, a dense model around an encoder with a row."""
+        is_listed = any(
+            type(module).__name__ in DENSE_TOWERS or type(module).__name__ in DENSE_MODELS for module in root.modules()
+        )
+        return is_listed and any(True for _ in _find(root))
+
+    def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
+        """Plan merging for every encoder in a model."""
+        wrappers = {**WRAPPERS, **DENSE_MODELS}
+        return [
+            plan_tower(root, path, module, family, config, wrappers) for path, module, family in _find_as_read(root)
+        ]
+
+    def reason(self, root: nn.Module) -> str | None:
+        """Return nothing: models without a tower have the reasons of plain encoders."""
+        return None
+
+
+def _find(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
+    return find_towers(root, {**TOWERS, **DENSE_TOWERS})
+
+
+def _find_as_read(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
+    """Yield the towers, each with the row that says what the models around read of it."""
+    rows = [READ_WHOLE[name] for module in root.modules() if (name := type(module).__name__) in READ_WHOLE]
+    for path, module, family in _find(root):
+        if rows:
+            family = replace(family, heads={**family.heads, family.tower: (rows[0],)})
+        yield path, module, family

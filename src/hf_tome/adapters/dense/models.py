@@ -1,0 +1,77 @@
+"""The dense models around a tower: what each reads of it, by class name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..encoders.family import OutputAdapter
+from .reads import UnmergedReads
+from .towers import features_of
+
+UNMERGED = "unmerges each hidden state that it reads, while the blocks go on merging"
+
+
+def beit_indices(owner: Any, num_blocks: int) -> tuple[int, ...]:
+    """BEiT's segmentation counts its hidden states from 1."""
+    return tuple(index - 1 for index in owner.config.out_indices)
+
+
+def clipseg_layers(owner: Any, num_blocks: int) -> tuple[int, ...]:
+    """CLIPSeg names layers, whose outputs are one further."""
+    return tuple(layer % num_blocks + 1 for layer in owner.extract_layers)
+
+
+def depth_pro_layers(owner: Any, num_blocks: int) -> tuple[int, ...]:
+    """Depth Pro names layers of its patch encoder, and reads the output of each of its encoders."""
+    return (*(layer + 1 for layer in owner.config.intermediate_hook_ids), num_blocks)
+
+
+BACKBONE_HEAD: tuple[OutputAdapter, ...] = ()
+"""Around a backbone, which unmerges by itself what it gives out."""
+DEPTH_PRO = (OutputAdapter(description=UNMERGED, unmerge_reads=True, reads=depth_pro_layers),)
+
+DENSE_MODELS: dict[str, tuple[OutputAdapter, ...]] = {
+    "BeitBackbone": (features_of("beit"),),
+    "PixioBackbone": (features_of("pixio"),),
+    "BeitForSemanticSegmentation": (
+        OutputAdapter(
+            UnmergedReads, "beit", UNMERGED, unmerge_reads=True, reads=beit_indices, reads_field="out_indices"
+        ),
+    ),
+    "CLIPSegForImageSegmentation": (
+        OutputAdapter(
+            UnmergedReads,
+            "clip.vision_model",
+            UNMERGED,
+            unmerge_reads=True,
+            reads=clipseg_layers,
+            reads_field="extract_layers",
+        ),
+    ),
+    "DepthProModel": DEPTH_PRO,
+    "DepthProForDepthEstimation": DEPTH_PRO,
+    **dict.fromkeys(
+        (
+            "DepthAnythingForDepthEstimation",
+            "PromptDepthAnythingForDepthEstimation",
+            "ZoeDepthForDepthEstimation",
+            "UperNetForSemanticSegmentation",
+            "CHMv2ForDepthEstimation",
+            "Tipsv2DptForDensePrediction",
+            "Tipsv2DptForDepthEstimation",
+            "Tipsv2DptForNormalEstimation",
+            "Tipsv2DptForSemanticSegmentation",
+            "Mask2FormerModel",
+            "Mask2FormerForUniversalSegmentation",
+            "MaskFormerModel",
+            "MaskFormerForInstanceSegmentation",
+        ),
+        BACKBONE_HEAD,
+    ),
+}
+"""The output adapters of models around a tower."""
+
+READ_WHOLE: dict[str, OutputAdapter] = {
+    name: OutputAdapter(UnmergedReads, unmerge_reads=True) for name in ("DepthProModel", "DepthProForDepthEstimation")
+}
+"""What is patched on the tower itself in models that hold several of them."""
