@@ -7,6 +7,7 @@ EXTRAS = {
     "accelerate": "eval",
     "av": "video",
     "datasets": "eval",
+    "diffusers": "diffusion",
     "evaluate": "eval",
     "matplotlib": "eval",
     "onnx": "export",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
+from packaging.version import Version
 from torch import nn
 
 from ...config import MergeConfig
+from ...errors import UnsupportedModelError
 from ...patching.patch import own_class
 from ...patching.plans import Target
 from .denoisers import DENOISERS
 from .plan import plan_denoiser
 from .unsupported import reason_of
+
+OLDEST = "0.42"
+"""The first version of diffusers whose blocks the rows describe."""
 
 
 class DiffusionAdapter:
@@ -29,6 +36,7 @@ class DiffusionAdapter:
             UnsupportedModelError: its blocks cannot take merged tokens as the config asks.
             ValueError: the config does not fit.
         """
+        _check_version()
         found = [(path, module) for path, module in root.named_modules() if _is_denoiser(module)]
         return [plan_denoiser(path, module, DENOISERS[own_class(module).__name__], config) for path, module in found]
 
@@ -37,6 +45,15 @@ class DiffusionAdapter:
         if not any(_is_from_diffusers(module) for module in root.modules()):
             return None
         return reason_of(root)
+
+
+def _check_version() -> None:
+    installed = sys.modules["diffusers"].__version__
+    if Version(installed) < Version(OLDEST):
+        raise UnsupportedModelError(
+            f"diffusers {installed} is installed, whose blocks are other than those that hf_tome knows; it takes "
+            f"{OLDEST} or later. pip install --upgrade 'hf_tome[diffusion]'"
+        )
 
 
 def _is_from_diffusers(module: nn.Module) -> bool:
