@@ -69,7 +69,9 @@ def without_time(results):
 
 
 def lines(folder):
-    return [json.loads(line) for file in sorted(folder.glob("samples*.jsonl")) for line in file.open()]
+    return [
+        json.loads(line) for file in sorted(folder.glob("samples*.jsonl")) for line in file.read_text().splitlines()
+    ]
 
 
 def results_in(folder):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import transformers as tf
+from packaging.version import Version
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+TORCH = Version(torch.__version__)
 CACHE_NAMES = (
     ["past_key_values", "cache"] if "cache" in CausalLMOutputWithPast.__annotations__ else ["past_key_values"]
 )

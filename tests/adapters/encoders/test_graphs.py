@@ -3,6 +3,8 @@
 import pytest
 import torch
 import transformers as tf
+from installed import TORCH
+from packaging.version import Version
 from zoo import IMAGE, SMALL
 
 from hf_tome import MergeConfig, apply
@@ -54,7 +56,7 @@ def test_numbers_that_depend_on_the_images_are_no_graph():
     message = "threshold of method 'mame' the number of tokens depends on the images.* Set `keep_ratio`"
     with pytest.raises(RuntimeError, match=message):
         torch.jit.trace(model, pixels, check_trace=False)
-    for strict in (False, True):
+    for strict in (False, True) if Version("2.9") <= TORCH else (False,):  # strict fails on any patched forward before
         with pytest.raises(Exception, match=message):  # in strict mode torch wraps it
             torch.export.export(model, (pixels,), strict=strict)
 

@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 import torch
-from installed import checkpoint_activations
+from installed import TORCH, checkpoint_activations
+from packaging.version import Version
 from zoo import ZOO, Zoo
 
 from hf_tome import (
@@ -230,6 +231,8 @@ COMPILED = [(zoo, "tome") for zoo in ZOO if "siglip2" not in zoo.name] + [
 
 @pytest.mark.parametrize(("zoo", "name"), COMPILED, ids=[f"{zoo.name}-{name}" for zoo, name in COMPILED])
 def test_compiles_without_a_graph_break(zoo, name):
+    if zoo.name == "kosmos-2" and Version("2.9") > TORCH:
+        pytest.skip("transformers makes its cache within the graph, which older dynamos do not trace")
     model = merged(zoo, CONFIGS[name])
     torch._dynamo.reset()
     with torch.no_grad():
