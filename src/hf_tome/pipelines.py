@@ -37,7 +37,8 @@ class _LimitsMedia(transformers.Pipeline):
     """Adds the argument `media_limits`, of the pipeline or of a call."""
 
     def _sanitize_parameters(self, media_limits: MediaLimits | None = None, **kwargs: Any) -> Any:
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        plain: Any = super()._sanitize_parameters  # type: ignore[safe-super]
+        preprocess, forward, postprocess = plain(**kwargs)
         if media_limits is not None:
             preprocess = {**preprocess, "media_limits": media_limits}
         return preprocess, forward, postprocess

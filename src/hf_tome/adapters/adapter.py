@@ -13,10 +13,15 @@ from ..patching.plans import Target
 class Adapter(Protocol):
     """One kind of place to merge in; `api.ADAPTERS` lists all of them."""
 
-    name: str
-    """The folder in `adapters/`."""
-    places: tuple[str, ...]
-    """The values of `MergeConfig.where` that it serves, apart from `"auto"`."""
+    @property
+    def name(self) -> str:
+        """The folder in `adapters/`."""
+        ...
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The values of `MergeConfig.where` that it serves, apart from `"auto"`."""
+        ...
 
     def finds(self, root: nn.Module) -> bool:
         """Return whether a model is one that this adapter plans for; of several the first in `api.ADAPTERS` does."""

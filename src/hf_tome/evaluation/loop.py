@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -188,18 +189,16 @@ class Loop:
         An accelerator that is out of memory gets ever smaller parts of the batch, where the rows of all inputs are
         samples; rows of image tiles cannot be told apart by sample.
         """
-        model, outputs = self.job.model, []
+        model = self.job.model
+        outputs: list[Any] = []
         divisible = rows_are_samples(inputs, count)
         while True:
             size = min(self.fits or count, count) if divisible else count
             parts = _split(inputs, count, size)
             outputs.clear()
             try:
-                seconds = time_once(
-                    lambda parts=parts: outputs.extend(self.job.run(model, part) for part in parts),
-                    self.clock,
-                    model.device,
-                )
+                run = partial(self._run_parts, parts, outputs)
+                seconds = time_once(run, self.clock, model.device)
                 return self.job.scorer.join(outputs), seconds
             except torch.OutOfMemoryError as error:
                 if size == 1 or not divisible:
@@ -207,6 +206,9 @@ class Loop:
                 self.fits = size // 2
                 release_cached_memory(model.device)
                 logger.warning("Out of memory with batches of %d; continuing with %d.", size, self.fits)
+
+    def _run_parts(self, parts: list[Inputs], outputs: list[Any]) -> None:
+        outputs.extend(self.job.run(self.job.model, part) for part in parts)
 
 
 def _out_of_memory(size: int, divisible: bool) -> str:

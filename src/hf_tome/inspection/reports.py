@@ -121,14 +121,15 @@ def _report_target(target: Target, path: str) -> TowerReport:
     tokens: list[tuple[float, float]] | None = None
     computed: list[tuple[float, float]] | None = None
     if summary is not None:
-        computed = list(pairwise(summary.tokens))[:num_run]
+        counts: list[float] = [*summary.tokens]
+        computed = list(pairwise(counts))[:num_run]
         tokens = list(pairwise(summary.mean_tokens()))[:num_run]
     elif shape is not None and not depends_on_images(target):
         computed = [*planned_tokens(shape, target.config)[:num_run]]
         tokens = computed
     gflops = target.plan.gflops(target.module, summary)
     if gflops is None and shape is not None and computed:
-        gflops = _gflops(_at_length(shape, computed[0][0]), computed, target, description)
+        gflops = _gflops(_at_length(shape, int(computed[0][0])), computed, target, description)
     return TowerReport(
         path=path,
         tower=description.tower,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
@@ -142,7 +142,7 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 def _from_integers(image: Image.Image) -> Image.Image:
     """Convert 32-bit integers, in which Pillow holds 16-bit greys of PNG and PPM."""
-    low, high = image.getextrema()
+    low, high = cast(tuple[float, float], image.getextrema())  # of one band
     if image.format in ("PNG", "PPM") and low >= 0 and high <= 65535:
         return _from_16_bits(image)
     raise ImageError(f"it holds 32-bit integers such as {high}, whose white is unknown; save it in 8 or 16 bits")

@@ -49,7 +49,8 @@ def patch(module: nn.Module, mixin: type, context: MergeContext) -> None:
     """Give `module` the behaviour of `mixin`, and the context that it reads."""
     # Not a module or parameter, so this bypasses nn.Module's registration on purpose.
     module.__dict__[CONTEXT] = context
-    _change_class(module, _subclass(mixin, type(module)))
+    base: Any = type(module)
+    _change_class(module, _subclass(mixin, base))
 
 
 def unpatch(module: nn.Module) -> None:

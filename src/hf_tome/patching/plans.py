@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import nn
 
@@ -104,8 +104,11 @@ class Patch:
     detail: Any = None
 
 
+PlanT = TypeVar("PlanT", bound=Plan)
+
+
 @dataclass(frozen=True, eq=False)
-class Target:
+class Target(Generic[PlanT]):
     """One place in a model where tokens merge: what is planned, what is patched for it, and its recorder.
 
     Attributes:
@@ -119,7 +122,7 @@ class Target:
 
     path: str
     module: Any
-    plan: Plan
+    plan: PlanT
     recorder: Recorder
     patches: tuple[Patch, ...] = field(default=(), repr=False)
     num_patches: int = 0
@@ -139,7 +142,7 @@ class Target:
 class MergeContext:
     """What a patched module reads: its target, which block of it it is (-1 for others), and the patch's detail."""
 
-    target: Target
+    target: Target[Any]
     index: int = -1
     detail: Any = None
 

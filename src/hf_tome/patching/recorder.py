@@ -158,4 +158,4 @@ class Recorder:
         return {}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
-        self.__init__()
+        Recorder.__init__(self)

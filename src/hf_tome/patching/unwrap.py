@@ -30,7 +30,7 @@ def unwrap(model: Any) -> Any:
         elif type(module).__name__ in PARALLEL:
             module = module.module
         elif hasattr(module, "get_base_model"):  # PEFT
-            module = module.get_base_model()
+            module = module.get_base_model()  # type: ignore[operator]
         else:
             return module
     raise TypeError(f"`model` is a {type(model).__name__}; it takes a model of transformers or timm, or a pipeline.")

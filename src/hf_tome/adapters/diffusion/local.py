@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,8 @@ from ...patching.patch import PatchedModel, PatchedModule, context_of
 from ...patching.recorder import PassSummary
 from .bias import SizeBias, with_mask
 from .matching import block_seed, match_grid, step_seed
-from .rows import Call, Follow
-from .state import BlockDetail, DenoiserPass, KeyBias
+from .rows import Call, Follow, Grid
+from .state import BlockDetail, KeyBias
 
 
 class MergedDenoiser(PatchedModel):
@@ -56,27 +57,27 @@ class MergedBlock(PatchedModule):
         detail: BlockDetail = context.detail
         call = detail.call
         arguments = {**dict(zip(detail.names, args)), **kwargs}
-        hidden = arguments.get(call.hidden)
-        shape = _grid_of(hidden, arguments, detail)
-        if shape is None:
+        hidden, grid = arguments.get(call.hidden), detail.state.grid
+        shape = None if grid is None else _shape_of(hidden, arguments, grid, detail)
+        if shape is None or hidden is None or grid is None:
             return super().forward(*args, **kwargs)
         batch_size = hidden.shape[0]
         if batch_size == 1 or all(follow.has_batch for follow in call.follows):
-            return self._run(arguments, hidden, shape, detail)
+            return self._run(arguments, hidden, grid, shape, detail)
         # A rotary table without a batch cannot follow the tokens of several images.
         images = [_image(arguments, batch_size, image) for image in range(batch_size)]
-        outputs = [self._run(image, image[call.hidden], shape, detail) for image in images]
+        outputs = [self._run(image, image[call.hidden], grid, shape, detail) for image in images]
         return _concatenated(outputs)
 
-    def _run(self, arguments: dict[str, Any], hidden: Tensor, shape: tuple[int, ...], detail: BlockDetail) -> Any:
-        call, state, config = detail.call, detail.state, context_of(self).target.plan.config
-        num_tokens = 1
-        for side in shape:
-            num_tokens *= side
-        start = hidden.shape[1] - state.grid.stream if call.text_leads else 0
+    def _run(
+        self, arguments: dict[str, Any], hidden: Tensor, grid: Grid, shape: tuple[int, ...], detail: BlockDetail
+    ) -> Any:
+        call, config = detail.call, context_of(self).target.plan.config
+        num_tokens = math.prod(shape)
+        start = hidden.shape[1] - grid.stream if call.text_leads else 0
         # (B, N, C) -> what stands before the grid, the grid's tokens (B, S, C), what stands behind
         before, tokens, behind = hidden.split([start, num_tokens, hidden.shape[1] - start - num_tokens], dim=1)
-        match = match_grid(config, tokens, shape, block_seed(state.seed, detail.index))
+        match = match_grid(config, tokens, shape, block_seed(detail.state.seed, detail.index))
         merged, size = match.merge(tokens)  # (B, M, C), (B, M, 1)
         detail.tokens = (num_tokens, match.num_output)
         inputs = torch.cat([before, merged, behind], dim=1) if hidden.shape[1] > num_tokens else merged
@@ -130,19 +131,16 @@ class BiasedAttention(PatchedModule):
         return out
 
 
-def _grid_of(hidden: Any, arguments: Mapping[str, Any], detail: BlockDetail) -> tuple[int, ...] | None:
+def _shape_of(hidden: Any, arguments: Mapping[str, Any], grid: Grid, detail: BlockDetail) -> tuple[int, ...] | None:
     """Return the shape of the grid among the tokens of a block, or `None` where they do not merge."""
-    state: DenoiserPass = detail.state
-    if state.grid is None or not isinstance(hidden, Tensor) or hidden.ndim != 3:
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
         return None
     if detail.kind == "kv" and arguments.get("encoder_hidden_states") is not None:
         return None
-    shape = state.grid.at(hidden.shape[1])
+    shape = grid.at(hidden.shape[1])
     if shape is None:
         return None
-    num_tokens = 1
-    for side in shape:
-        num_tokens *= side
+    num_tokens = math.prod(shape)
     detail.seen = (num_tokens, num_tokens)
     return shape if num_tokens >= detail.min_tokens else None
 
@@ -180,17 +178,15 @@ def _followed(value: Any, follow: Follow, hidden: Tensor, start: int, match: Mer
 
 def _given_back(out: Any, call: Call, match: Merge, tokens: Tensor, merged: Tensor, start: int) -> Any:
     """Return the output with as many tokens as the module was given."""
-    in_tuple = isinstance(out, tuple) and call.output is not None
-    outputs = out[call.output] if in_tuple else out
+    place = call.output if isinstance(out, tuple) else None
+    outputs = out if place is None else out[place]
     before, computed, behind = outputs.split(
         [start, match.num_output, outputs.shape[1] - start - match.num_output], dim=1
     )
     restored = tokens + match.unmerge(computed - merged) if call.gives_change else match.unmerge(computed)
     if outputs.shape[1] > match.num_output:
         restored = torch.cat([before, restored, behind], dim=1)
-    if not in_tuple:
-        return restored
-    return (*out[: call.output], restored, *out[call.output + 1 :])
+    return restored if place is None else (*out[:place], restored, *out[place + 1 :])
 
 
 def _image(value: Any, batch_size: int, image: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,16 +100,9 @@ class Grid:
     def at(self, num_tokens: int) -> tuple[int, ...] | None:
         """Return the shape at the level that has so many tokens, or `None` where no level has."""
         shape = self.shape
-        while self.halves and _product(shape) > num_tokens and shape != (1, 1):
+        while self.halves and math.prod(shape) > num_tokens and shape != (1, 1):
             shape = (-(-shape[0] // 2), -(-shape[1] // 2))
-        return shape if _product(shape) == num_tokens or not self.halves else None
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
+        return shape if math.prod(shape) == num_tokens or not self.halves else None
 
 
 @dataclass(frozen=True)

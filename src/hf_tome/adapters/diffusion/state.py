@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class DenoiserPass:
 
     def __init__(self) -> None:
         self.grid: Grid | None = None
-        self.seed: Tensor | None = None
+        self.seed: Any = None
 
     def __getstate__(self) -> dict[str, object]:
         return {}

@@ -181,7 +181,7 @@ def plan_tower(
         reads=reads,
         unmerge_reads=unmerge_reads,
         outputs=descriptions(row for owner, row in owned if unmerge_reads or owner is not module or not reads),
-        has_readers=any(change.mixin.reads_sizes for change in outputs),
+        has_readers=any(getattr(change.mixin, "reads_sizes", False) for change in outputs),
     )
     mixin = ATTENTIONS.get(family.library, MergedAttention)
     patches = [Patch(block, MergedBlock, index) for index, block in enumerate(blocks)]

@@ -23,7 +23,7 @@ class LeftOut:
     def of(cls, files: Iterable[tuple[Path, str]], folder: Path) -> LeftOut:
         """Count files, each given with its reason."""
         counts: Counter[str] = Counter()
-        listed = []
+        listed: list[str] = []
         for file, reason in files:
             counts[reason] += 1
             if len(listed) < LISTED:

@@ -271,7 +271,7 @@ def _body(
         split=markdown_text(results.data["split"]),
         skipped=f"; {skipped} could not be read" if skipped else "",
         drop=_drop(row),
-        table=to_markdown(replace(results, rows=[results.rows[0], row])),
+        table=to_markdown(replace(results, rows=[results.rows[0], dict(row)])),
         folded=_folded(results),
         notes=notes(results),
         plot=f"\n![Accuracy against compute and speed]({PLOT})\n" if plot is not None else "",

@@ -100,7 +100,7 @@ def candidates(job: Job, method: str, where: str = "auto") -> list[MergeConfig]:
     row = get_method(method)
     if row.search_field != "r":
         fields = {"method": method, "where": where}
-        return [MergeConfig(**fields, **{row.search_field: value}) for value in row.search_values]
+        return [MergeConfig.from_dict({**fields, row.search_field: value}) for value in row.search_values]
     if where == PROJECTED:
         tokens = int(_first_report(job, MergeConfig(r=1, where=where)).towers[0].tokens[0][0])
         return [MergeConfig(method=method, r=r, where=where) for r in range(1, tokens)]

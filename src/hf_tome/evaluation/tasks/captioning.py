@@ -47,7 +47,7 @@ def captioning_job(model: PreTrainedModel, processor: Any, rows: Any, **source: 
             raise SkipSample("it has no caption")
         return asked, captions
 
-    how = {"max_new_tokens": length, "settings": {"prompt": asked}}
+    how: dict[str, Any] = {"max_new_tokens": length, "settings": {"prompt": asked}}
     return generation_job(TASK.name, model, processor, rows, read_row, score_captions, **how, **source)
 
 

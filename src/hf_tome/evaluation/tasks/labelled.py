@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ...hub.sources import public_name
 from ..data import media_files as media
@@ -54,7 +54,7 @@ def match_labels(
     return media.match_rows(opened, columns, names, to_model, options, decode)
 
 
-def prepare_images(processor: AutoImageProcessor) -> Callable[[Sequence[Sample]], Inputs]:
+def prepare_images(processor: Any) -> Callable[[Sequence[Sample]], Inputs]:
     """Return the function that makes model inputs of samples of images."""
 
     def prepare(samples: Sequence[Sample]) -> Inputs:

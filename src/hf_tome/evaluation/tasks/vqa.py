@@ -48,7 +48,7 @@ def vqa_job(
         prompt (`str`, *optional*): a text with a place `{question}`, where the options follow the question.
         max_new_tokens (`int`, *optional*): how many tokens the model may generate.
     """
-    how = {"max_new_tokens": max_new_tokens or MAX_NEW_TOKENS, "settings": prompt_settings(prompt)}
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens or MAX_NEW_TOKENS, "settings": prompt_settings(prompt)}
     return generation_job(TASK.name, model, processor, rows, question_reader(prompt), score_answers, **how, **source)
 
 
