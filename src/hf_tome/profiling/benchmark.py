@@ -106,17 +106,20 @@ def benchmark(
     batch_size = len(next(iter(inputs.values())))
     rate = batch_size / statistics.median(seconds["unmerged"])
     speedup, oracle_speedup = ratio(seconds, "unmerged", "merged"), ratio(seconds, "unmerged", "oracle")
-    gflops = [total([getattr(tower, name) for tower in tower_reports]) for name in ("gflops", "gflops_unmerged")]
+    merged_gflops, unmerged_gflops = (
+        total([getattr(tower, name) for tower in tower_reports]) for name in ("gflops", "gflops_unmerged")
+    )
     # The multiply-adds are the tower's; what merging projected tokens saves is the language model's.
-    counted = config.where != "projected" and gflops[0] and gflops[1]
-    allowed = gflops[1] / gflops[0] if counted else None
+    allowed = None
+    if config.where != "projected" and merged_gflops and unmerged_gflops:
+        allowed = unmerged_gflops / merged_gflops
     return Benchmark(
         config=config.to_dict(),
         batch_size=batch_size,
         rounds=rounds,
         tokens=(_path(tower_reports[0])[0], _path(tower_reports[0])[-1]),
-        gflops=gflops[0],
-        gflops_unmerged=gflops[1],
+        gflops=merged_gflops,
+        gflops_unmerged=unmerged_gflops,
         seconds={name: Spread.of(values) for name, values in seconds.items()},
         images_per_second={name: rate * ratio(seconds, "unmerged", name).median for name in seconds},
         peak_memory_mib={name: peak_memory_mib(run, root, device) for name, run in runs.items()} if memory else {},

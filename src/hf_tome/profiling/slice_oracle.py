@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]], where: str = "
         where: the place where they are cut, as in `MergeConfig`.
     """
     # The config only makes every block a merging one; what it does is set below.
-    fields = {} if where == "projected" else {"proportional_attention": False}
+    fields: dict[str, Any] = {} if where == "projected" else {"proportional_attention": False}
     planned = plan_targets(model, MergeConfig(r=1, where=where, **fields))
     return replace_targets(model, [_sliced(target, counts) for target, counts in zip(planned, tokens)])
 

@@ -28,7 +28,7 @@ class UnmergedReads(SizeReader):
         if state is None or not any(state.merged):
             return out
         num_layers = state.num_layers
-        entries = {"last": (num_layers, out.last_hidden_state)}
+        entries: dict[str | int, tuple[int, Tensor]] = {"last": (num_layers, out.last_hidden_state)}
         hidden_states = getattr(out, "hidden_states", None)
         if hidden_states is not None:
             # The last one is what `last_hidden_state` of some backbones is made of.

@@ -123,7 +123,7 @@ def _spread_samples(job: Job) -> list[Sample]:
 
 def _random_pruning(config: MergeConfig, cost: _Cost) -> Variant:
     if get_method(config.method).takes_r:
-        fields = {"r": config.r, "ratio": config.ratio, "layers": config.layers}
+        fields: dict[str, Any] = {"r": config.r, "ratio": config.ratio, "layers": config.layers}
     else:
         # How many tokens merge depends on the images; pruning takes the mean of each block.
         counts = [round(count) for count in cost.tokens]

@@ -102,7 +102,8 @@ def candidates(job: Job, method: str, where: str = "auto") -> list[MergeConfig]:
         fields = {"method": method, "where": where}
         return [MergeConfig.from_dict({**fields, row.search_field: value}) for value in row.search_values]
     if where == PROJECTED:
-        tokens = int(_first_report(job, MergeConfig(r=1, where=where)).towers[0].tokens[0][0])
+        projected = _first_report(job, MergeConfig(r=1, where=where)).towers[0].tokens or ((0, 0),)
+        tokens = int(projected[0][0])
         return [MergeConfig(method=method, r=r, where=where) for r in range(1, tokens)]
     tower = _first_report(job, MergeConfig(where=where)).towers[0]
     counts = tower.tokens or ()
