@@ -41,6 +41,7 @@ OTHER = {
     "kmeans_iterations": 5,
     "trace": True,
     "restore": True,
+    "exact_last_block": False,
     "seed": 3,
     "where": "projected",
     "ratio": 0.25,

@@ -90,6 +90,7 @@ def _in_words(found: Benchmark) -> dict[str, Any]:
         "speed-up": str(found.speedup),
         "oracle": str(found.oracle_speedup),
         "share": str(found.oracle_share),
+        "exact last block": str(found.exact_speedup or "-"),
         "MiB": f"{memory['unmerged']:.0f}",
         "merged MiB": f"{memory['merged']:.0f}",
     }
@@ -109,6 +110,7 @@ def _in_numbers(found: Benchmark) -> dict[str, Any]:
         **_numbers("speedup", found.speedup),
         **_numbers("oracle_speedup", found.oracle_speedup),
         **_numbers("oracle_share", found.oracle_share),
+        **(_numbers("exact_speedup", found.exact_speedup) if found.exact_speedup else {}),
         "peak_memory_mib_unmerged": memory["unmerged"],
         "peak_memory_mib": memory["merged"],
     }

@@ -86,6 +86,11 @@ class MergeConfig:
             Keep which input token went where; read it with `hf_tome.trace(model)`.
         restore (`bool`, *optional*, defaults to `False`):
             Give the full grid of tokens back after the last block.
+        exact_last_block (`bool`, *optional*, defaults to `True`):
+            Where the head reads special tokens alone, run the last block's queries, output projection and MLP on those
+            alone: the same output up to rounding, for fewer multiply-adds. It is done only where something merges, and
+            never where hidden states or attentions are asked for, or with `trace` or `restore`. The output's
+            `last_hidden_state`, where there is one, then holds the special tokens.
         seed (`int`, *optional*, defaults to 0):
             For what is random: `partition="random"`, `"random_prune"` and the first centroids of `"kmeans"`.
         where (`str`, *optional*, defaults to `"auto"`):
@@ -140,6 +145,7 @@ class MergeConfig:
     kmeans_iterations: int = 2
     trace: bool = False
     restore: bool = False
+    exact_last_block: bool = True
     seed: int = 0
     where: str = "auto"
     ratio: float | None = None
@@ -159,7 +165,7 @@ class MergeConfig:
         check_choice("where", self.where, PLACES)
         for name, value in self._normalised().items():
             object.__setattr__(self, name, value)
-        for name in ("adaptive_pruning", "trace", "restore", "causal"):
+        for name in ("adaptive_pruning", "trace", "restore", "exact_last_block", "causal"):
             check_flag(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from ..merging.method import Method
 
-COMMON_FIELDS = ("method", "where", "layers", "proportional_attention", "trace")
+COMMON_FIELDS = ("method", "where", "layers", "proportional_attention", "trace", "exact_last_block")
 DENOISER_FIELDS = ("modules", "every", "min_tokens", "tile", "stride", "steps")
+BLOCK_FIELDS = ("metric", "head_aggregation", "protect_attended", "restore", "exact_last_block", "batching")
+"""Fields that mean something in the blocks of an encoder alone."""
 CACHE_FIELDS = ("protect", "causal", "destinations", "size")
 
 
@@ -35,27 +37,38 @@ PLACES: dict[str, Place] = {
     "tower": Place("tokens merge in the blocks of an encoder, one after the other", has_scores=True),
     "projected": Place(
         "no block merges: each image's projected tokens do, once, on their own similarity",
-        omits=(
-            "layers",
-            "proportional_attention",
-            "metric",
-            "head_aggregation",
-            "protect_attended",
-            "restore",
-            "batching",
-        ),
+        omits=("layers", "proportional_attention", *BLOCK_FIELDS),
     ),
     "denoiser": Place(
         "each block merges a share of its tokens and gives every token back",
         adds=DENOISER_FIELDS,
-        omits=("r", "metric", "head_aggregation", "protect_attended", "restore", "batching", "partition"),
+        omits=(
+            "r",
+            "metric",
+            "head_aggregation",
+            "protect_attended",
+            "restore",
+            "exact_last_block",
+            "batching",
+            "partition",
+        ),
         unmerges=True,
     ),
     "cache": Place(
         "the entries of a cache merge, `keep_ratio` of which stay",
         adds=("keep_ratio", *CACHE_FIELDS),
         omits=(
-            *("r", "ratio", "metric", "head_aggregation", "protect_attended", "restore", "batching", "partition"),
+            *(
+                "r",
+                "ratio",
+                "metric",
+                "head_aggregation",
+                "protect_attended",
+                "restore",
+                "exact_last_block",
+                "batching",
+                "partition",
+            ),
             "trace",
         ),
     ),

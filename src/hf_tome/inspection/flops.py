@@ -63,6 +63,9 @@ class FlopCount:
 def gflops(model: PreTrainedConfig | EncoderShape, merge_config: MergeConfig | None = None) -> float:
     """Return the GFLOPs (multiply-adds) of an encoder, with merging where a `MergeConfig` is given.
 
+    A config does not tell what the head reads, so that the last block counts whole (see `exact_last_block`); `report`
+    counts what runs.
+
     Raises:
         ValueError: the model type is not known here, or the number of tokens depends on the images.
     """
@@ -81,6 +84,7 @@ def count_flops(
     attended: Sequence[float] | None = None,
     head_tokens: float | None = None,
     attending: bool = False,
+    last_queries: int | None = None,
 ) -> FlopCount:
     """Count the multiply-adds of an encoder that merges between attention and MLP.
 
@@ -90,6 +94,7 @@ def count_flops(
         pairs: for each block, how many pairs of tokens are compared; by default ToMe's, where a block loses tokens.
         attended: for each block, how many pairs of query and key attention computes; by default all.
         attending: whether a row of attention is computed besides, in each block that compares.
+        last_queries: the leading tokens that the last block computes, where its others are not read.
         head_tokens: the tokens that the head sees, where they are not those out of the last block.
 
     Raises:
@@ -112,6 +117,9 @@ def count_flops(
         )
         for (before, after), attends, compared in zip(tokens, attended, pairs)
     ]
+    if last_queries is not None and blocks:
+        blocks[-1] = _last_block_flops(shape, tokens[-1][0], last_queries)
+        head_tokens = last_queries
     if head_tokens is None:
         head_tokens = tokens[-1][1] if tokens else shape.num_tokens
     head = shape.head_flops + head_tokens * (shape.head_token_flops + NORM_FLOPS * shape.hidden_size)
@@ -125,13 +133,14 @@ def merged_flops(
     *,
     packed: Tokens | None = None,
     attended: Sequence[float] | None = None,
+    last_queries: int | None = None,
 ) -> FlopCount:
     """Count the multiply-adds of an encoder with merging, from planned or measured tokens of each block.
 
     Args:
         tokens: as in `count_flops`, with the padding that the matching is computed with.
         packed: the same, as norms, projections and MLPs are run on them, where padding is left out there.
-        attended: as in `count_flops`.
+        attended, last_queries: as in `count_flops`.
     """
     method, fields = get_method(merge_config.method), merge_config.match_fields()
     comparing = _comparing_blocks(shape, tokens, merge_config)
@@ -147,6 +156,7 @@ def merged_flops(
         attended=attended,
         head_tokens=shape.num_tokens if merge_config.restore else None,
         attending=merge_config.protect_attended > 0,
+        last_queries=last_queries,
     )
 
 
@@ -205,4 +215,15 @@ def _block_flops(shape: EncoderShape, before: float, after: float, attended: flo
         mlp=(3 if shape.gated_mlp else 2) * after * width * shape.intermediate_size,
         norms=NORM_FLOPS * (before + after) * width,
         similarity=similarity,
+    )
+
+
+def _last_block_flops(shape: EncoderShape, before: float, queries: int) -> BlockFlops:
+    """Count a block whose keys and values are those of all tokens, and the rest that of its leading ones alone."""
+    width = shape.hidden_size
+    return BlockFlops(
+        attention=2 * (before + queries) * width**2 + 2 * queries * before * width,
+        mlp=(3 if shape.gated_mlp else 2) * queries * width * shape.intermediate_size,
+        norms=NORM_FLOPS * (before + queries) * width,
+        similarity=0,
     )

@@ -11,7 +11,7 @@ from ..config import MergeConfig
 from ..merging.methods import get_method
 from ..patching.plans import Description, Level, Target
 from ..patching.unwrap import unwrap
-from .flops import EncoderShape, merged_flops, planned_tokens
+from .flops import EncoderShape, count_flops, merged_flops, planned_tokens
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _report_target(target: Target, path: str) -> TowerReport:
         computed=None if computed is None else tuple(computed),
         gflops=None if gflops is None else gflops[0],
         gflops_unmerged=None if gflops is None else gflops[1],
-        notes=tuple(_notes(target, description, computed)),
+        notes=(*_notes(target, description, computed), *_last_block_notes(shape, description, computed)),
         levels=description.levels,
     )
 
@@ -160,7 +160,8 @@ def _gflops(shape: EncoderShape, computed: list, target: Target, description: De
         packed[: len(computed)] = list(pairwise(run for run, _ in summary.computed))[: len(computed)]
         attended[: len(computed)] = [pairs for _, pairs in summary.computed[: len(computed)]]
     unmerged = merged_flops(shape, [full] * shape.num_layers, MergeConfig())
-    merged = merged_flops(shape, tokens, target.config, packed=packed, attended=attended)
+    last = description.last_queries
+    merged = merged_flops(shape, tokens, target.config, packed=packed, attended=attended, last_queries=last)
     return merged.gflops, unmerged.gflops
 
 
@@ -191,6 +192,21 @@ def _notes(target: Target, description: Description, computed: list[tuple[float,
     if description.blocks_run < len(description.merging):
         notes.append(f"blocks {description.blocks_run} and later are skipped: no later hidden state is used")
     return notes
+
+
+def _last_block_notes(shape: EncoderShape | None, description: Description, computed: list | None) -> list[str]:
+    """Return what the last block saves, and that the unmerged model could save it too."""
+    queries = description.last_queries
+    if queries is None:
+        return []
+    note = f"the last block computes its {queries} special tokens alone, as nothing reads the others"
+    if shape is None or not computed:
+        return [f"{note} (exact_last_block)"]
+    shape = _at_length(shape, computed[0][0])
+    full = [(shape.num_tokens, shape.num_tokens)] * shape.num_layers
+    plain = count_flops(shape, full, None).gflops
+    exact = count_flops(shape, full, None, last_queries=queries).gflops
+    return [f"{note} (exact_last_block); alone it takes {plain:.4g} GFLOPs to {exact:.4g} ({exact / plain:.1%})"]
 
 
 def depends_on_images(target: Target) -> bool:

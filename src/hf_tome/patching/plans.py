@@ -50,6 +50,7 @@ class Description:
         merging: whether each block merges.
         blocks_run: how many of the blocks run, where the rest is not read by anything.
         unmerged: whether all tokens are given back after the last of these blocks.
+        last_queries: how many leading tokens the last block computes, where its others are not read by anything.
         notes: what else the user should know.
         levels: where every block gives its tokens back, what the last pass did by number of tokens, largest first; no
             entry before any pass. `None` where tokens go on from block to block.
@@ -66,6 +67,7 @@ class Description:
     unmerged: bool = False
     notes: tuple[str, ...] = ()
     levels: tuple[Level, ...] | None = None
+    last_queries: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class PassSummary:
         computed: for each block the tokens an input that its token-wise layers run on, and the pairs of tokens in its
             attention; padding counts where it is computed with.
         blocks_run: how many blocks ran.
+        last_queries: how many leading tokens the last block computed, where its others were not read.
         state: the state of the whole pass, with `MergeConfig(trace=True)` only.
     """
 
@@ -30,12 +31,14 @@ class PassSummary:
         computed: list[tuple[float, float]] | None = None,
         blocks_run: int | None = None,
         state: Any = None,
+        last_queries: int | None = None,
     ):
         self.tokens = tokens
         self.real = [None] * len(tokens) if real is None else real
         self.computed = [(count, count**2) for count in tokens] if computed is None else computed
         self.blocks_run = len(tokens) - 1 if blocks_run is None else blocks_run
         self.state = state
+        self.last_queries = last_queries
 
     def mean_tokens(self) -> list[float]:
         """Return `tokens` as means over the inputs, without padding."""

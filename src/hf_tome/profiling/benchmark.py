@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..api import apply
+from ..api import apply, targets
 from ..config import MergeConfig
 from ..inspection.reports import TowerReport, report
 from ..patching.unwrap import unwrap
 from .measure import peak_memory_mib
 from .rounds import Spread, available_cores, clock_for, doubt_of_load, doubts, interleave, load_average, ratio
-from .slice_oracle import make_oracle, shallow_copy
+from .slice_oracle import make_exact, make_oracle, shallow_copy
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Benchmark:
         batch_size, rounds: images in a forward pass, and how often each variant ran.
         tokens: tokens into the first block and out of the last one, of the first tower.
         gflops, gflops_unmerged: multiply-adds an image, over all towers, where known.
-        seconds: the latency of a forward pass of `"unmerged"`, `"merged"` and `"oracle"`.
+        seconds: the latency of a forward pass of `"unmerged"`, `"merged"` and `"oracle"`, and of `"exact"`, see there.
         images_per_second: of `"unmerged"` by its median; of the others that times their speed-up.
         peak_memory_mib: weights and the most that was allocated besides (see `measure`).
         speedup, oracle_speedup: over unmerged, of the pairs.
         oracle_share: speed-up as a share of the oracle's, of the pairs.
+        exact_speedup: what the unmerged model gains over itself by `exact_last_block` alone, of which merging's
+            speed-up holds a part; `None` where merging does not make use of it.
         why: why there is no speed-up to speak of, in one line, or `None`.
         clock: what the seconds are of, `"wall"` or `"process"`.
         warnings: why the speed-up should not be trusted, a line each.
@@ -54,6 +56,7 @@ class Benchmark:
     speedup: Spread
     oracle_speedup: Spread
     oracle_share: Spread
+    exact_speedup: Spread | None
     why: str | None
     clock: str
     warnings: tuple[str, ...]
@@ -98,8 +101,13 @@ def benchmark(
     merged = apply(shallow_copy(root), config)
     merged(**inputs)  # tells what MaMe, whose schedule depends on the images, is going to do
     tower_reports = report(merged).towers
-    oracle = make_oracle(shallow_copy(root), [_path(tower) for tower in tower_reports], where=config.where)
+    is_exact = any(target.describe().last_queries is not None for target in targets(merged))
+    paths = [_path(tower) for tower in tower_reports]
+    oracle = make_oracle(shallow_copy(root), paths, where=config.where, exact_last_block=is_exact)
     variants: dict[str, nn.Module] = {"unmerged": shallow_copy(root), "merged": merged, "oracle": oracle}
+    exact = make_exact(shallow_copy(root)) if is_exact else None
+    if exact is not None:
+        variants["exact"] = exact
     runs = {name: _runner(wrap(variant) if wrap else variant, inputs) for name, variant in variants.items()}
 
     seconds = interleave(runs, rounds, warmup=warmup, clock=clock, device=device)
@@ -126,6 +134,7 @@ def benchmark(
         speedup=speedup,
         oracle_speedup=oracle_speedup,
         oracle_share=ratio(seconds, "oracle", "merged"),
+        exact_speedup=None if exact is None else ratio(seconds, "unmerged", "exact"),
         why=why_no_speedup(tower_reports[0], speedup.median, oracle_speedup.median, batch_size, device),
         clock=clock,
         warnings=(*([load] if load else []), *doubts("the merged model", speedup, allowed)),

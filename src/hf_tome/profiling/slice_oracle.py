@@ -58,18 +58,34 @@ def _slice(inputs: MatchInputs) -> Merge:
 SLICE = Method("slice", _slice, metric="x", proportional=False, drops_tokens=True)
 
 
-def make_oracle(model: ModelT, tokens: Sequence[Sequence[float]], where: str = "auto") -> ModelT:
+def make_oracle(
+    model: ModelT, tokens: Sequence[Sequence[float]], where: str = "auto", *, exact_last_block: bool = True
+) -> ModelT:
     """Turn a model, in place, into the oracle of a schedule; returns the same object.
 
     Args:
         model: an unmerged transformers model.
         tokens: for each tower, the tokens into each block and, last, those out of the last one.
         where: the place where they are cut, as in `MergeConfig`.
+        exact_last_block: as in the `MergeConfig` of the model that it is compared with.
     """
     # The config only makes every block a merging one; what it does is set below.
-    fields: dict[str, Any] = {} if where == "projected" else {"proportional_attention": False}
+    fields: dict[str, Any] = {"proportional_attention": False, "exact_last_block": exact_last_block}
+    fields = {} if where == "projected" else fields
     planned = plan_targets(model, MergeConfig(r=1, where=where, **fields))
     return replace_targets(model, [_sliced(target, counts) for target, counts in zip(planned, tokens)])
+
+
+def make_exact(model: ModelT) -> ModelT | None:
+    """Let a model, in place, compute of its last blocks what is read alone, and merge nothing (`exact_last_block`).
+
+    Returns:
+        The same object; `None`, with the model as it was, where all of the last block is read.
+    """
+    planned = plan_targets(model, MergeConfig(r=1))
+    if all(getattr(target.plan, "last_queries", None) is None for target in planned):
+        return None
+    return replace_targets(model, [_sliced(target, [0] * (len(target.plan.merging) + 1)) for target in planned])
 
 
 def _sliced(target: Target, tokens: Sequence[float]) -> Target:

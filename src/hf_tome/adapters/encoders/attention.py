@@ -37,6 +37,8 @@ class AttentionCall:
         position (`Tensor`, *optional*): (B, N) int64, the input position of each token, for rotary tables.
         feature (`str`, *optional*): `"k"`, `"q"`, `"v"` (before any rotary embedding) or `"received"`, to be returned.
         attending (`int`, *optional*): how many leading tokens are class tokens whose attention is to be returned.
+        num_queries (`int`, *optional*): how many leading tokens attend, where the others are not read; the output then
+            has their rows alone, and is not packed.
         layout (`PaddedLayout`): of the attention's input and output.
         result (`Tensor`, *optional*): (B, H, N, d) for a projection, (B, N) for the attention each token received.
         attended (`Tensor`, *optional*): (B, N), see `attention_paid`.
@@ -48,6 +50,7 @@ class AttentionCall:
     num_prefix_tokens: int = 0
     feature: str | None = None
     attending: int | None = None
+    num_queries: int | None = None
     layout: PaddedLayout = PADDED
     result: Tensor | None = None
     attended: Tensor | None = None
@@ -70,13 +73,15 @@ class MergedAttention(PatchedModule):
         family: Family = context.target.plan.family
         head_dim = getattr(self, family.head_dim)
 
-        def project(name: str, norm: str | None = None) -> Tensor:
-            # (1, R, H*d) -> (B, N, H*d) where padding is left out; -> (B, H, N, d)
-            states = getattr(self, name)(hidden_states)
-            states = call.layout.unpack(states if norm is None else getattr(self, norm)(states))
+        def project(name: str, norm: str | None = None, count: int | None = None) -> Tensor:
+            # (1, R, H*d) -> (B, N, H*d) where padding is left out; -> (B, H, N, d), or (B, H, count, d)
+            states = hidden_states if count is None else call.layout.unpack(hidden_states)[:, :count]
+            states = getattr(self, name)(states)
+            states = states if norm is None else getattr(self, norm)(states)
+            states = call.layout.unpack(states) if count is None else states
             return states.view(*states.shape[:2], -1, head_dim).transpose(1, 2)
 
-        query, key = project(family.query, family.query_norm), project(family.key, family.key_norm)
+        query, key = project(family.query, family.query_norm, call.num_queries), project(family.key, family.key_norm)
         value = project(family.value)
         if call.feature in ("q", "k", "v"):
             call.result = {"q": query, "k": key, "v": value}[call.feature]
@@ -95,9 +100,10 @@ class MergedAttention(PatchedModule):
         modeling = sys.modules[context.detail]
         attend = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(backend, modeling.eager_attention_forward)
         options = {"dropout": dropout, "scaling": scaling, **kwargs}
-        if call.layout.per_image:
+        layout = call.layout if call.num_queries is None else PADDED
+        if layout.per_image:
             bias = call.bias if context.target.plan.proportional else None  # no padding, no mask
-            out = attend_per_image(attend, self, query, key, value, bias, call.layout, **options)
+            out = attend_per_image(attend, self, query, key, value, bias, layout, **options)
             return self._project_out(out.flatten(2), family), None
         if call.bias is not None and backend in CHANNEL_BACKENDS:
             query, key, value = with_bias_channel(query, key, value, call.bias, scaling)
@@ -106,7 +112,7 @@ class MergedAttention(PatchedModule):
             attention_mask = bias if attention_mask is None else attention_mask + bias
         out, weights = attend(self, query, key, value, attention_mask, is_causal=False, **options)
         # (B, N, H, d) -> (B, N, H*d); a bias channel and its padding are cut off
-        out = call.layout.pack(out[..., :head_dim].flatten(2).contiguous())
+        out = layout.pack(out[..., :head_dim].flatten(2).contiguous())
         return self._project_out(out, family), weights
 
     def _project_out(self, out: Tensor, family: Family) -> Tensor:
@@ -151,9 +157,9 @@ def with_bias_channel(
     """Carry a bias per key in extra channels, for kernels that take no mask: q' = [q, 1, 1], k' = [k, high, low].
 
     The bias is split in two channels, its value in the keys' dtype and what that rounding left over, so that half
-    precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8.
+    precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8; there may be fewer queries.
     """
-    batch_size, num_heads, num_tokens, head_dim = key.shape
+    batch_size, num_heads, _, head_dim = key.shape
     exact = bias.to(torch.promote_types(bias.dtype, key.dtype))[:, None, :, None]  # (B, N) -> (B, 1, N, 1)
     # Half precision ends at 65504, which a masked token's logit may exceed once the scaling is taken out.
     exact = (exact.clamp(min=MASKED) / scaling).clamp(min=torch.finfo(key.dtype).min / 2)
@@ -162,7 +168,7 @@ def with_bias_channel(
     padding = -(head_dim + 2) % CHANNEL_ALIGNMENT
     extra = torch.cat([high, low], dim=-1).expand(batch_size, num_heads, -1, -1)
     extra = nn.functional.pad(extra, (0, padding))
-    ones = query.new_ones((batch_size, num_heads, num_tokens, 2))
+    ones = query.new_ones((batch_size, num_heads, query.shape[2], 2))
     query = torch.cat([query, nn.functional.pad(ones, (0, padding))], dim=-1)
     return query, torch.cat([key, extra], dim=-1), nn.functional.pad(value, (0, 2 + padding))
 

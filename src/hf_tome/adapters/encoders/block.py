@@ -31,6 +31,8 @@ class MergedBlock(PatchedModule):
         target, index = context.target, context.index
         state = begin_pass(target) if index == 0 else _running_pass(target, index)
         state.next_block = index + 1
+        if index == target.plan.num_layers - 1:
+            state.last_queries = _last_queries(target.plan, args, kwargs)
         hidden_states = nn.Module.__call__(self, hidden_states, *args, merge_state=state, **kwargs)
         if index == target.plan.num_layers - 1:
             end_pass(target, state)
@@ -50,14 +52,18 @@ class MergedBlock(PatchedModule):
         if not merge_state.is_needed(index):
             merge_state.leave(index, hidden_states, merge_state.size[index], None, plan)
             return hidden_states
-        call = _attention_call(context, merge_state)
+        queries = merge_state.last_queries if index == plan.num_layers - 1 else None
+        call = _attention_call(context, merge_state, queries)
         if family.position_bias is not None:
             attention_mask = _position_bias(self, family.position_bias, attention_mask, merge_state, index, kwargs)
         elif merge_state.merged[index]:
             attention_mask = None  # it has the first block's length; padding is in the sizes by now
 
         hidden_states = self._attend(hidden_states, attention_mask, call, kwargs)
-        hidden_states = _merge(self, merge_state, call, hidden_states)
+        if queries is None:
+            hidden_states = _merge(self, merge_state, call, hidden_states)
+        else:
+            merge_state.leave_last(index, _planned_tokens(plan, index, merge_state), plan)
 
         layout = merge_state.layout[index + 1]
         hidden_states = layout.pack(hidden_states)
@@ -78,7 +84,10 @@ class MergedBlock(PatchedModule):
         packed = call.layout.pack(hidden_states)
         attention = attrgetter(family.attention)(self)
         attended = attention(attrgetter(family.norm1)(self)(packed), attention_mask, merge_call=call, **kwargs)[0]
-        return call.layout.unpack(_add(family, packed, _steps(self, family.after_attention, attended)))
+        attended = _steps(self, family.after_attention, attended)
+        if call.num_queries is not None:
+            return _add(family, hidden_states[:, : call.num_queries], attended)
+        return call.layout.unpack(_add(family, packed, attended))
 
 
 def begin_pass(target: Target) -> ForwardState:
@@ -102,6 +111,33 @@ def end_pass(target: Target, state: ForwardState) -> None:
     with_state = bool(plan.reads) and (plan.unmerge_reads or recorder.is_read or torch.compiler.is_compiling())
     result = state.final(with_state) if plan.has_readers or recorder.is_read else None
     recorder.end(state.summary(plan.config.trace), result)
+
+
+def _last_queries(plan: EncoderPlan, args: tuple, kwargs: dict[str, Any]) -> int | None:
+    """Return how many leading tokens the last block computes in this pass, or `None` for all."""
+    mask = args[0] if args else kwargs.get("attention_mask")
+    if plan.last_queries is None or mask is not None or asked_for("hidden_states", "attentions"):
+        return None
+    return plan.last_queries
+
+
+def asked_for(*outputs: str) -> bool:
+    """Return whether transformers records one of these of each block in the pass that runs."""
+    from transformers.utils.output_capturing import _active_collector  # no public name tells
+
+    collected = _active_collector.get()
+    return bool(collected) and any(name in collected for name in outputs)
+
+
+def _planned_tokens(plan: EncoderPlan, index: int, state: ForwardState) -> int:
+    """Return the tokens that come out of a block that need not merge, as the schedule has it."""
+    num_tokens = state.tokens[index]
+    if not plan.merging[index]:
+        return num_tokens
+    config, prefix = plan.config, plan.num_prefix_tokens
+    r = config.tokens_to_merge(plan.schedule[index], num_tokens - prefix)
+    planned = plan.method.planned_tokens(num_tokens, prefix, r, config.match_fields(plan.method))
+    return num_tokens if planned is None else planned
 
 
 def _running_pass(target: Target, index: int) -> ForwardState:
@@ -155,19 +191,21 @@ def _sizes_of(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
     return real[..., None].to(torch.float32)
 
 
-def _attention_call(context: MergeContext, state: ForwardState) -> AttentionCall:
+def _attention_call(context: MergeContext, state: ForwardState, queries: int | None) -> AttentionCall:
     plan, index = context.target.plan, context.index
     size, bias = state.size[index], None
     # Until a merge has happened the model's own mask is right, and the bits are the model's own.
     if size is not None and state.merged[index] and (plan.proportional or state.padded[index]):
         bias = log_size(size, plan.proportional)
+    matches = plan.merging[index] and queries is None
     return AttentionCall(
         bias=bias,
         real=size[..., 0] > 0 if size is not None and state.padded[index] else None,
         position=state.position[index],
         num_prefix_tokens=plan.num_prefix_tokens,
-        feature=(plan.method.metric or plan.config.choice("metric")) if plan.merging[index] else None,
-        attending=plan.num_class_tokens if plan.merging[index] and plan.config.protect_attended else None,
+        feature=(plan.method.metric or plan.config.choice("metric")) if matches else None,
+        attending=plan.num_class_tokens if matches and plan.config.protect_attended else None,
+        num_queries=queries,
         layout=state.layout[index],
     )
 

@@ -37,6 +37,7 @@ class ForwardState:
         batch_size, device: of the tokens going into the first block.
         unmerged: whether the last block gave the full grid back.
         next_block: the block whose turn it is.
+        last_queries: how many leading tokens the last block computes, where its others are not read; else `None`.
         reads: indices of the hidden states used downstream (0 = embeddings); later blocks are skipped. `None` where
             that is not known, so that all blocks run.
     """
@@ -54,6 +55,7 @@ class ForwardState:
         self.batch_size, self.device = 0, torch.device("cpu")
         self.unmerged = False
         self.next_block = 0
+        self.last_queries: int | None = None
         self.reads = reads
 
     def is_needed(self, index: int) -> bool:
@@ -93,6 +95,13 @@ class ForwardState:
                 self.match[index] = match.detach()
         self.position[index + 1], self.source[index + 1] = position, source
 
+    def leave_last(self, index: int, num_tokens: int, plan: EncoderPlan) -> None:
+        """Write down that the last block computed its leading tokens alone, where `num_tokens` would have come out."""
+        fewer = num_tokens < self.tokens[index]
+        self.tokens[index + 1] = num_tokens
+        self.size[index + 1] = None if fewer else self.size[index]
+        self.merged[index + 1], self.padded[index + 1] = self.merged[index], self.padded[index] and not fewer
+
     def final(self, with_state: bool) -> FinalTokens:
         """Return what is read behind the blocks."""
         size = self.size[-1] if self.merged[-1] and not self.unmerged else None
@@ -106,7 +115,9 @@ class ForwardState:
         ]
         computed = [layout.computed(count) for layout, count in zip(self.layout, self.tokens)]
         blocks_run = self.num_layers if not self.reads else min(max(self.reads), self.num_layers)
-        return PassSummary(list(self.tokens), real, computed, blocks_run, self if keep_state else None)
+        return PassSummary(
+            list(self.tokens), real, computed, blocks_run, self if keep_state else None, self.last_queries
+        )
 
 
 class FinalTokens:

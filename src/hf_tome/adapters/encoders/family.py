@@ -72,6 +72,7 @@ class OutputAdapter:
         reads (`Callable`, *optional*): from the model and the number of blocks, the indices of the hidden states that
             it reads (0 = embeddings); empty where it reads the tower's output.
         reads_field (`str`): the setting that names these layers, for messages.
+        reads_tokens (`bool`): whether it reads others than the special tokens.
         num_cropped (`Callable`, *optional*): from the model, how many leading tokens it cuts off.
     """
 
@@ -86,9 +87,10 @@ class OutputAdapter:
     reads: Callable[[Any, int], tuple[int, ...]] | None = None
     reads_field: str = "vision_feature_layer"
     num_cropped: Callable[[Any], int] | None = None
+    reads_tokens: bool = True
 
 
-CLASS_TOKEN = OutputAdapter(description="reads the special tokens, which are never merged")
+CLASS_TOKEN = OutputAdapter(description="reads the special tokens, which are never merged", reads_tokens=False)
 TOKENS = OutputAdapter(description="gives out the merged tokens (`restore=True` gives the full grid)", at_root=True)
 UNMERGE = OutputAdapter(
     description="needs every token, so the full grid is restored after the last block", unmerge=True

@@ -60,6 +60,7 @@ class EncoderPlan(Plan):
         outputs: what is done with the tokens after the last block, in words.
         has_readers: whether something behind the blocks reads the sizes of the tokens.
         num_class_tokens: the leading tokens whose attention tells what matters.
+        last_queries: how many leading tokens the last block computes, where its others are not read.
     """
 
     family: Family
@@ -75,6 +76,7 @@ class EncoderPlan(Plan):
     outputs: tuple[str, ...] = ()
     has_readers: bool = False
     num_class_tokens: int = 0
+    last_queries: int | None = None
 
     @property
     def num_layers(self) -> int:
@@ -114,6 +116,7 @@ class EncoderPlan(Plan):
             num_prefix_tokens=self.num_prefix_tokens,
             outputs=self.outputs,
             unmerged=self.unmerge,
+            last_queries=self.last_queries if summary is None else summary.last_queries,
         )
 
     def shape(self, module: Any) -> EncoderShape | None:
@@ -183,6 +186,8 @@ def plan_tower(
         outputs=descriptions(row for owner, row in owned if unmerge_reads or owner is not module or not reads),
         has_readers=any(getattr(change.mixin, "reads_sizes", False) for change in outputs),
     )
+    if not reads and not any(row.reads_tokens for _, row in owned):
+        plan = replace(plan, last_queries=_last_queries(plan))
     mixin = ATTENTIONS.get(family.library, MergedAttention)
     patches = [Patch(block, MergedBlock, index) for index, block in enumerate(blocks)]
     patches += [Patch(part, mixin, index, forward_module(part)) for index, part in enumerate(attentions)]
@@ -279,6 +284,20 @@ def _unmerges(root: nn.Module, owned: Sequence[Owned], config: MergeConfig) -> b
             "for good. Use a method that merges, such as 'tome'."
         )
     return (config.restore or needs_grid) and not unmerges_reads
+
+
+def _last_queries(plan: EncoderPlan) -> int | None:
+    """Return how many leading tokens the last block has to compute, given that the others are not read; or `None`."""
+    config, family, last = plan.config, plan.family, plan.num_layers - 1
+    if not config.exact_last_block or config.trace or plan.unmerge or not any(plan.merging):
+        return None
+    # These parts of a family go by position or have a forward of their own.
+    if family.rotary is not None or family.position_bias is not None or family.library in ATTENTIONS:
+        return None
+    fields = config.match_fields(plan.method)
+    if plan.merging[last] and plan.method.planned_tokens(2, 0, 1, fields) is None:
+        return None  # only the merge itself tells how many tokens are left
+    return plan.num_prefix_tokens or None
 
 
 def _weighs_attention(config: MergeConfig, family: Family) -> bool:
