@@ -32,7 +32,9 @@ class MergedBlock(PatchedModule):
         state = begin_pass(target) if index == 0 else _running_pass(target, index)
         state.next_block = index + 1
         if index == target.plan.num_layers - 1:
-            state.last_queries = _last_queries(target.plan, args, kwargs)
+            mask = args[0] if args else kwargs.get("attention_mask")
+            is_masked = mask is not None and not state.merged[index]  # by then padding is in the sizes
+            state.last_queries = None if is_masked else _last_queries(target.plan)
         hidden_states = nn.Module.__call__(self, hidden_states, *args, merge_state=state, **kwargs)
         if index == target.plan.num_layers - 1:
             end_pass(target, state)
@@ -113,12 +115,9 @@ def end_pass(target: Target, state: ForwardState) -> None:
     recorder.end(state.summary(plan.config.trace), result)
 
 
-def _last_queries(plan: EncoderPlan, args: tuple, kwargs: dict[str, Any]) -> int | None:
+def _last_queries(plan: EncoderPlan) -> int | None:
     """Return how many leading tokens the last block computes in this pass, or `None` for all."""
-    mask = args[0] if args else kwargs.get("attention_mask")
-    if plan.last_queries is None or mask is not None or asked_for("hidden_states", "attentions"):
-        return None
-    return plan.last_queries
+    return None if plan.last_queries is None or asked_for("hidden_states", "attentions") else plan.last_queries
 
 
 def asked_for(*outputs: str) -> bool:
