@@ -42,35 +42,13 @@ PLACES: dict[str, Place] = {
     "denoiser": Place(
         "each block merges a share of its tokens and gives every token back",
         adds=DENOISER_FIELDS,
-        omits=(
-            "r",
-            "metric",
-            "head_aggregation",
-            "protect_attended",
-            "restore",
-            "exact_last_block",
-            "batching",
-            "partition",
-        ),
+        omits=("r", "partition", *BLOCK_FIELDS),
         unmerges=True,
     ),
     "cache": Place(
         "the entries of a cache merge, `keep_ratio` of which stay",
         adds=("keep_ratio", *CACHE_FIELDS),
-        omits=(
-            *(
-                "r",
-                "ratio",
-                "metric",
-                "head_aggregation",
-                "protect_attended",
-                "restore",
-                "exact_last_block",
-                "batching",
-                "partition",
-            ),
-            "trace",
-        ),
+        omits=("r", "ratio", "partition", "trace", *BLOCK_FIELDS),
     ),
 }
 """The values of `where`."""
