@@ -23,6 +23,9 @@ from .rounds import Spread, available_cores, clock_for, doubt_of_load, doubts, i
 from .slice_oracle import make_exact, make_oracle, shallow_copy
 
 
+VARIANTS = ("unmerged", "merged", "oracle")
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What merging gained, and what the most was that it could have gained.
@@ -32,7 +35,7 @@ class Benchmark:
         batch_size, rounds: images in a forward pass, and how often each variant ran.
         tokens: tokens into the first block and out of the last one, of the first tower.
         gflops, gflops_unmerged: multiply-adds an image, over all towers, where known.
-        seconds: the latency of a forward pass of `"unmerged"`, `"merged"` and `"oracle"`, and of `"exact"`, see there.
+        seconds: the latency of a forward pass of `"unmerged"`, `"merged"` and `"oracle"`.
         images_per_second: of `"unmerged"` by its median; of the others that times their speed-up.
         peak_memory_mib: weights and the most that was allocated besides (see `measure`).
         speedup, oracle_speedup: over unmerged, of the pairs.
@@ -128,9 +131,9 @@ def benchmark(
         tokens=(_path(tower_reports[0])[0], _path(tower_reports[0])[-1]),
         gflops=merged_gflops,
         gflops_unmerged=unmerged_gflops,
-        seconds={name: Spread.of(values) for name, values in seconds.items()},
-        images_per_second={name: rate * ratio(seconds, "unmerged", name).median for name in seconds},
-        peak_memory_mib={name: peak_memory_mib(run, root, device) for name, run in runs.items()} if memory else {},
+        seconds={name: Spread.of(seconds[name]) for name in VARIANTS},
+        images_per_second={name: rate * ratio(seconds, "unmerged", name).median for name in VARIANTS},
+        peak_memory_mib={name: peak_memory_mib(runs[name], root, device) for name in VARIANTS} if memory else {},
         speedup=speedup,
         oracle_speedup=oracle_speedup,
         oracle_share=ratio(seconds, "oracle", "merged"),
