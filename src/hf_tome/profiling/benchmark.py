@@ -22,7 +22,6 @@ from .measure import peak_memory_mib
 from .rounds import Spread, available_cores, clock_for, doubt_of_load, doubts, interleave, load_average, ratio
 from .slice_oracle import make_exact, make_oracle, shallow_copy
 
-
 VARIANTS = ("unmerged", "merged", "oracle")
 
 
