@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import datasets
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
+MODELS = Path(__file__).resolve().parents[2] / "demo" / "weights"
 """The small models that ship with the package, a folder each."""
 
 MODEL_DIR = MODELS / "digits-vit"
