@@ -21,7 +21,7 @@ from hf_tome.evaluation.reporting import tables as output
 from hf_tome.evaluation.runner import evaluate
 from hf_tome.evaluation.store.results import Results
 from hf_tome.merging import bipartite_soft_matching
-from hf_tome.merging import methods as matching
+from hf_tome.merging import tome as matching
 
 MIB = 2**20
 LARGEST = {"digits-llava": 4 * MIB}

@@ -14,6 +14,7 @@ import pytest
 import small
 import torch
 import transformers
+from runs import lines, results_in, without_time
 
 from hf_tome import MergeConfig
 from hf_tome.evaluation.data import digits
@@ -32,7 +33,6 @@ from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.evaluation.tasks.vqa import vqa_job
 
 CONFIGS = [MergeConfig(r=16), MergeConfig(method="mame", threshold=0.8)]
-MEASURED = ("samples_per_second", "speedup", "speedup_low", "speedup_high", "peak_memory_mib")
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +59,6 @@ def few_digits(tmp_path_factory):
 
 def job_on(folder, **options):
     return build_job("image-classification", JobOptions(str(digits.MODEL_DIR), str(folder), **options))
-
-
-def without_time(results):
-    values = results.to_dict() if not isinstance(results, dict) else results
-    rows = [{key: value for key, value in row.items() if key not in MEASURED} for row in values["rows"]]
-    run = {key: value for key, value in values["run"].items() if key not in ("processes", "warnings")}
-    return {"run": run, "data": values["data"], "rows": rows}
-
-
-def lines(folder):
-    return [
-        json.loads(line) for file in sorted(folder.glob("samples*.jsonl")) for line in file.read_text().splitlines()
-    ]
-
-
-def results_in(folder):
-    return [(record["variant"], record["sample"]) for record in lines(folder) if "ranked" in record]
 
 
 class Killed(Exception):

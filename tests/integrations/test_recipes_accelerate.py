@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_resume import results_in, without_time
+from runs import results_in, without_time
 
 from hf_tome import MergeConfig
 from hf_tome.evaluation.data import digits
