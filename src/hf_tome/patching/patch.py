@@ -50,7 +50,7 @@ def patch(module: nn.Module, mixin: type, context: MergeContext) -> None:
     # Not a module or parameter, so this bypasses nn.Module's registration on purpose.
     module.__dict__[CONTEXT] = context
     base: Any = type(module)
-    _change_class(module, _subclass(mixin, base))
+    _change_class(module, patched_class(mixin, base))
 
 
 def unpatch(module: nn.Module) -> None:
@@ -116,7 +116,8 @@ def _change_class(module: nn.Module, cls: Any) -> None:
 
 
 @functools.cache
-def _subclass(mixin: Any, base: Any) -> type:
+def patched_class(mixin: Any, base: Any) -> type:
+    """Return the class that `patch` gives a module of class `base`."""
     # The name stays: device maps, FSDP policies and printed models go by it. GradientCheckpointingLayer wraps the
     # forward of every new subclass, so the mixin's is checkpointed as the original is.
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
@@ -135,5 +136,5 @@ def _with_signature(method: Callable[..., Any], like: Callable[..., Any]) -> Cal
 
 
 def _rebuild(mixin: type, base: type) -> nn.Module:
-    subclass = _subclass(mixin, base)
+    subclass = patched_class(mixin, base)
     return subclass.__new__(subclass)  # type: ignore[call-overload]

@@ -29,6 +29,8 @@ class SizeBias(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is nn.functional.scaled_dot_product_attention:
             args, kwargs = self._biased(args, dict(kwargs))
+        if func is Tensor.unflatten:  # written in Python with `super()`, which dynamo cannot follow within a mode
+            func = torch.unflatten
         return func(*args, **kwargs)
 
     def _biased(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -43,18 +45,20 @@ class SizeBias(TorchFunctionMode):
         extra = args[4:]
         return (named.pop("query"), named.pop("key"), named.pop("value"), named.pop("attn_mask"), *extra), named
 
-    def check(self, attention: nn.Module) -> None:
-        """Raise where the attention was computed by something that takes no bias.
 
-        Raises:
-            UnsupportedModelError: it says what to use.
-        """
-        if self.num_biased == 0:
-            raise UnsupportedModelError(
-                f"The attention of a {type(attention).__name__} was not computed by PyTorch's "
-                "`scaled_dot_product_attention`, so log(size) could not be added to its keys. Use the attention "
-                "backend 'native', or `MergeConfig(..., proportional_attention=False)`."
-            )
+def check_biased(mode: SizeBias, attention: nn.Module) -> None:
+    """Raise where an attention within a mode was computed by something that takes no bias.
+
+    Raises:
+        UnsupportedModelError: it says what to use.
+    """
+    if torch.compiler.is_compiling() or mode.num_biased > 0:  # dynamo does not follow the mode's attributes
+        return
+    raise UnsupportedModelError(
+        f"The attention of a {type(attention).__name__} was not computed by PyTorch's `scaled_dot_product_attention`, "
+        "so log(size) could not be added to its keys. Use the attention backend 'native', or "
+        "`MergeConfig(..., proportional_attention=False)`."
+    )
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...merging import Merge
 from ...patching.patch import PatchedModel, PatchedModule, context_of
 from ...patching.recorder import PassSummary
-from .bias import SizeBias, with_mask
+from .bias import SizeBias, check_biased, with_mask
+from .composition import check_arguments, check_caches, check_processors
 from .matching import block_seed, match_grid, step_seed
 from .rows import Call, Follow, Grid
 from .state import BlockDetail, KeyBias
@@ -35,6 +36,7 @@ class MergedDenoiser(PatchedModel):
         for detail in details:
             detail.tokens = detail.seen = None
         timestep = arguments.get(plan.row.timestep)
+        check_arguments(arguments, plan.modules)
         if not plan.is_active(timestep):
             return super().forward(*args, **kwargs)
         state.grid = plan.row.grid(self, arguments)
@@ -48,8 +50,10 @@ class MergedDenoiser(PatchedModel):
         return out
 
 
-class MergedBlock(PatchedModule):
+class MergedBlock(PatchedModel):
     """A block, or a self-attention, that runs on the merged tokens of a grid."""
+
+    methods = ("forward",)  # diffusers' caches look up arguments by the signature
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on merged tokens, where it has enough of them; the arguments are the module's own."""
@@ -65,6 +69,7 @@ class MergedBlock(PatchedModule):
         if batch_size == 1 or all(follow.has_batch for follow in call.follows):
             return self._run(arguments, hidden, grid, shape, detail)
         # A rotary table without a batch cannot follow the tokens of several images.
+        check_caches(self, detail)
         images = [_image(arguments, batch_size, image) for image in range(batch_size)]
         outputs = [self._run(image, image[call.hidden], grid, shape, detail) for image in images]
         return _concatenated(outputs)
@@ -73,6 +78,7 @@ class MergedBlock(PatchedModule):
         self, arguments: dict[str, Any], hidden: Tensor, grid: Grid, shape: tuple[int, ...], detail: BlockDetail
     ) -> Any:
         call, config = detail.call, context_of(self).target.plan.config
+        check_processors(self, detail)
         num_tokens = math.prod(shape)
         start = hidden.shape[1] - grid.stream if call.text_leads else 0
         # (B, N, C) -> what stands before the grid, the grid's tokens (B, S, C), what stands behind
@@ -102,9 +108,10 @@ class MergedBlock(PatchedModule):
         if detail.kind == "attention":
             if detail.call.bias == "mask":
                 return super().forward(**with_mask(arguments, bias))
-            with SizeBias(bias) as mode:
+            mode = SizeBias(bias)
+            with mode:
                 out = super().forward(**arguments)
-            mode.check(self)
+            check_biased(mode, self)
             return out
         detail.bias = bias
         try:
@@ -125,9 +132,10 @@ class BiasedAttention(PatchedModule):
             return super().forward(
                 **with_mask({**dict(zip(context_of(self).detail.names, args)), **kwargs}, detail.bias)
             )
-        with SizeBias(detail.bias) as mode:
+        mode = SizeBias(detail.bias)
+        with mode:
             out = super().forward(*args, **kwargs)
-        mode.check(self)
+        check_biased(mode, self)
         return out
 
 

@@ -18,6 +18,7 @@ from ...merging.methods import METHODS, get_method
 from ...patching.patch import context_of, is_patched, own_class
 from ...patching.plans import Description, Level, Patch, Plan, Target, check_blocks, check_forwards
 from ...patching.recorder import PassSummary, Recorder
+from .composition import register_for_caches
 from .local import BiasedAttention, MergedBlock, MergedDenoiser
 from .rows import BlockRow, Call, DenoiserRow
 from .state import AttentionDetail, BlockDetail, DenoiserDetail, DenoiserPass
@@ -46,13 +47,8 @@ class DenoiserPlan(Plan):
     def describe(self, module: Any, summary: PassSummary | None) -> Description:
         """Return what `report` tells, level by level once the denoiser has run."""
         details = context_of(module).detail.details if is_patched(module) else ()
-        around = {
-            "attention": "around self-attention",
-            "block": "around whole blocks",
-            "kv": "in keys and values alone",
-        }
         notes = [
-            f"{self.num_blocks} blocks merge {around[self.modules]}, where they have {self.config.min_tokens} tokens"
+            f"{self.num_blocks} blocks merge {AROUND[self.modules]}, where they have {self.config.min_tokens} tokens"
         ]
         if self.config.steps is not None:
             begin, end = self.config.steps
@@ -145,6 +141,7 @@ def plan_denoiser(path: str, module: nn.Module, row: DenoiserRow, config: MergeC
                 ]
     check_blocks([patch.module for patch in patches], "diffusers")
     check_forwards([patch.module for patch in patches])
+    register_for_caches(patches)
     plan = DenoiserPlan(config, row, argument_names(module), modules, proportional, len(details))
     patches.append(Patch(module, MergedDenoiser, -1, DenoiserDetail(state, tuple(details))))
     return Target(path, module, plan, Recorder(), patches=tuple(patches))
