@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -26,8 +26,7 @@ def register_for_caches(patches: Iterable[Patch]) -> None:
             metadata = TransformerBlockRegistry.get(base)
         except ValueError:  # no block, or one that these do not know either
             continue
-        copied = replace(metadata, _cached_parameter_indices=None)
-        TransformerBlockRegistry.register(patched_class(mixin, base), copied)
+        TransformerBlockRegistry.register(patched_class(mixin, base), copy.copy(metadata))
 
 
 def check_arguments(arguments: Mapping[str, Any], modules: str) -> None:
