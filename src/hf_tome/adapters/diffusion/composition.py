@@ -41,8 +41,8 @@ def check_arguments(arguments: Mapping[str, Any], modules: str) -> None:
         if (arguments.get(name) or {}).get("ip_adapter_masks") is not None:
             raise UnsupportedModelError(
                 "`ip_adapter_masks` have an entry for each token of the picture, and blocks that merge as a whole "
-                "have fewer tokens. Merge around self-attention alone, `MergeConfig(..., modules='attention')`, or leave "
-                "the masks out."
+                "have fewer tokens. Merge around self-attention alone, `MergeConfig(..., modules='attention')`, or "
+                "leave the masks out."
             )
 
 
