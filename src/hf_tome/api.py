@@ -12,6 +12,7 @@ from .adapters.adapter import Adapter
 from .adapters.dense.adapter import DenseAdapter
 from .adapters.diffusion.adapter import DiffusionAdapter
 from .adapters.encoders.adapter import EncodersAdapter
+from .adapters.kv_cache.adapter import CacheAdapter
 from .adapters.vision_language.adapter import ProjectedAdapter, VisionTowerAdapter
 from .config import MergeConfig
 from .errors import UnsupportedModelError
@@ -24,6 +25,7 @@ ModelT = TypeVar("ModelT")
 ADAPTERS: tuple[Adapter, ...] = (
     ProjectedAdapter(),
     DiffusionAdapter(),
+    CacheAdapter(),
     VisionTowerAdapter(),
     DenseAdapter(),
     EncodersAdapter(),

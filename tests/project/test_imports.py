@@ -73,7 +73,7 @@ ORDER = [
     ["patching"],
     ["adapters"],  # what an adapter is; its folders follow
     ["adapters/encoders"],
-    ["adapters/vision_language", "adapters/diffusion", "adapters/dense"],
+    ["adapters/vision_language", "adapters/diffusion", "adapters/dense", "adapters/kv_cache"],
     ["api"],
     ["inspection"],
     ["profiling"],

@@ -217,6 +217,8 @@ class MergeConfig:
                 continue
             found = f"`{name}` is {shown(getattr(self, name))}"
             places = [place for place, row in PLACES.items() if name in row.adds]
+            if self.where in places:
+                raise ValueError(f"{found}, but it means nothing to method {self.method!r}. Leave it out.")
             if name not in of_method and places:
                 raise ValueError(f"{found}, but with `where={self.where!r}` it means nothing; {_applies(places)}")
             if name not in of_method:

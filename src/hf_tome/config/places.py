@@ -49,6 +49,7 @@ PLACES: dict[str, Place] = {
         "the entries of a cache merge, `keep_ratio` of which stay",
         adds=("keep_ratio", *CACHE_FIELDS),
         omits=("r", "ratio", "partition", "trace", *BLOCK_FIELDS),
+        has_scores=True,
     ),
 }
 """The values of `where`."""
@@ -68,14 +69,17 @@ def method_fields(method: Method) -> tuple[str, ...]:
 def applicable_fields(method: Method, place: str) -> frozenset[str]:
     """Return the fields of a config that mean something to a method in a place."""
     row = PLACES[place]
-    return (frozenset(method_fields(method)) - set(row.omits)) | set(row.adds)
+    means_nothing = (() if method.bipartite else ("causal", "destinations")) + (("size",) * method.drops_tokens)
+    return ((frozenset(method_fields(method)) - set(row.omits)) | set(row.adds)) - set(means_nothing)
 
 
 def why_not(method: Method, place: str) -> str | None:
     """Return why a method cannot merge in a place, or `None` where it can."""
     row = PLACES[place]
+    if method.places is not None and place not in method.places:
+        return f"means something with `where` {' or '.join(map(repr, method.places))} alone"
     if method.metric == "received" and not row.has_scores:
-        return "needs the attention that tokens receive, which is known in the blocks of an encoder alone"
+        return "needs the attention that tokens receive, which is known in an encoder's blocks and in a cache alone"
     if method.drops_tokens and row.unmerges:
         return "drops tokens for good, and there every token is given back"
     return None

@@ -9,7 +9,7 @@ from typing import Any
 from ..api import targets
 from ..config import MergeConfig
 from ..merging.methods import get_method
-from ..patching.plans import Description, Level, Target
+from ..patching.plans import CachedEntries, Description, Level, Target
 from ..patching.unwrap import unwrap
 from .flops import EncoderShape, count_flops, merged_flops, planned_tokens
 
@@ -35,6 +35,7 @@ class TowerReport:
             included where it is computed with.
         notes: what the user should know, e.g. that nothing merges.
         levels: in denoisers, whose blocks give all tokens back: blocks and their tokens in the last pass; else `None`.
+        cached: where the entries of a cache merge: what that of each layer holds, by number of the layer; else `None`.
     """
 
     path: str
@@ -52,6 +53,7 @@ class TowerReport:
     gflops_unmerged: float | None
     notes: tuple[str, ...]
     levels: tuple[Level, ...] | None = None
+    cached: dict[int, CachedEntries] | None = None
 
     @property
     def tokens_out(self) -> float | None:
@@ -65,6 +67,8 @@ class TowerReport:
 
     def __str__(self) -> str:
         name = f"{self.path} ({self.tower})" if self.path else self.tower
+        if self.cached is not None:
+            return "\n".join([*self._cache_lines(name), *(f"  note: {note}" for note in self.notes)])
         in_blocks = [
             f"{name}: {self.method}, attention {self.backend}, "
             f"proportional attention {'on' if self.proportional_attention else 'off'}",
@@ -88,6 +92,24 @@ class TowerReport:
                 f"  GFLOPs an image (multiply-adds): {self.gflops_unmerged:.4g} -> {self.gflops:.4g} ({share:.0%})"
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _cache_lines(self, name: str) -> list[str]:
+        """Return what there is to say of a cache; layers that hold as many entries share a line."""
+        sizes = "on" if self.proportional_attention else "off"
+        lines = [f"{name}: {self.method} in the cache, attention {self.backend}, sizes in attention {sizes}"]
+        cached = self.cached or {}
+        for entries in dict.fromkeys(cached.values()):
+            layers = sum(other == entries for other in cached.values())
+            lines.append(
+                f"  {layers} layers: {entries.seen:,} -> {entries.stored:,} entries, "
+                f"{_mebibytes(entries.bytes_seen)} -> {_mebibytes(entries.bytes_stored)} each"
+            )
+        if cached:
+            seen, stored = (
+                sum(getattr(entries, name) for entries in cached.values()) for name in ("bytes_seen", "bytes_stored")
+            )
+            lines.append(f"  together: {_mebibytes(seen)} -> {_mebibytes(stored)} ({stored / seen:.0%})")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -146,7 +168,12 @@ def _report_target(target: Target, path: str) -> TowerReport:
         gflops_unmerged=None if gflops is None else gflops[1],
         notes=(*_notes(target, description, computed), *_last_block_notes(shape, description, computed)),
         levels=description.levels,
+        cached=None if description.cached is None else dict(description.cached),
     )
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.3g} MiB"
 
 
 def _gflops(shape: EncoderShape, computed: list, target: Target, description: Description) -> tuple[float, float]:
@@ -167,7 +194,7 @@ def _gflops(shape: EncoderShape, computed: list, target: Target, description: De
 
 def _notes(target: Target, description: Description, computed: list[tuple[float, float]] | None) -> list[str]:
     notes = [*description.notes]
-    if description.levels is not None:
+    if description.levels is not None or description.cached is not None:
         return notes
     if not any(description.merging):
         notes.append(

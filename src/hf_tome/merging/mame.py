@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Merge, check_arguments, check_tokens, ones_or_checked
 from .indexing import take
 from .method import Fields, MatchInputs, Method, two_halves
-from .partition import split
+from .partition import sources_beside, split
 from .similarity import full_precision, similarity
 
 TIE = 1e-6
@@ -153,6 +153,8 @@ def matrix_matching(
     distance: str = "cosine",
     partition: str = "alternating",
     seed: int = 0,
+    causal: bool = False,
+    destinations: Tensor | None = None,
 ) -> MatrixMerge:
     """Match sources to every similar enough destination by one matrix (MaMe, equations 1 to 8).
 
@@ -170,6 +172,10 @@ def matrix_matching(
         size (`Tensor`, *optional*): (B, N, 1), where 0 marks padding, which takes no part and comes out last.
         distance, partition (`str`): the ablations of MaMe's figure 2.
         seed (`int`): for `partition="random"`.
+        causal (`bool`): weights of earlier destinations are zeroed (section 5), so that tokens merge into later ones
+            alone. As the paper prints it, what is left of a column is not brought back to 1.
+        destinations (`Tensor`, *optional*): (B, T), ascending, the destinations themselves; all other tokens are
+            sources. There are no special tokens and no padding then.
 
     Returns:
         `MatrixMerge`: special tokens, fused destinations, preserved sources, padding.
@@ -180,17 +186,23 @@ def matrix_matching(
     check_arguments(metric, num_special, size=size)
     if batching not in BATCHINGS:
         raise ValueError(f"`batching` is {batching!r}; it takes one of {', '.join(map(repr, BATCHINGS))}.")
-    if keep_ratio is not None and not 0.5 <= keep_ratio <= 1:
+    if keep_ratio is not None and destinations is None and not 0.5 <= keep_ratio <= 1:
         raise ValueError(f"`keep_ratio` is {keep_ratio!r}; it takes None, or a number from 0.5 to 1.")
     if eps <= 0:
         raise ValueError(f"`eps` is {eps!r}; it takes a number above 0.")
     padding = None if size is None else size[..., 0] == 0  # (B, N)
-    sources, destinations = split(
-        metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding
-    )
+    if destinations is None:
+        sources, destinations = split(
+            metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding
+        )
+    else:
+        sources = sources_beside(destinations, metric.shape[1])
     scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
     scores = (scores + bias[..., None]).transpose(1, 2)  # (B, T, S), as in the paper
     weights = _fusion_weights(scores, threshold, eps, adaptive_pruning)  # (B, T, S)
+    if causal:
+        earlier = sources[..., None, :] > destinations[..., :, None]
+        weights, scores = weights.masked_fill(earlier, 0), scores.masked_fill(earlier, -torch.inf)
     num_output = None
     if keep_ratio is not None:
         weights, num_output = _best_matched(scores, weights, keep_ratio, padding, num_special)
@@ -289,6 +301,8 @@ def _match(inputs: MatchInputs) -> Merge:
         distance=fields["distance"],
         partition=fields["partition"],
         seed=inputs.seed,
+        causal=inputs.causal,
+        destinations=inputs.destinations,
     )
 
 
@@ -312,6 +326,7 @@ METHOD = Method(
     fields=("threshold", "adaptive_pruning", "keep_ratio", "batching", "distance", "partition", "seed"),
     defaults={"metric": "x", "head_aggregation": "concat"},
     proportional=False,
+    bipartite=True,
     layers=_first_two_thirds,
     planned_tokens=_planned_tokens,
     compared_pairs=_compared_pairs,

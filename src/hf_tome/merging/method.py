@@ -67,6 +67,9 @@ class MatchInputs:
         fields: the method's own fields, by name (`Method.fields`).
         attended: (B, N), the attention that the class token pays to each token, as a multiple of the mean over the
             tokens that may merge; given where the method has the field `protect_attended` and it is set.
+        causal: whether tokens may merge into later ones alone; set for methods that are `bipartite` alone.
+        destinations: (B, T), ascending, the tokens that the others merge into, where they are chosen already; set for
+            methods that are `bipartite` alone, without padding or prefix tokens.
     """
 
     metric: Tensor
@@ -78,6 +81,8 @@ class MatchInputs:
     num_layers: int = 1
     fields: Fields = field(default_factory=dict)
     attended: Tensor | None = None
+    causal: bool = False
+    destinations: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,9 @@ class Method:
         metric: a fixed metric, of `FIXED_METRICS`; `None` where the config's `metric` is used.
         proportional: whether `proportional_attention="auto"` leaves the choice to the model's family; off if `False`.
         drops_tokens: whether tokens are dropped for good, so that they cannot be unmerged.
+        bipartite: whether it matches sources to destinations, which may then be chosen or bounded from outside
+            (`MatchInputs.destinations` and `causal`).
+        places: the values of `MergeConfig.where` in which it means something; `None` for all.
         layers: the blocks that merge by default, from the number of blocks.
         planned_tokens: the tokens out of a merging block, from (tokens into it, prefix tokens, r, fields); `None`
             where it depends on the images. `r` is what the block merges at most.
@@ -154,6 +162,8 @@ class Method:
     metric: str | None = None
     proportional: bool = True
     drops_tokens: bool = False
+    bipartite: bool = False
+    places: tuple[str, ...] | None = None
     layers: Callable[[int], Sequence[int]] = range
     planned_tokens: Callable[[int, int, int, Fields], int | None] = r_fewer
     compared_pairs: Callable[[float, float, int, Fields], float] = no_pairs

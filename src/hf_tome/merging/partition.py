@@ -51,6 +51,13 @@ def split(
     return _split_each(order, half, padding)
 
 
+def sources_beside(destinations: Tensor, num_tokens: int) -> Tensor:
+    """Return the tokens that are no destinations, (B, T) -> (B, num_tokens - T), ascending."""
+    chosen = torch.zeros(destinations.shape[0], num_tokens, dtype=torch.bool, device=destinations.device)
+    chosen = chosen.scatter(1, destinations, True)
+    return chosen.int().argsort(dim=1, stable=True)[:, : num_tokens - destinations.shape[1]]
+
+
 def _split_each(order: Tensor, half: int, padding: Tensor) -> tuple[Tensor, Tensor]:
     """Split the tokens `order` (n,) in each image at half of its real ones, and fill both sets up with padding."""
     num_tokens = padding.shape[1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import HardMerge, Merge, check_arguments, identity_merge, pair_merge
 from .indexing import take
 from .method import Fields, GridInputs, MatchInputs, Method, two_halves
-from .partition import split
+from .partition import sources_beside, split
 from .similarity import similarity
 from .tiles import tiled_matching
 
@@ -26,6 +26,8 @@ def bipartite_soft_matching(
     combine: str = "weighted_mean",
     seed: int = 0,
     penalty: Tensor | None = None,
+    causal: bool = False,
+    destinations: Tensor | None = None,
 ) -> Merge:
     """Match the `r` most similar pairs of tokens between the even and the odd positions (ToMe, section 3).
 
@@ -45,6 +47,9 @@ def bipartite_soft_matching(
         seed (`int`): for `partition="random"`.
         penalty (`Tensor`, *optional*): (B, N), subtracted from the score of a pair for each of its two tokens, so that
             tokens of high penalty merge late.
+        causal (`bool`): tokens merge into later ones alone.
+        destinations (`Tensor`, *optional*): (B, T), ascending, set B itself; all other tokens are set A, of which up
+            to all merge. There are no special tokens and no padding then.
 
     Returns:
         `Merge`: N -> N - r tokens: special, unmerged A in ascending position, B. (Without a class token the authors
@@ -58,13 +63,19 @@ def bipartite_soft_matching(
     check_arguments(metric, num_special, r, size)
     batch_size, num_tokens, _ = metric.shape
     padding = None if size is None else size[..., 0] == 0  # (B, N)
-    a, b = split(num_tokens, num_special, partition, metric.device, seed=seed, padding=padding)
-    r = min(r, (num_tokens - num_special) // 2)
+    if destinations is None:
+        a, b = split(num_tokens, num_special, partition, metric.device, seed=seed, padding=padding)
+        r = min(r, (num_tokens - num_special) // 2)
+    else:
+        a, b = sources_beside(destinations, num_tokens), destinations
+        r = min(r, a.shape[1])
     if r == 0:
         return identity_merge(batch_size, num_tokens, metric.device, padding)
 
     with torch.no_grad():
         scores, bias = similarity(metric, a, b, distance, padding, penalty=penalty)  # (B, |A|, |B|), (B, |A|)
+        if causal:
+            scores = scores.masked_fill(a[..., :, None] > b[..., None, :], -torch.inf)
         order = (scores.amax(dim=-1) + bias).argsort(dim=-1, descending=True, stable=True)
         merged, unmerged = order[:, :r], order[:, r:].sort(dim=-1).values
         # Partners of the merged tokens alone: finding a maximum's place costs a CPU ten times finding the maximum.
@@ -91,6 +102,8 @@ def _match(inputs: MatchInputs) -> Merge:
         combine=fields["combine"],
         seed=inputs.seed,
         penalty=None if attended is None else fields["protect_attended"] * attended,
+        causal=inputs.causal,
+        destinations=inputs.destinations,
     )
 
 
@@ -115,6 +128,7 @@ METHOD = Method(
     _match,
     match_grid=_match_grid,
     fields=("r", "distance", "combine", "partition", "protect_attended", "seed"),
+    bipartite=True,
     compared_pairs=_compared_pairs,
     label="ToMe",
     colour="#0072b2",

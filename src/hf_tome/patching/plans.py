@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -37,6 +37,21 @@ class Level:
 
 
 @dataclass(frozen=True)
+class CachedEntries:
+    """What a layer's cache holds after a call.
+
+    Attributes:
+        seen, stored: tokens seen, and entries that are left of them; padding counts.
+        bytes_seen, bytes_stored: what keys and values of all tokens would take, and what is stored takes in all.
+    """
+
+    seen: int
+    stored: int
+    bytes_seen: int
+    bytes_stored: int
+
+
+@dataclass(frozen=True)
 class Description:
     """What `report` tells of a target, whatever its adapter.
 
@@ -54,6 +69,8 @@ class Description:
         notes: what else the user should know.
         levels: where every block gives its tokens back, what the last pass did by number of tokens, largest first; no
             entry before any pass. `None` where tokens go on from block to block.
+        cached: where the entries of a cache merge, what that of each layer holds, by number of the layer; empty
+            before any call. `None` elsewhere.
     """
 
     tower: str
@@ -68,6 +85,7 @@ class Description:
     notes: tuple[str, ...] = ()
     levels: tuple[Level, ...] | None = None
     last_queries: int | None = None
+    cached: Mapping[int, CachedEntries] | None = None
 
 
 @dataclass(frozen=True)
