@@ -142,7 +142,10 @@ def test_layers_beyond_the_model():
         config.merging_layers(12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+EVERYWHERE = [name for name, row in METHODS.items() if row.places is None]
+
+
+@pytest.mark.parametrize("method", EVERYWHERE)
 def test_default_layers(method):
     layers = MergeConfig(method=method).merging_layers(12)
     assert layers == (tuple(range(8)) if method == "mame" else tuple(range(12)))
@@ -290,7 +293,11 @@ def test_a_field_applies_or_is_refused(method, place, name):
         return
     own = [other for other, of in PLACES.items() if name in of.adds]
     if why_not(row, place) is not None:
-        message = rf"`where` is '{place}', but method '{method}' (needs the attention|drops tokens)"
+        message = (
+            rf"`where` is '{place}', but method '{method}' (needs the attention|drops tokens|means something with)"
+        )
+    elif name not in method_fields(row) and place in own:
+        message = rf"`{name}` is .*, but it means nothing to method '{method}'"
     elif name not in method_fields(row) and own:
         message = rf"`{name}` is .*, but with `where='{place}'` it means nothing; it applies with `where` {own[0]!r}"
     elif name not in method_fields(row):
@@ -398,7 +405,7 @@ def test_the_papers_defaults():
         "tome": ("k", "cosine", "mean", "weighted_mean", "alternating"),
         "mame": ("x", "cosine", "concat", "weighted_mean", "alternating"),
     }
-    for method in METHODS:
+    for method in EVERYWHERE:
         found = tuple(MergeConfig(method=method).choice(field) for field in fields)
         assert found == papers.get(method, papers["tome"])
     assert MergeConfig(metric="v").choice("metric") == "v"

@@ -81,7 +81,9 @@ def merged(zoo: Zoo, config: MergeConfig, backend: str = "sdpa"):
 
 def test_every_row_has_models():
     assert {zoo.tower for zoo in ZOO} == set(TOWERS)
-    assert {config.method for config in CONFIGS.values()} == {name for name, row in METHODS.items() if row.places is None}
+    assert {config.method for config in CONFIGS.values()} == {
+        name for name, row in METHODS.items() if row.places is None
+    }
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
