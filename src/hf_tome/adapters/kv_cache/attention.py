@@ -26,7 +26,8 @@ class MergingAttention(PatchedModule):
         """Attend; see the model's own attention."""
         caches = [kwargs[name] for name in CACHE_ARGUMENTS if kwargs.get(name) is not None]
         context = context_of(self)
-        plan, detail = context.target.plan, context.detail
+        plan: Any = context.target.plan
+        detail = context.detail
         if not caches or not plan.merges:
             return super().forward(hidden_states, *args, **kwargs)
         if torch.compiler.is_compiling():

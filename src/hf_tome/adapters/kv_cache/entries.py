@@ -36,6 +36,10 @@ class Entries(NamedTuple):
         """Return the entries from `begin` to `end`."""
         return self.each(lambda x: x[:, :, begin:end])
 
+    def row(self, index: int) -> Entries:
+        """Return the entries of one row of the batch, which stays a batch."""
+        return self.each(lambda x: x[index : index + 1])
+
     def pad_first(self, length: int) -> Entries:
         """Return entries with padding in front, `length` in all."""
         missing = length - self.length

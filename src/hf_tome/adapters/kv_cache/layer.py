@@ -172,12 +172,12 @@ class MergingLayer(DynamicLayer):
         entries = Entries(self.keys, self.values, self.sizes, self.positions)  # type: ignore[arg-type]
         assert self.padding is not None
         assert self.lost is not None
-        starts = torch.stack([self.padding, self.lost]).T.tolist()  # (B, 2)
+        starts = list(zip(self.padding.tolist(), self.lost.tolist()))
         parts: dict[int, Entries] = {}
-        for start in sorted(set(map(tuple, starts))):
-            rows = [row for row, other in enumerate(starts) if tuple(other) == start]
-            merged = self._merge_rows(entries, rows, *start, call)
-            parts.update(zip(rows, (merged.each(lambda x, at=at: x[at : at + 1]) for at in range(len(rows)))))
+        for padding, lost in sorted(set(starts)):
+            rows = [row for row, start in enumerate(starts) if start == (padding, lost)]
+            merged = self._merge_rows(entries, rows, padding, lost, call)
+            parts.update((row, merged.row(at)) for at, row in enumerate(rows))
         longest = max(part.length for part in parts.values())
         if longest < self.num_stored:
             self.padding = self.padding.new_tensor([longest - parts[row].length for row in range(len(parts))])
@@ -255,9 +255,9 @@ class MergingLayer(DynamicLayer):
         if self.is_initialized:
             self._rest(lambda x: x.to(self.device, non_blocking=True))
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override]
         """Put rows in the order of beams."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._rest(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
