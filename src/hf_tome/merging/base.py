@@ -41,6 +41,10 @@ class Merge(ABC):
         """Return the same merge, through whose weights no gradient runs."""
         return self
 
+    def weights_of_grad(self) -> Tensor | None:
+        """Return the weights through which gradients reach what was matched, `None` where a merge has none."""
+        return None
+
     def to(self, device: torch.device) -> Merge:
         """Return the same merge of tokens on `device`; a compiled model is on one."""
         if torch.compiler.is_compiling():

@@ -100,6 +100,10 @@ class MatrixMerge(Merge):
             self.weights.detach(), self.sources, self.destinations, self.order, self.num_special, self.real
         )
 
+    def weights_of_grad(self) -> Tensor | None:
+        """Return the fusion weights (see the base class)."""
+        return self.weights
+
     def may_pad(self, was_padded: bool) -> bool:
         """Whether some output is padding (see the base class)."""
         return self.real is not None

@@ -65,8 +65,9 @@ def unmerge_each(state: ForwardState, entries: Sequence[tuple[int, Tensor]]) -> 
     matches: list[Merge] = []
     source: Tensor | None = None  # (B, N): where each input token is by now, while all merges are hard
     wanted = {place for place, _ in entries}
+    last = entries[-1][1] if entries else None
     for place in range(state.num_layers + 1):
-        match = state.match[place - 1] if place else None
+        match = state.match_for(place - 1, last) if place and last is not None else None
         if match is not None:
             matches = [*matches, match]
             source = _followed(source, matches)

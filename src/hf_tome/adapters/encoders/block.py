@@ -217,7 +217,7 @@ def _merge(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_st
     if plan.merging[index]:
         match = _match(context, call, hidden_states, size if state.padded[index] else None)
         hidden_states, size = match.merge(hidden_states, size)
-    state.leave(index, hidden_states, size, match, plan)
+    hidden_states = state.leave(index, hidden_states, size, match, plan)
     if match is None:
         state.layout[index + 1] = state.layout[index]
     else:
@@ -287,8 +287,9 @@ def _add(family: Family, residual: Tensor, computed: Tensor) -> Tensor:
 
 
 def _unmerge(state: ForwardState, hidden_states: Tensor) -> Tensor:
-    for match in reversed(state.match):
+    for index in reversed(range(state.num_layers)):
+        match = state.match_for(index, hidden_states)
         if match is not None:
-            hidden_states = match.to(hidden_states.device).unmerge(hidden_states)
+            hidden_states = match.unmerge(hidden_states)
     state.unmerged = True
     return hidden_states

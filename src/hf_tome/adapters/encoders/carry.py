@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class ForwardState:
             no part of the model asks for it.
         source: (B, N_0) int64, the token that holds each input token going into block i; with `trace` only.
         match: the merge that block i did; kept where tokens are unmerged, with `trace`, and with several `reads` only.
+            Behind the block, read it through `match_for`, through which gradients reach its weights.
         tokens: the number of tokens going into block i, padding included.
         merged: whether a merge has happened before block i.
         padded: whether there may be padding among the tokens going into block i.
@@ -48,6 +50,8 @@ class ForwardState:
         self.position: list[Tensor | None] = [None] * (num_layers + 1)
         self.source: list[Tensor | None] = [None] * (num_layers + 1)
         self.match: list[Merge | None] = [None] * num_layers
+        self._without_graph = [False] * num_layers  # which of them were made while gradients were off
+        self._weight_grads: dict[int, Tensor] = {}  # by block, what later modules have sent back to its merge
         self.tokens: list[int] = [0] * (num_layers + 1)
         self.merged: list[bool] = [False] * (num_layers + 1)
         self.padded: list[bool] = [False] * (num_layers + 1)
@@ -77,8 +81,11 @@ class ForwardState:
 
     def leave(
         self, index: int, hidden_states: Tensor, size: Tensor | None, match: Merge | None, plan: EncoderPlan
-    ) -> None:
-        """Write down what block `index` hands on: its tokens (B, M, C), their sizes, and the merge it did, if any."""
+    ) -> Tensor:
+        """Write down what block `index` hands on: its tokens (B, M, C), their sizes, and the merge it did, if any.
+
+        Returns the tokens, with whose gradient that of the merge's weights comes back where nothing else brings it.
+        """
         self.size[index + 1], self.tokens[index + 1] = size, hidden_states.shape[1]
         position, source = self.position[index], self.source[index]
         if match is None:
@@ -91,9 +98,32 @@ class ForwardState:
             if plan.config.trace:
                 source = match.source if source is None else _follow(source, match.source)
             if plan.keeps_matches or (self.reads is not None and len(self.reads) > 1):
-                # A constant: gradient checkpointing keeps no graph between blocks but that of their tokens.
-                self.match[index] = match.detach()
+                self.match[index], self._without_graph[index] = match, not torch.is_grad_enabled()
+            weights, grad = match.weights_of_grad(), self._weight_grads.pop(index, None)
+            if weights is not None and grad is not None:
+                hidden_states = _BringGrad.apply(hidden_states, weights, grad)
         self.position[index + 1], self.source[index + 1] = position, source
+        return hidden_states
+
+    def match_for(self, index: int, tokens: Tensor) -> Merge | None:
+        """Return the merge of block `index` to use on later tokens (B, M, C), on their device.
+
+        Reentrant checkpointing runs the block without gradients first, so that its merge's weights are constants. The
+        gradient that they get is kept, and brought back when the block is run again (`leave`).
+        """
+        match = self.match[index]
+        if match is None:
+            return None
+        if self._without_graph[index] and torch.is_grad_enabled() and tokens.requires_grad:
+            match = match.detach()
+            weights = match.weights_of_grad()
+            if weights is not None:
+                weights.requires_grad_().register_hook(partial(self._keep_grad, index))
+        return match.to(tokens.device)
+
+    def _keep_grad(self, index: int, grad: Tensor) -> None:
+        before = self._weight_grads.get(index)
+        self._weight_grads[index] = grad if before is None else before + grad
 
     def leave_last(self, index: int, num_tokens: int, plan: EncoderPlan) -> None:
         """Write down that the last block computed its leading tokens alone, where `num_tokens` would have come out."""
@@ -115,9 +145,24 @@ class ForwardState:
         ]
         computed = [layout.computed(count) for layout, count in zip(self.layout, self.tokens)]
         blocks_run = self.num_layers if not self.reads else min(max(self.reads), self.num_layers)
+        if keep_state:  # for `trace`, which needs no graph
+            self.match = [None if match is None else match.detach() for match in self.match]
         return PassSummary(
             list(self.tokens), real, computed, blocks_run, self if keep_state else None, self.last_queries
         )
+
+
+class _BringGrad(torch.autograd.Function):
+    """Tokens unchanged, behind whose backward a tensor receives a gradient that is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weights: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0], ctx.saved_tensors[0], None
 
 
 class FinalTokens:

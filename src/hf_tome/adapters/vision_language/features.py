@@ -99,10 +99,11 @@ def _aligned(
     columns = []
     for layer in reads:
         x, size = hidden_states[layer].to(hidden_states[last].device), state.size[layer]
-        for match in state.match[layer:last]:
+        for index in range(layer, last):
+            match = state.match_for(index, x)
             if match is not None:
                 size = None if size is None else size.to(x.device)
-                x, size = match.to(x.device).merge(x, size)
+                x, size = match.merge(x, size)
         columns.append(x)
     return torch.cat(columns, dim=-1) if len(columns) > 1 else columns[0]
 
