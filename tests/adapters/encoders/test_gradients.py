@@ -1,4 +1,4 @@
-"""Gradients run through MaMe's weights, in merging and in giving the grid back (MaRe), exactly as autograd has them."""
+"""Gradients run through MaMe's weights, in merging and in giving the grid back (MaRe), as autograd has them."""
 
 import pytest
 import torch
