@@ -80,6 +80,55 @@ def build_depth_pro(backend: str):
     return model
 
 
+def build_owl(prefix: str):
+    text = {**SMALL, "vocab_size": 99, "max_position_embeddings": 8}
+
+    def make(backend: str):
+        config = getattr(tf, f"{prefix}Config")(vision_config={**FOUR, **IMAGE}, text_config=text, projection_dim=32)
+        return getattr(tf, f"{prefix}ForObjectDetection")._from_config(config, attn_implementation=backend)
+
+    return make
+
+
+def with_queries(batch_size: int):
+    """Pictures, and two sentences for each."""
+    ids = torch.tensor([[3, 5, 7, 98], [4, 6, 2, 98]]).repeat(batch_size, 1)
+    return {**IMG(batch_size), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def build_vitpose(backend: str):
+    inner = tf.VitPoseBackboneConfig(
+        **{**FOUR, "image_size": [64, 48], "patch_size": [8, 8], "mlp_ratio": 2}, out_indices=[4]
+    )
+    model = tf.VitPoseForPoseEstimation(tf.VitPoseConfig(backbone_config=inner, num_labels=5))
+    model.backbone.set_attn_implementation(backend)
+    return model
+
+
+def for_poses(batch_size: int):
+    return {**pixels(3, 64, 48)(batch_size), "dataset_index": torch.zeros(batch_size, dtype=torch.long)}
+
+
+DPT = {
+    "neck_hidden_sizes": [8, 8, 8, 8],
+    "fusion_hidden_size": 8,
+    "backbone_out_indices": [0, 1, 2, 3],
+    "readout_type": "project",
+}
+SAPIENS = {
+    **FOUR,
+    **IMAGE,
+    "num_register_tokens": 3,
+    "layerscale_value": 0.7,
+    "num_key_value_attention_heads": 1,
+    "num_first_full_attention_layers": 1,
+    "num_last_full_attention_layers": 1,
+}
+SAPIENS_HEAD = tf.Sapiens2HeadConfig(
+    upsample_out_channels=[8], upsample_kernel_sizes=[4], conv_out_channels=[8], conv_kernel_sizes=[1]
+)
+
+
 class DenseZoo(Zoo):
     """A model with a head of convolutions, which are built with weights so small that nothing shows behind them."""
 
@@ -217,5 +266,31 @@ DENSE_ZOO: tuple[Zoo, ...] = (
         IMG,
         restores=True,
     ),
+    DenseZoo(
+        "dpt",
+        "DPTModel",
+        build("DPTForDepthEstimation", "DPTConfig", **FOUR, **IMAGE, **DPT),
+        IMG,
+        DEPTH,
+        restores=True,
+    ),
+    DenseZoo(
+        "dpt-segmentation",
+        "DPTModel",
+        build("DPTForSemanticSegmentation", "DPTConfig", **FOUR, **IMAGE, **DPT, **LABELS, use_auxiliary_head=False),
+        IMG,
+        restores=True,
+    ),
+    Zoo("owlvit", "OwlViTVisionTransformer", build_owl("OwlViT"), with_queries, "pred_boxes", restores=True),
+    Zoo("owlv2", "Owlv2VisionTransformer", build_owl("Owlv2"), with_queries, "pred_boxes", restores=True),
+    DenseZoo("vitpose", "VitPoseBackbone", build_vitpose, for_poses, "heatmaps", restores=True),
+    DenseZoo(
+        "sapiens2",
+        "Sapiens2Model",
+        build("Sapiens2ForSemanticSegmentation", "Sapiens2Config", **SAPIENS, **LABELS, head_config=SAPIENS_HEAD),
+        IMG,
+        restores=True,
+    ),
+    Maps("sapiens2-backbone", "Sapiens2Backbone", backbone("Sapiens2Backbone", "Sapiens2Config", **SAPIENS), IMG),
     DenseZoo("depth_pro", "Dinov2Model", build_depth_pro, pixels(3, 64, 64), DEPTH, restores=True),
 )

@@ -37,7 +37,7 @@ def every_config(*names):
 
 def test_every_row_has_a_model():
     classes = {type(module).__name__ for zoo in DENSE_ZOO for module in zoo.build("sdpa").modules()}
-    assert set(DENSE_TOWERS) <= classes
+    assert set(DENSE_TOWERS) - {"WhisperEncoder"} <= classes  # (see test_whisper.py)
     reading = {name for name, rows in DENSE_MODELS.items() if rows}
     assert reading <= classes
 
@@ -95,16 +95,21 @@ def test_results_do_not_depend_on_the_batch(zoo, config):
     with torch.no_grad():
         together = zoo.run(model, inputs=inputs)
         for row in range(2):
-            one = {name: value[row : row + 1] for name, value in inputs.items()}
+            # OWL-ViT has several sentences a picture.
+            one = {name: value.chunk(2)[row] for name, value in inputs.items()}
             torch.testing.assert_close(zoo.run(model, inputs=one)[0], together[row], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["random_prune", "attention_prune"])
-@pytest.mark.parametrize("zoo", [BY_NAME["dinov2"], BY_NAME["clipseg"], BY_NAME["depth_pro"]], ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "zoo", [BY_NAME[name] for name in ("dinov2", "clipseg", "depth_pro", "owlvit", "dpt")], ids=lambda zoo: zoo.name
+)
 def test_pruning_is_unsupported(zoo, name):
     model = zoo.make()
     classes = [type(module) for module in model.modules()]
-    with pytest.raises(UnsupportedModelError, match="needs every token in each hidden state that it reads"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"needs every token (in each hidden state that it reads|after the last block)"
+    ):
         apply(model, MergeConfig(method=name, r=6))
     assert [type(module) for module in model.modules()] == classes
 
@@ -122,8 +127,10 @@ def without_positions(zoo):
     return model
 
 
-# Rotary positions are no weights that could be set to zero; Depth Pro cuts its picture up, and resizes the pieces.
-PLACED = [zoo for zoo in DENSE_ZOO if zoo.name not in ("dinov3", "chmv2", "depth_pro")]
+# Rotary positions are no weights that could be set to zero; Depth Pro cuts its picture up, and resizes the pieces;
+# ViTPose's patches overlap.
+NOT_PLACED = ("dinov3", "chmv2", "sapiens2", "sapiens2-backbone", "depth_pro", "vitpose")
+PLACED = [zoo for zoo in DENSE_ZOO if zoo.name not in NOT_PLACED]
 MAPS = [zoo for zoo in PLACED if isinstance(zoo, Maps)]
 # Methods that halve the tokens do it by their order, which a merge changes: one merge of these, several of the others.
 ORDERLESS = {
@@ -272,6 +279,14 @@ def test_a_backbone_without_a_row():
     model = tf.UperNetForSemanticSegmentation(tf.UperNetConfig(backbone_config=inner, **UPERNET_HEAD))
     with pytest.raises(UnsupportedModelError, match="around a tower of type 'convnext': it is made of convolutions"):
         apply(model, MergeConfig(r=6))
+
+
+def test_experts_are_unsupported():
+    model = BY_NAME["vitpose"].make()
+    inner = model.config.backbone_config
+    inner.num_experts, inner.part_features = 2, 8
+    with pytest.raises(UnsupportedModelError, match="an expert for each picture"):
+        apply(tf.VitPoseForPoseEstimation(model.config), MergeConfig(r=6))
 
 
 def test_merging_behind_the_last_read():

@@ -8,11 +8,13 @@ from dataclasses import replace
 from torch import nn
 
 from ...config import MergeConfig
-from ...patching.plans import Target
+from ...errors import UnsupportedModelError
+from ...patching.plans import HOW_TO_GO_ON, Target
 from ..encoders.families import TOWERS, WRAPPERS
 from ..encoders.family import Family
 from ..encoders.plan import find_towers, plan_tower
-from .models import DENSE_MODELS, READ_WHOLE
+from .models import DENSE_MODELS, READ_WHOLE, why_unfit
+from .speech import WHISPER, whisper_for
 from .towers import DENSE_TOWERS
 
 
@@ -31,9 +33,13 @@ class DenseAdapter:
 
     def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
         """Plan merging for every encoder in a model."""
+        for module in root.modules():
+            if (why := why_unfit(module)) is not None:
+                raise UnsupportedModelError(f"{type(module).__name__} is not supported: {why}. {HOW_TO_GO_ON}")
         wrappers = {**WRAPPERS, **DENSE_MODELS}
         return [
-            plan_tower(root, path, module, family, config, wrappers) for path, module, family in _find_as_read(root)
+            plan_tower(root, path, module, family, config, wrappers)
+            for path, module, family in _find_as_read(root, config)
         ]
 
     def reason(self, root: nn.Module) -> str | None:
@@ -45,10 +51,12 @@ def _find(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
     return find_towers(root, {**TOWERS, **DENSE_TOWERS})
 
 
-def _find_as_read(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
+def _find_as_read(root: nn.Module, config: MergeConfig) -> Iterator[tuple[str, nn.Module, Family]]:
     """Yield the towers, each with the row that says what the models around read of it."""
     rows = [READ_WHOLE[name] for module in root.modules() if (name := type(module).__name__) in READ_WHOLE]
     for path, module, family in _find(root):
         if rows:
             family = replace(family, heads={**family.heads, family.tower: (rows[0],)})
+        if family is WHISPER:
+            family = whisper_for(config)
         yield path, module, family

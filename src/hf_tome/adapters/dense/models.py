@@ -26,9 +26,24 @@ def depth_pro_layers(owner: Any, num_blocks: int) -> tuple[int, ...]:
     return (*(layer + 1 for layer in owner.config.intermediate_hook_ids), num_blocks)
 
 
+def dpt_layers(owner: Any, num_blocks: int) -> tuple[int, ...]:
+    """DPT names layers, the first two of which are those of a convolutional stem in its hybrid form."""
+    if getattr(owner, "backbone", None) is not None:
+        return ()  # the backbone has a row of its own
+    chosen = owner.config.backbone_out_indices
+    chosen = chosen[2:] if owner.config.is_hybrid else chosen
+    return tuple(layer + 1 for layer in chosen if layer < num_blocks)
+
+
 BACKBONE_HEAD: tuple[OutputAdapter, ...] = ()
 """Around a backbone, which unmerges by itself what it gives out."""
 DEPTH_PRO = (OutputAdapter(description=UNMERGED, unmerge_reads=True, reads=depth_pro_layers),)
+
+DPT = (
+    OutputAdapter(
+        UnmergedReads, "dpt", UNMERGED, unmerge_reads=True, reads=dpt_layers, reads_field="backbone_out_indices"
+    ),
+)
 
 DENSE_MODELS: dict[str, tuple[OutputAdapter, ...]] = {
     "BeitBackbone": (features_of("beit"),),
@@ -48,6 +63,8 @@ DENSE_MODELS: dict[str, tuple[OutputAdapter, ...]] = {
             reads_field="extract_layers",
         ),
     ),
+    "DPTForDepthEstimation": DPT,
+    "DPTForSemanticSegmentation": DPT,
     "DepthProModel": DEPTH_PRO,
     "DepthProForDepthEstimation": DEPTH_PRO,
     **dict.fromkeys(
@@ -65,11 +82,22 @@ DENSE_MODELS: dict[str, tuple[OutputAdapter, ...]] = {
             "Mask2FormerForUniversalSegmentation",
             "MaskFormerModel",
             "MaskFormerForInstanceSegmentation",
+            "VitPoseForPoseEstimation",
         ),
         BACKBONE_HEAD,
     ),
 }
 """The output adapters of models around a tower."""
+
+
+def why_unfit(module: Any) -> str | None:
+    """Return why a module of this build cannot take merged tokens, or `None`."""
+    if type(module).__name__ == "VitPoseBackbone" and module.config.num_experts > 1:
+        return "its blocks choose an expert for each picture, and hf_tome has no row for these yet"
+    if type(module).__name__ == "WhisperForAudioClassification" and module.config.use_weighted_layer_sum:
+        return "it sums the hidden states of all blocks (`use_weighted_layer_sum`), which have unequal lengths"
+    return None
+
 
 READ_WHOLE: dict[str, OutputAdapter] = {
     name: OutputAdapter(UnmergedReads, unmerge_reads=True) for name in ("DepthProModel", "DepthProForDepthEstimation")

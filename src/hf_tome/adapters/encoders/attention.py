@@ -77,24 +77,28 @@ class MergedAttention(PatchedModule):
             # (1, R, H*d) -> (B, N, H*d) where padding is left out; -> (B, H, N, d), or (B, H, count, d)
             states = hidden_states if count is None else call.layout.unpack(hidden_states)[:, :count]
             states = getattr(self, name)(states)
-            states = states if norm is None else getattr(self, norm)(states)
+            if norm is not None and not family.norm_heads:
+                states = getattr(self, norm)(states)
             states = call.layout.unpack(states) if count is None else states
-            return states.view(*states.shape[:2], -1, head_dim).transpose(1, 2)
+            states = states.view(*states.shape[:2], -1, head_dim).transpose(1, 2)
+            return getattr(self, norm)(states) if norm is not None and family.norm_heads else states
 
         query, key = project(family.query, family.query_norm, call.num_queries), project(family.key, family.key_norm)
-        value = project(family.value)
+        value, scaling = project(family.value), getattr(self, family.scaling)
+        if family.scales_query:  # in the order, and the memory layout, of the model's own, for the same bits
+            query, scaling = (query * scaling).contiguous(), 1.0
+            key, value = key.contiguous(), value.contiguous()
         if call.feature in ("q", "k", "v"):
             call.result = {"q": query, "k": key, "v": value}[call.feature]
         if family.rotary is not None:
             query, key = _rotate(self, family.rotary, query, key, kwargs.pop("position_embeddings"), call)
 
-        scaling = getattr(self, family.scaling)
         backend = check_backend(backend_of(self))
         pairs = None if family.position_bias is None else attention_mask
         if call.feature == "received":
-            call.result = attention_received(query, key, scaling, call, pairs)
+            call.result = attention_received(query, _for_each_head(key, query), scaling, call, pairs)
         if call.attending is not None:
-            call.attended = attention_paid(query, key, scaling, call, pairs)
+            call.attended = attention_paid(query, _for_each_head(key, query), scaling, call, pairs)
         dropout = getattr(self, family.dropout) if self.training else 0.0
         # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
         modeling = sys.modules[context.detail]
@@ -171,6 +175,12 @@ def with_bias_channel(
     ones = query.new_ones((batch_size, num_heads, query.shape[2], 2))
     query = torch.cat([query, nn.functional.pad(ones, (0, padding))], dim=-1)
     return query, torch.cat([key, extra], dim=-1), nn.functional.pad(value, (0, 2 + padding))
+
+
+def _for_each_head(key: Tensor, query: Tensor) -> Tensor:
+    """Repeat keys (B, G, N, d) that several heads share, (B, H, N, d)."""
+    groups, heads = key.shape[1], query.shape[1]
+    return key if groups == heads else key.repeat_interleave(heads // groups, dim=1)
 
 
 def _rotate(

@@ -71,6 +71,9 @@ class MergedBlock(PatchedModule):
         hidden_states = layout.pack(hidden_states)
         fed_forward = _steps(self, family.mlp, attrgetter(family.norm2)(self)(hidden_states))
         hidden_states = _add(family, hidden_states, fed_forward)
+        if family.clamps_half and hidden_states.dtype == torch.float16:
+            limit = torch.finfo(torch.float16).max - 1000
+            hidden_states = hidden_states.clamp(min=-limit, max=limit)
         hidden_states = layout.unpack(hidden_states)
         if index == plan.num_layers - 1 and plan.unmerge:
             hidden_states = _unmerge(merge_state, hidden_states)
@@ -276,6 +279,10 @@ def _position_bias(
 
 def _steps(block: nn.Module, names: tuple[str, ...], hidden_states: Tensor) -> Tensor:
     for name in names:
+        if name.endswith("()"):
+            probability = attrgetter(name.removesuffix("()"))(block)
+            hidden_states = nn.functional.dropout(hidden_states, p=probability, training=block.training)
+            continue
         step = attrgetter(name)(block)
         hidden_states = step(hidden_states) if isinstance(step, nn.Module) else step * hidden_states
     return hidden_states

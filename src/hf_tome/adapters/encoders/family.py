@@ -112,10 +112,13 @@ class Family:
         layers: path from the tower to its list of blocks.
         norm1, attention, norm2: paths in the block; `attention` is the module whose outputs transformers records.
         after_attention, mlp: steps between attention and residual, and between norm2 and residual: modules are called,
-            parameters and numbers multiply.
+            parameters and numbers multiply, and `"dropout()"` drops out by the block's attribute of that name.
         query, key, value, out: projections, from the attention module; `out` is `None` where it is a step of
             `after_attention`.
-        query_norm, key_norm: norms over all heads at once of what `query` and `key` give, where there are any.
+        query_norm, key_norm: norms of what `query` and `key` give, where there are any.
+        norm_heads: whether these norms take each head by itself, rather than all heads at once.
+        scales_query: whether queries are scaled before attention, which then scales nothing (Whisper).
+        clamps_half: whether a block's output is clamped in half precision (Whisper).
         head_dim, scaling, dropout: the attention's attributes of these meanings.
         num_special: the special tokens before the patches, from the tower's config; they are never merged.
         heads: what is done with the tokens, by class name of the model that does it; a class that is not listed is
@@ -152,6 +155,9 @@ class Family:
     out: str | None = "o_proj"
     query_norm: str | None = None
     key_norm: str | None = None
+    norm_heads: bool = False
+    scales_query: bool = False
+    clamps_half: bool = False
     head_dim: str = "head_dim"
     scaling: str = "scaling"
     dropout: str = "attention_dropout"

@@ -62,7 +62,7 @@ BY_REASON: dict[str, str] = {
     NEIGHBOURS: "dinat",
     FACTORISED: "timesformer videoprism videoprism_vision_model",
     DENSE: """
-        dpt efficientloftr eomt eomt_dinov3 owlv2 owlvit sapiens2 videomt vitmatte vitpose vitpose_backbone
+        efficientloftr eomt eomt_dinov3 videomt vitmatte
     """,
     LOOKED_UP: """
         conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino lw_detr
@@ -106,7 +106,7 @@ BY_REASON: dict[str, str] = {
     """,
     NO_ROW: """
         blip blip-2 data2vec-vision flava idefics instructblip instructblipvideo kosmos-2.5 mlcd
-        mlcd_vision_model pix2struct vjepa2 whisper
+        mlcd_vision_model pix2struct vjepa2
     """,
 }
 
