@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from space_models import embedded_models, model_folder
+from transformers import AutoTokenizer
 
 import hf_tome
 from hf_tome import MergeConfig
@@ -121,7 +122,7 @@ def _digit_scores(name: str, model: Any) -> Callable[[Any, Any], torch.Tensor] |
     if folder is None or not hasattr(model, "get_text_features"):
         return None
     with torch.inference_mode():
-        return image_scores(class_embeddings(model, folder, NAMES, TEMPLATES))
+        return image_scores(class_embeddings(model, AutoTokenizer.from_pretrained(folder), NAMES, TEMPLATES))
 
 
 def configs(method: str, r: float, schedule: str, threshold: float) -> dict[str, MergeConfig]:

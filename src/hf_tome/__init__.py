@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .api import apply, get_config, is_merged, merged, remove
     from .config import MergeConfig
     from .errors import UnsupportedModelError
+    from .evaluation.functions import benchmark, evaluate, sweep
     from .evaluation.tasks.registry import register_task
     from .hub.save_load import from_pretrained, save_pretrained
     from .inspection.reports import Report, report
@@ -32,6 +33,8 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "apply",
+    "benchmark",
+    "evaluate",
     "from_pretrained",
     "get_config",
     "get_verbosity",
@@ -49,6 +52,7 @@ __all__ = [
     "set_verbosity_error",
     "set_verbosity_info",
     "set_verbosity_warning",
+    "sweep",
     "trace",
 ]
 
@@ -60,6 +64,8 @@ _DEFINED_IN = {
     "Trace": "inspection.tracing",
     "UnsupportedModelError": "errors",
     "apply": "api",
+    "benchmark": "evaluation.functions",
+    "evaluate": "evaluation.functions",
     "from_pretrained": "hub.save_load",
     "get_config": "api",
     "get_verbosity": "verbosity",
@@ -77,6 +83,7 @@ _DEFINED_IN = {
     "set_verbosity_error": "verbosity",
     "set_verbosity_info": "verbosity",
     "set_verbosity_warning": "verbosity",
+    "sweep": "evaluation.functions",
     "trace": "inspection.tracing",
 }
 _SUBMODULES = ("adapters", "api", "config", "errors", "hub", "inspection", "merging", "patching")

@@ -303,8 +303,9 @@ def test_a_single_class_is_noted(tmp_path, pictures):
 def test_templates_are_averaged_and_normalised(tmp_path, pictures):
     folder = small.dual(tmp_path / "model")
     model = tf.CLIPModel.from_pretrained(folder)
-    both = zero_shot.class_embeddings(model, str(folder), ["cat", "dog"], ["a {}", "the big {}"])
-    alone = [zero_shot.class_embeddings(model, str(folder), ["cat", "dog"], [text]) for text in ("a {}", "the big {}")]
+    tokenizer, names = tf.AutoTokenizer.from_pretrained(folder), ["cat", "dog"]
+    both = zero_shot.class_embeddings(model, tokenizer, names, ["a {}", "the big {}"])
+    alone = [zero_shot.class_embeddings(model, tokenizer, names, [text]) for text in ("a {}", "the big {}")]
     expected = torch.nn.functional.normalize(alone[0] + alone[1], dim=-1)
     assert torch.allclose(both, expected, atol=1e-6)
     (tmp_path / "templates.txt").write_text("a {}\n\nthe big {}\n")

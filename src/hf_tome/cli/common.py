@@ -36,6 +36,9 @@ class Dtype(StrEnum):
 
 PLOT = "pareto.png"
 
+MODEL, DATA, MERGING, OUTPUT, RUN = "Model", "Data", "Merging", "Output", "Run"
+"""The groups of options in the help."""
+
 FormatOption = Annotated[Format, typer.Option("--format", help="How to write the result to standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: cuda where there is one.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,17 @@ def _draw(options: JobOptions) -> dict[str, Any]:
 
 def _place(options: JobOptions) -> str:
     """Return a digest, so that no record names a path of a machine."""
+    if options.rows is not None:
+        return digest(_rows_fingerprint(options.rows))
     path = Path(options.data).expanduser()
     return digest(str(path.resolve()) if path.exists() else options.data)
+
+
+def _rows_fingerprint(rows: Any) -> Any:
+    """Return what `datasets` knows a data set in memory by, of all splits where there are several."""
+    if isinstance(rows, Mapping):
+        return {name: _rows_fingerprint(part) for name, part in rows.items()}
+    return getattr(rows, "_fingerprint", None)
 
 
 def _are_told_apart(listed: Sequence[SampleInfo] | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
 
@@ -25,6 +26,9 @@ class JobOptions:
         prompt, max_new_tokens: what a model that generates text is asked, and how much it may say; `None` is the
             task's own.
         media_limits: sizes and times beyond which an image, clip or recording is skipped.
+        loaded: a model in memory; `model` is then what it is called.
+        processor: the processor of `loaded`; `None` for the one saved in `model`.
+        rows: a `datasets.Dataset` in memory; `data` is then what it is called.
     """
 
     model: str
@@ -43,6 +47,9 @@ class JobOptions:
     prompt: str | None = None
     max_new_tokens: int | None = None
     media_limits: MediaLimits = DEFAULT_LIMITS
+    loaded: Any = None
+    processor: Any = None
+    rows: Any = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:

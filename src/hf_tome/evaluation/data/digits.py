@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...hub.shipped import MODELS
+
 if TYPE_CHECKING:
     import datasets
 
-MODELS = Path(__file__).resolve().parents[2] / "demo" / "weights"
-"""The small models that ship with the package, a folder each."""
-
 MODEL_DIR = MODELS / "digits-vit"
 """The small ViT that `scripts/train_digits_model.py` trained on the train split."""
+
+DATA_NAME = "digits"
+"""What `--data` and `hf_tome.evaluate` call these digits, unless there is a local folder of that name."""
 
 TEMPLATES = (
     "a photo of the digit {}.",

@@ -20,6 +20,7 @@ from ...hub.sources import is_folder, public_name
 from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from ..options import JobOptions
 from .columns import content_columns, first_of
+from .memory import in_memory, open_memory
 from .paths import PathError, find_inside, joined
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
@@ -88,10 +89,13 @@ def open_rows(options: JobOptions) -> OpenedRows:
         DataError: there is no such split, no image column, or the file is none of samples.
         SourceError: it looks like a folder and is none.
     """
+    rows = in_memory(options)
     path = Path(options.data).expanduser().absolute()
-    if path.suffix in READERS and not path.exists():
+    if rows is not None:
+        opened = open_memory(rows, options, "Image")
+    elif path.suffix in READERS and not path.exists():
         raise DataError(f"There is no file {options.data}.")
-    if path.is_file():
+    elif path.is_file():
         refuse_streaming(options.streaming, options.data, "a file of samples")
         opened = _open_table(path, file_split(path, options.split))
     elif is_folder(options.data, "data set") and (tables := _tables(path)):

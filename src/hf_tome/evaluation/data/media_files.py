@@ -11,6 +11,7 @@ from ..options import JobOptions
 from . import labels
 from .columns import LABELS, content_and_label_columns, first_of, label_names
 from .folders import find_splits, nothing_there
+from .memory import in_memory, open_memory
 from .paths import joined
 from .samples import LabelledSamples, SkipSample, stored_path
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
@@ -36,6 +37,10 @@ def open_media(options: JobOptions, kind: str) -> tuple[OpenedSplit, tuple[str, 
     Raises:
         DataError: there is nothing of that kind; the message says what is needed.
     """
+    rows = in_memory(options)
+    if rows is not None:
+        opened = open_memory(rows, options, kind)
+        return opened, content_and_label_columns(opened.rows, kind, options.data)
     path = Path(options.data).expanduser().absolute()
     if kind != "Image" and path.suffix == ".csv" and path.is_file():
         refuse_streaming(options.streaming, options.data, "a list of files")
@@ -102,6 +107,8 @@ def class_names(options: JobOptions, opened: OpenedSplit) -> labels.ClassNames |
     """Return the labels file that is given or lies beside the data, or `None`."""
     if options.labels is not None:
         return labels.read_class_names(options.labels)
+    if opened.roots is None:  # nothing lies beside data in memory
+        return None
     folder = opened.folder.name if opened.folder is not None else opened.name
     return labels.find_class_names(Path(options.data).expanduser(), folder)
 

@@ -34,14 +34,14 @@ class OpenedSplit:
     Attributes:
         rows: a data set of `datasets`, map-style or streamed, with undecoded contents.
         name: what the split is called.
-        roots: the folders that the paths of contents must lie in.
+        roots: the folders that the paths of contents must lie in; `None` for rows that the caller made.
         folder: the folder of the split, where it has one of its own.
         left_out: files in that folder that are no samples.
     """
 
     rows: Any
     name: str
-    roots: Sequence[Path]
+    roots: Sequence[Path] | None
     folder: Path | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
 

@@ -16,6 +16,7 @@ from .tables import quality, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
 PANELS = (
@@ -46,7 +47,14 @@ def panels(results: Results) -> list[tuple[str, str]]:
 
 
 def plot_pareto(results: Results, path: Path) -> None:
-    """Draw the quality (see `output.QUALITY`) against GFLOPs and against speed, where known, and write it as PNG.
+    """Write what `draw_pareto` draws as PNG."""
+    figure = draw_pareto(results)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=figure.dpi, format="png")
+
+
+def draw_pareto(results: Results) -> Figure:
+    """Draw the quality (see `tables.QUALITY`) against GFLOPs and against speed, where known.
 
     Raises:
         ValueError: neither is known of any config (see `panels`).
@@ -72,8 +80,7 @@ def plot_pareto(results: Results, path: Path) -> None:
     figure.set_layout_engine("none")
     for axis, (key, _) in zip(axes, drawn):
         _label_points(axis, _rows_with(results.rows, key), key)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=figure.dpi, format="png")
+    return figure
 
 
 def _rows_with(rows: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:

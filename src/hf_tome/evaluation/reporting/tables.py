@@ -211,7 +211,7 @@ def to_table(results: Results) -> str:
     # Piped output has no width of its own, and would be wrapped at 80 columns.
     console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
     with console.capture() as capture:
-        console.print(_summary(results), table, *_notes(results), sep="\n", highlight=False, markup=False)
+        console.print(summary(results), table, *run_notes(results), sep="\n", highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -236,7 +236,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
     lines = [
         "# Token merging: accuracy and speed",
         "",
-        f"{markdown_text(_summary(results))}.",
+        f"{markdown_text(summary(results))}.",
         "",
         to_markdown(results),
         notes(results),
@@ -247,7 +247,7 @@ def _report(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f"- task {run['task']}, dtype {run['dtype']}, attention {run['attention']}, batches of {run['batch_size']}",
         *machine_lines(results),
         *(f"- {name.replace('_', ' ')}: {markdown_text(repr(value))}" for name, value in settings.items()),
-        *(f"- {markdown_text(note)}" for note in _notes(results)),
+        *(f"- {markdown_text(note)}" for note in run_notes(results)),
         *_skipped_lines(results.data["skipped"]),
         *_left_out_lines(results.data),
     ]
@@ -264,13 +264,14 @@ def machine_lines(results: Results) -> list[str]:
     return lines + ([f"- measured on {day}"] if (day := measured_on(results)) else [])
 
 
-def _notes(results: Results) -> list[str]:
+def run_notes(results: Results) -> list[str]:
     """Return the notes of a run and the warnings about its speeds, a line each."""
     warnings = (f"warning: {text}" for text in results.run.get("warnings", ()))
     return [*results.run.get("notes", ()), *warnings]
 
 
-def _summary(results: Results) -> str:
+def summary(results: Results) -> str:
+    """Return what was evaluated, in a line."""
     data = results.data
     skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
     left_out = f", {_left_out(data)}" if "left_out" in data else ""

@@ -14,7 +14,7 @@ from ..data import media_files as media
 from ..data.columns import has_several_labels
 from ..data.samples import Sample
 from ..job import Inputs, Job
-from ..loading import load_task_model
+from ..loading import load_processor, load_task_model
 from ..options import JobOptions
 from .labelled import class_scores, labelled_job, match_labels
 from .task import LABELLED, Task
@@ -32,7 +32,7 @@ def audio_classification(options: JobOptions) -> Job:
     """
     opened, columns = media.open_media(options, "Audio")
     model = load_task_model(AutoModelForAudioClassification, options, "classify recordings")
-    extractor = AutoFeatureExtractor.from_pretrained(options.model, trust_remote_code=False)
+    extractor = load_processor(AutoFeatureExtractor, options)
 
     def decode(stored: Any) -> np.ndarray:
         return read_audio(media.stored_source(stored), extractor.sampling_rate, options.media_limits)

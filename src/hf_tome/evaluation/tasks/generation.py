@@ -16,7 +16,7 @@ from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from ..data.image_text import ImageTexts, OpenedRows, data_name
 from ..data.splits import DataError
 from ..job import Inputs, Job
-from ..loading import load_task_model
+from ..loading import load_processor, load_task_model
 from ..metrics.texts import GeneratedText, Score, TextScorer
 from ..options import JobOptions
 from ..store.fingerprint import processor_settings
@@ -69,7 +69,7 @@ def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
         raise ValueError(
             f"{options.model} generates no text about images; give a model of the task image-text-to-text."
         ) from error
-    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False)
+    processor = load_processor(AutoProcessor, options)
     if not hasattr(processor, "image_processor"):
         raise ValueError(
             f"{options.model} has no processor of images and text, only {type(processor).__name__}. Save the model's "

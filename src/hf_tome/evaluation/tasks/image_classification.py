@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from ..data import digits, splits
 from ..data.media_files import open_media
 from ..job import Job
-from ..loading import load_task_model
+from ..loading import load_processor, load_task_model
 from ..options import JobOptions
 from .labelled import class_scores, labelled_job, match_labels, prepare_images
 from .task import LABELLED, Task
@@ -34,7 +34,7 @@ def digits_classification(device: str = "cpu", dtype: str = "float32") -> Job:
 
 def _job(options: JobOptions, opened: splits.OpenedSplit, columns: tuple[str, str]) -> Job:
     model = load_task_model(AutoModelForImageClassification, options, "classify images")
-    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+    processor = load_processor(AutoImageProcessor, options)
     decode = partial(splits.open_image, limits=options.media_limits)
     samples = match_labels(opened, columns, model, options, decode)
     return labelled_job(TASK.name, options, model, processor, samples, prepare_images(processor), class_scores)

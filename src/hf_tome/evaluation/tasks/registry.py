@@ -17,7 +17,8 @@ TASKS: dict[str, Task] = {
 }
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-COMMON_OPTIONS = frozenset(("model", "data", "split", "limit", "seed", "streaming", "device", "dtype", "media_limits"))
+SOURCES = ("model", "data", "split", "limit", "seed", "streaming", "loaded", "processor", "rows")
+COMMON_OPTIONS = frozenset((*SOURCES, "device", "dtype", "media_limits"))
 """The options that every task takes."""
 
 

@@ -13,7 +13,7 @@ from ...media.video import frame_count, read_views, spatial_crops
 from ..data import media_files as media
 from ..data.samples import Sample
 from ..job import Inputs, Job
-from ..loading import load_task_model
+from ..loading import load_processor, load_task_model
 from ..options import JobOptions
 from .labelled import labelled_job, match_labels
 from .task import LABELLED, Task
@@ -27,7 +27,7 @@ def video_classification(options: JobOptions) -> Job:
     """
     opened, columns = media.open_media(options, "Video")
     model = load_task_model(AutoModelForVideoClassification, options, "classify clips")
-    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+    processor = load_processor(AutoImageProcessor, options)
     count = frame_count(model.config)
 
     def decode(stored: Any) -> list[np.ndarray]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification
+from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification, AutoTokenizer
 
 from ..data import media_files as media
 from ..data.columns import label_names
 from ..data.splits import open_image
 from ..job import Job
-from ..loading import load_task_model
+from ..loading import load_processor, load_task_model
 from ..options import JobOptions
 from .labelled import labelled_job, prepare_images
 from .task import LABELLED, Task
@@ -32,7 +32,7 @@ def zero_shot_classification(options: JobOptions) -> Job:
     model = load_task_model(AutoModelForZeroShotImageClassification, options, "match images with text")
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{type(model).__name__} has no separate text tower; give a CLIP, SigLIP or the like.")
-    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+    processor = load_processor(AutoImageProcessor, options)
     decode = partial(open_image, limits=options.media_limits)
     samples = media.match_rows(opened, columns, names, dict(classes.index), options, decode)
     return labelled_job(
@@ -42,7 +42,7 @@ def zero_shot_classification(options: JobOptions) -> Job:
         processor,
         samples,
         prepare_images(processor),
-        image_scores(class_embeddings(model, options.model, classes.names, templates)),
+        image_scores(class_embeddings(model, load_processor(AutoTokenizer, options), classes.names, templates)),
         settings={"classes": len(classes.names), "templates": len(templates), **_notes(classes.names)},
         depends_on={"class names": classes.names, "templates": templates},
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data.labels import ClassNames, LabelError
 from ..data.text_files import read_json, read_text
@@ -75,10 +75,9 @@ def read_templates(file: Path) -> list[str]:
 
 @torch.inference_mode()
 def class_embeddings(
-    model: PreTrainedModel, source: str, names: Sequence[str], templates: Sequence[str]
+    model: PreTrainedModel, tokenizer: Any, names: Sequence[str], templates: Sequence[str]
 ) -> torch.Tensor:
     """Return one embedding a class (classes, D), of unit length: the mean over templates of unit embeddings."""
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     padding: dict[str, Any] = {"padding": True}
     if "siglip" in model.config.model_type:
         padding = {"padding": "max_length", "max_length": SIGLIP_LENGTH}

@@ -1,0 +1,133 @@
+"""Benchmarks as tables: in words for a reader, in plain numbers for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from ...config import MergeConfig, format_config
+from ...escaping import markdown_text
+from ...merging.methods import get_method
+from ...profiling.benchmark import Benchmark
+from ...profiling.rounds import Spread
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class BenchmarkResults:
+    """What merging gained with each config, beside the slice oracle, which is the limit of any merging."""
+
+    benchmarks: Sequence[Benchmark]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A dictionary of plain JSON values for each config."""
+        return [found.to_dict() for found in self.benchmarks]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why there is no speed-up, or why one should not be trusted, a line each."""
+        lines = [(found, line) for found in self.benchmarks for line in (found.why, *found.warnings) if line]
+        return [f"{config_name(found)}: {line}" for found, line in lines]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a data frame with a row for each config, indexed by its name; numbers are plain."""
+        import pandas
+
+        return pandas.DataFrame([in_numbers(found) for found in self.benchmarks]).set_index("config")
+
+    def to_markdown(self) -> str:
+        """Return the rows as a Markdown table."""
+        rows = [in_words(found) for found in self.benchmarks]
+        cells = [[markdown_text("-" if value is None else value) for value in row.values()] for row in rows]
+        lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *cells]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def plot(self) -> Figure:
+        """Draw each config's speed-up beside that of the slice oracle, with their quartiles."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 1.6 + 0.7 * len(self.benchmarks)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        for place, found in enumerate(self.benchmarks):
+            colour = get_method(found.config["method"]).colour
+            _bar(axis, place - 0.2, found.speedup, colour)
+            _bar(axis, place + 0.2, found.oracle_speedup, "#bbbbbb")
+        axis.axvline(1, color="#222222", linewidth=0.8, linestyle=":")
+        axis.set_yticks(range(len(self.benchmarks)), [config_name(found) for found in self.benchmarks])
+        axis.invert_yaxis()
+        axis.set_xlabel("speed-up over unmerged, median and quartiles (grey: the slice oracle)")
+        return figure
+
+    def __str__(self) -> str:
+        rows = [in_words(found) for found in self.benchmarks]
+        cells = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join([*lines, *self.warnings])
+
+    def _repr_html_(self) -> str:
+        rows = [in_words(found) for found in self.benchmarks]
+        header = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+        cells = ["".join(f"<td>{escape(str(value))}</td>" for value in row.values()) for row in rows]
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.warnings)
+        return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{lines}"
+
+
+def config_name(found: Benchmark) -> str:
+    """Return the config as `--config` takes it."""
+    return format_config(MergeConfig.from_dict(found.config))
+
+
+def in_words(found: Benchmark) -> dict[str, Any]:
+    """Return what a reader compares, each pair and each spread in one cell."""
+    rate, memory = found.images_per_second, found.peak_memory_mib
+    words = {
+        "config": config_name(found),
+        "tokens": f"{found.tokens[0]:.0f} to {found.tokens[1]:.0f}",
+        "GFLOPs (MACs)": None if found.gflops is None else f"{found.gflops_unmerged:.3f} to {found.gflops:.3f}",
+        "images/s": f"{rate['unmerged']:.1f} to {rate['merged']:.1f}",
+        "speed-up": str(found.speedup),
+        "oracle": str(found.oracle_speedup),
+        "share": str(found.oracle_share),
+    }
+    if found.exact_speedup:
+        words["exact last block"] = str(found.exact_speedup)
+    return {**words, "MiB": f"{memory['unmerged']:.0f} to {memory['merged']:.0f}"} if memory else words
+
+
+def in_numbers(found: Benchmark) -> dict[str, Any]:
+    """Return the same as plain numbers, one a cell."""
+    rate, memory = found.images_per_second, found.peak_memory_mib
+    return {
+        "config": config_name(found),
+        "tokens_in": found.tokens[0],
+        "tokens": found.tokens[1],
+        "gflops_unmerged": found.gflops_unmerged,
+        "gflops": found.gflops,
+        "images_per_second_unmerged": rate["unmerged"],
+        "images_per_second": rate["merged"],
+        **_numbers("speedup", found.speedup),
+        **_numbers("oracle_speedup", found.oracle_speedup),
+        **_numbers("oracle_share", found.oracle_share),
+        **(_numbers("exact_speedup", found.exact_speedup) if found.exact_speedup else {}),
+        "peak_memory_mib_unmerged": memory.get("unmerged"),
+        "peak_memory_mib": memory.get("merged"),
+    }
+
+
+def _numbers(name: str, spread: Spread) -> dict[str, float]:
+    return {name: spread.median, f"{name}_low": spread.low, f"{name}_high": spread.high}
+
+
+def _bar(axis: Any, place: float, spread: Spread, colour: str) -> None:
+    errors = [[spread.median - spread.low], [spread.high - spread.median]]
+    axis.barh(place, spread.median, 0.36, xerr=errors, color=colour, error_kw={"elinewidth": 1})
