@@ -53,7 +53,7 @@ def load_task_model(auto_class: Any, options: JobOptions, purpose: str) -> PreTr
 
 
 def load_processor(auto_class: Any, options: JobOptions) -> Any:
-    """Return the processor of a kind (a key of `PROCESSORS`): the caller's or its part, or the one saved with the model.
+    """Return the processor of a kind, a key of `PROCESSORS`: the caller's or its part, or the one beside the model.
 
     Raises:
         ValueError: the caller's is of another kind, or there is none beside the model.
