@@ -59,7 +59,7 @@ def job_from(
         OSError: there is no such model.
     """
     files = {"labels": labels, "class_names": class_names, "templates": templates}
-    paths = {name: Path(path) for name, path in files.items() if path is not None}
+    paths: dict[str, Any] = {name: Path(path) for name, path in files.items() if path is not None}
     source = {**_model_options(model, processor, device), **_data_options(data)}
     return build_job(task or _task_of(source), JobOptions(**source, **paths, **options))
 
