@@ -80,6 +80,6 @@ def why_not(method: Method, place: str) -> str | None:
         return f"means something with `where` {' or '.join(map(repr, method.places))} alone"
     if method.metric == "received" and not row.has_scores:
         return "needs the attention that tokens receive, which is known in an encoder's blocks and in a cache alone"
-    if method.drops_tokens and row.unmerges:
+    if method.drops_tokens and row.unmerges and method.match_grid is None:
         return "drops tokens for good, and there every token is given back"
     return None

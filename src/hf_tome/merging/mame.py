@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import Merge, check_arguments, check_tokens, ones_or_checked
 from .indexing import take
-from .method import Fields, MatchInputs, Method, two_halves
+from .method import Fields, GridInputs, MatchInputs, Method, two_halves
 from .partition import sources_beside, split
 from .similarity import full_precision, similarity
 
@@ -203,7 +203,7 @@ def matrix_matching(
         sources = sources_beside(destinations, metric.shape[1])
     scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
     scores = (scores + bias[..., None]).transpose(1, 2)  # (B, T, S), as in the paper
-    weights = _fusion_weights(scores, threshold, eps, adaptive_pruning)  # (B, T, S)
+    weights = fusion_weights(scores, threshold, eps, adaptive_pruning)  # (B, T, S)
     if causal:
         earlier = sources[..., None, :] > destinations[..., :, None]
         weights, scores = weights.masked_fill(earlier, 0), scores.masked_fill(earlier, -torch.inf)
@@ -229,7 +229,7 @@ def _precise(metric: Tensor) -> Tensor:
     return metric.double() if metric.device.type == "cpu" else metric
 
 
-def _fusion_weights(scores: Tensor, threshold: float, eps: float, adaptive_pruning: bool) -> Tensor:
+def fusion_weights(scores: Tensor, threshold: float, eps: float, adaptive_pruning: bool) -> Tensor:
     """Return W^F of equations 3 to 8, (B, T, S), from the similarity of destinations (rows) to sources (columns)."""
     # Padding scores minus infinity, and relu makes it exactly 0.
     sparse = torch.relu(scores - threshold)
@@ -310,6 +310,22 @@ def _match(inputs: MatchInputs) -> Merge:
     )
 
 
+def _match_grid(inputs: GridInputs) -> Merge:
+    from .tile_matrix import tiled_matrix_matching
+
+    fields = inputs.fields
+    return tiled_matrix_matching(
+        inputs.metric,
+        inputs.shape,
+        threshold=fields["threshold"],
+        keep_ratio=fields["keep_ratio"],
+        adaptive_pruning=fields["adaptive_pruning"],
+        tile=inputs.tile,
+        stride=inputs.stride,
+        seed=inputs.seed,
+    )
+
+
 def _first_two_thirds(num_layers: int) -> range:
     return range(2 * num_layers // 3)
 
@@ -327,6 +343,7 @@ def _compared_pairs(before: float, after: float, num_prefix_tokens: int, fields:
 METHOD = Method(
     "mame",
     _match,
+    match_grid=_match_grid,
     fields=("threshold", "adaptive_pruning", "keep_ratio", "batching", "distance", "partition", "seed"),
     defaults={"metric": "x", "head_aggregation": "concat"},
     proportional=False,

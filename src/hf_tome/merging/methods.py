@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import attention_prune, cache_prune, greedy, k_means, mame, random_prune, tome
+from . import attention_prune, cache_prune, downsample, greedy, k_means, mame, random_prune, tome
 from .method import CHOICES, FIXED_METRICS, MATCH_FIELDS, Method
 
 _BUILT_IN = (
@@ -18,6 +18,7 @@ _BUILT_IN = (
     greedy.METHOD,
     cache_prune.RECENT,
     cache_prune.KEYDIFF,
+    downsample.METHOD,
 )
 _METHODS: dict[str, Method] = {method.name: method for method in _BUILT_IN}
 

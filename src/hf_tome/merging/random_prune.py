@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .attention_prune import prune_lowest
 from .base import Merge
-from .method import MatchInputs, Method
+from .method import GridInputs, MatchInputs, Method
 from .partition import pseudo_random
+from .tiles import own_cell_matching
 
 
 def prune_random(
@@ -39,9 +40,17 @@ def _match(inputs: MatchInputs) -> Merge:
     )
 
 
+def _match_grid(inputs: GridInputs) -> Merge:
+    """Leave random tokens out of a block; each copies the change of the token that stays of its own cell."""
+    scores = pseudo_random(inputs.metric.shape[1], inputs.seed + 1, inputs.metric.device)
+    return own_cell_matching(inputs, scores, combine="keep_one")
+
+
 METHOD = Method(
     "random_prune",
     _match,
+    match_grid=_match_grid,
+    grid_proportional=False,
     fields=("r", "seed"),
     metric="x",
     proportional=False,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import HardMerge, check_arguments, identity_merge
 from .indexing import take
+from .method import GridInputs
 from .partition import pseudo_random
 from .similarity import full_precision, sound
 
@@ -34,6 +35,15 @@ class TileLayout:
     real_sources: Tensor | None
     cells: Tensor
     by_cell: Tensor
+
+    def slot_of_cell(self) -> Tensor:
+        """Return where each real cell is among the G * T cells of all tiles, (K,) int64."""
+        num_cells = self.by_cell.shape[0]
+        cells = self.cells
+        if self.real_destinations is not None:
+            cells = torch.where(self.real_destinations, cells, num_cells)
+        slots = torch.arange(cells.numel(), device=cells.device)
+        return slots.new_empty(num_cells + 1).scatter(0, cells.flatten(), slots)[:num_cells]
 
 
 def tile_layout(
@@ -158,7 +168,7 @@ def tiled_matching(
     with torch.no_grad():
         layout = tile_layout(grid, tile, stride, seed, metric.device)
         metric, bias = sound(metric, unit=True)
-        scores = _tile_scores(metric, bias, layout)  # (B, G, S, T)
+        scores = tile_scores(metric, bias, layout)  # (B, G, S, T)
         best = scores.amax(dim=-1).flatten(1) + take(bias, layout.sources.flatten())  # (B, G * S)
         if layout.real_sources is not None:
             best = best.masked_fill(~layout.real_sources.flatten(), -torch.inf)
@@ -173,7 +183,7 @@ def tiled_matching(
         return HardMerge(kept, sources[merged], cell + unmerged.shape[1], num_tokens, combine)
 
 
-def _tile_scores(metric: Tensor, bias: Tensor, layout: TileLayout) -> Tensor:
+def tile_scores(metric: Tensor, bias: Tensor, layout: TileLayout) -> Tensor:
     """Return cosines between sources and destinations of each tile, (B, N, D) -> (B, G, S, T); filling is -inf."""
     batch_size, _, dim = metric.shape
     num_tiles, num_sources = layout.sources.shape
@@ -185,3 +195,27 @@ def _tile_scores(metric: Tensor, bias: Tensor, layout: TileLayout) -> Tensor:
     with full_precision(metric.device):
         scores = torch.baddbmm(to_destination.flatten(0, 1)[:, None], sources, destinations.transpose(1, 2))
     return scores.view(batch_size, num_tiles, num_sources, -1)
+
+
+def own_cell_matching(inputs: GridInputs, scores: Tensor, combine: str) -> HardMerge:
+    """Merge tokens into the destination of their own cell, whatever they look like: what matching has to beat.
+
+    Args:
+        inputs: the grid, and how many tokens to merge; the tile says nothing here.
+        scores (`Tensor`): (N,), one a token; those with the highest merge.
+        combine (`str`): as in `HardMerge`; `"keep_one"` leaves the destination as it is.
+    """
+    batch_size, num_tokens, _ = inputs.metric.shape
+    layout = tile_layout(inputs.shape, None, inputs.stride, inputs.seed, inputs.metric.device)
+    num_cells, num_others = layout.by_cell.shape[0], math.prod(inputs.stride) - 1
+    r = min(inputs.r, num_tokens - num_cells)
+    sources = layout.sources.flatten()
+    ranked = scores[sources].double()
+    if layout.real_sources is not None:
+        ranked = ranked.masked_fill(~layout.real_sources.flatten(), -torch.inf)
+    order = ranked.argsort(descending=True, stable=True)
+    merged, unmerged = order[:r], order[r : num_tokens - num_cells]
+    cell = layout.cells.flatten()[merged // num_others]
+    kept = torch.cat([sources[unmerged.sort().values], layout.by_cell])
+    rows = (kept, sources[merged], cell + unmerged.shape[0])
+    return HardMerge(*(row.expand(batch_size, -1) for row in rows), num_tokens, combine)

@@ -323,3 +323,33 @@ def test_gradients_reach_all_parameters():
     model = hf_tome.apply(DIT.make(), config(modules="block")).train()
     model(**DIT.inputs(2)).sample.square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.transformer_blocks.parameters())
+
+
+METHODS = [
+    {"method": "mame", "threshold": 0.0, "ratio": None},
+    {"method": "mame", "keep_ratio": 0.5, "ratio": None},
+    {"method": "random_prune"},
+    {"method": "downsample"},
+]
+
+
+@pytest.mark.parametrize(("denoiser", "modules"), [(UNET, "attention"), (UNET, "kv"), (FLUX, "block")], ids=row)
+@pytest.mark.parametrize("fields", METHODS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_other_methods(fields, denoiser, modules):
+    model = denoiser.make()
+    expected = denoiser.run(model)
+    hf_tome.apply(model, config(modules=modules, tile=4, **fields))
+    out = denoiser.run(model)
+    assert out.isfinite().all()
+    assert (out - expected).abs().max() > 1e-4
+    assert torch.equal(denoiser.run(model), out)
+    (tower,) = hf_tome.report(model).towers
+    assert all(level.after < level.before for level in tower.levels)
+
+
+def test_downsampling_is_refused_in_an_encoder():
+    from transformers import ViTConfig, ViTModel
+
+    sizes = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    with pytest.raises(ValueError, match="'downsample' means something with `where` 'auto' or 'denoiser' alone"):
+        hf_tome.apply(ViTModel(sizes), MergeConfig(method="downsample", ratio=0.5))
