@@ -217,5 +217,5 @@ def own_cell_matching(inputs: GridInputs, scores: Tensor, combine: str) -> HardM
     merged, unmerged = order[:r], order[r : num_tokens - num_cells]
     cell = layout.cells.flatten()[merged // num_others]
     kept = torch.cat([sources[unmerged.sort().values], layout.by_cell])
-    rows = (kept, sources[merged], cell + unmerged.shape[0])
-    return HardMerge(*(row.expand(batch_size, -1) for row in rows), num_tokens, combine)
+    kept, merged, into = (row.expand(batch_size, -1) for row in (kept, sources[merged], cell + unmerged.shape[0]))
+    return HardMerge(kept, merged, into, num_tokens, combine)
