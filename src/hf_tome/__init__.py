@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .inspection.tracing import Trace, trace
     from .merging.methods import register_method
     from .pipelines import pipeline
+    from .training.callback import MergeCallback
+    from .training.schedule import MergeSchedule
     from .verbosity import (
         get_verbosity,
         set_verbosity,
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "MergeCallback",
     "MergeConfig",
+    "MergeSchedule",
     "Report",
     "Trace",
     "UnsupportedModelError",
@@ -59,7 +63,9 @@ __all__ = [
 # Imported when first used, so that `hf-tome --help` does not wait for torch and transformers.
 # Every name stands under TYPE_CHECKING above too, for type checkers and editors.
 _DEFINED_IN = {
+    "MergeCallback": "training.callback",
     "MergeConfig": "config",
+    "MergeSchedule": "training.schedule",
     "Report": "inspection.reports",
     "Trace": "inspection.tracing",
     "UnsupportedModelError": "errors",

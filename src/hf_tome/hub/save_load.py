@@ -15,7 +15,7 @@ from ..config import MergeConfig
 from ..config.merge_config import CONFIG_NAME
 from ..patching.unwrap import unwrap
 from .card import write_card
-from .sources import hub_id, naming
+from .sources import find_adapter, hub_id, naming
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +109,7 @@ def from_pretrained(
     the model's `config.json`.
 
     Args:
-        id_or_dir: Hub id or folder.
+        id_or_dir: Hub id or folder; a folder may be a checkpoint of PEFT, whose base model is loaded with it.
         merge_config (`MergeConfig`, *optional*): beats what is saved.
         auto_class (*optional*): the class to load with, such as `AutoModelForImageClassification`; by default the
             one that `config.json` names.
@@ -125,10 +125,11 @@ def from_pretrained(
     kwargs["trust_remote_code"] = kwargs.get("trust_remote_code") or False  # `None` asks on standard input
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     code = {name: kwargs[name] for name in CODE_ARGUMENTS if name in kwargs}
-    config = kwargs.get("config")
+    config, adapter = kwargs.get("config"), find_adapter(id_or_dir)
     if not isinstance(config, transformers.PreTrainedConfig):
-        with naming(str(config or id_or_dir), "model"):
-            config = transformers.AutoConfig.from_pretrained(config or id_or_dir, **hub, **code)
+        source = config or (id_or_dir if adapter is None else adapter.config_source)
+        with naming(str(source), "model"):
+            config = transformers.AutoConfig.from_pretrained(source, **hub, **code)
     chosen = merge_config if merge_config is not None else find_merge_config(id_or_dir, config, **hub)
     if chosen is None:
         raise ValueError(
@@ -136,6 +137,8 @@ def from_pretrained(
             "`merge_config=MergeConfig(r=16)`."
         )
     auto_class = auto_class or own_class(config, kwargs["trust_remote_code"])
+    if adapter is not None:
+        return apply(adapter.load(auto_class, config, kwargs), chosen)
     loaded = auto_class.from_pretrained(id_or_dir, **kwargs)
     if isinstance(loaded, tuple):  # `output_loading_info=True`
         return apply(loaded[0], chosen), *loaded[1:]  # type: ignore[return-value]

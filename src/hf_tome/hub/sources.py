@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+"""What PEFT writes beside an adapter's weights."""
 
 
 @contextmanager
@@ -72,3 +77,46 @@ def hub_id(config: Any) -> str | None:
     except HFValidationError:
         return None
     return name if isinstance(cached, str) else None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder that `PeftModel.save_pretrained` wrote, and the model that its adapter is for.
+
+    Attributes:
+        folder: of the adapter.
+        base: Hub id or folder of the base model.
+    """
+
+    folder: Path
+    base: str
+
+    @property
+    def config_source(self) -> str:
+        """Where the model's config is: with the adapter, as `MergeCallback` writes it, or else the base model's."""
+        return str(self.folder) if (self.folder / "config.json").is_file() else self.base
+
+    def load(self, auto_class: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+        """Return the base model with the adapter; a head of other classes comes with the adapter."""
+        from peft import PeftModel
+
+        options = {"ignore_mismatched_sizes": self.config_source != self.base, **kwargs, "config": config}
+        return PeftModel.from_pretrained(auto_class.from_pretrained(self.base, **options), self.folder)
+
+
+def find_adapter(id_or_dir: str | Path) -> Adapter | None:
+    """Return the PEFT adapter that a folder holds, `None` where it holds none.
+
+    Raises:
+        ValueError: its config does not name the base model.
+    """
+    path = Path(id_or_dir) / ADAPTER_CONFIG_NAME
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_bytes()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{path} does not name the base model that the adapter is for. Load that model, and call "
+            "`hf_tome.apply(PeftModel.from_pretrained(model, folder), config)`."
+        )
+    return Adapter(Path(id_or_dir), base)
