@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .api import apply, get_config, is_merged, merged, remove
     from .config import MergeConfig
     from .errors import UnsupportedModelError
-    from .evaluation.functions import benchmark, evaluate, sweep
+    from .evaluation.functions import benchmark, evaluate, sweep, tune
     from .evaluation.tasks.registry import register_task
     from .hub.save_load import from_pretrained, save_pretrained
     from .inspection.reports import Report, report
@@ -58,6 +58,7 @@ __all__ = [
     "set_verbosity_warning",
     "sweep",
     "trace",
+    "tune",
 ]
 
 # Imported when first used, so that `hf-tome --help` does not wait for torch and transformers.
@@ -91,6 +92,7 @@ _DEFINED_IN = {
     "set_verbosity_warning": "verbosity",
     "sweep": "evaluation.functions",
     "trace": "inspection.tracing",
+    "tune": "evaluation.functions",
 }
 _SUBMODULES = ("adapters", "api", "config", "errors", "hub", "inspection", "merging", "patching")
 """Submodules that are there as attributes after `import hf_tome`, without an import of their own."""

@@ -18,6 +18,7 @@ from .common import Dtype
 
 if TYPE_CHECKING:
     from ..evaluation.job import Job
+    from ..evaluation.options import JobOptions
 
 NOT_OF_THE_JOB = ("task", "batch_size", "restart")
 """The options that `JobOptions` does not have."""
@@ -90,8 +91,12 @@ class JobArguments:
     ] = False
 
     @contextmanager
-    def build(self, out: Path | None) -> Iterator[tuple[Job, int]]:
+    def build(
+        self, out: Path | None, make: Callable[[str, JobOptions], Job] | None = None
+    ) -> Iterator[tuple[Job, int]]:
         """Yield the job and the batch size, and keep other runs from writing to `out` meanwhile.
+
+        `make` builds the job from the task's name and the options; by default the task does.
 
         With `--restart` the samples in `out` are thrown away.
         """
@@ -106,7 +111,7 @@ class JobArguments:
         with ExitStack() as stack:
             if out is not None and out.is_dir():  # a job that cannot be built leaves no new folder behind
                 stack.enter_context(lock_folder(out, is_main))
-            job = build_job(self.task, options)
+            job = (make or build_job)(self.task, options)
             stack.enter_context(lock_folder(out, is_main))
             if self.restart:
                 common.forget_samples(out)

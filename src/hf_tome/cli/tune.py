@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +14,9 @@ from .common import Format, example
 from .job_options import JobArguments, takes_job
 
 EXAMPLE = example(
-    "hf-tome tune --model facebook/deit-base-patch16-224 --data imagenet/ --limit 2000 --max-drop 0.5 --out tuned/",
-    "tries ToMe's r and MaMe's threshold by bisection, and writes the fastest config that loses at most half a point "
-    "of top-1 accuracy to tuned/merge_config.json, which --config and hf_tome.from_pretrained take.",
+    "hf-tome tune --model facebook/deit-base-patch16-224 --data photographs/ --budget 0.5 --out tuned/",
+    "writes the config that changes the model's outputs least at half of the GFLOPs to tuned/merge_config.json, which "
+    "--config and hf_tome.from_pretrained take, and shows beside it what else costs as much. No labels are needed.",
 )
 
 
@@ -27,9 +27,27 @@ class Criterion(StrEnum):
     gflops = "gflops"
 
 
+class ImageSize(StrEnum):
+    """Whether the image size is a choice."""
+
+    fixed = "fixed"
+    free = "free"
+
+
 @takes_job
 def tune_command(
     arguments: JobArguments,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Share of the unmerged model's cost that may be left, in (0, 1]; else --max-drop holds."),
+    ] = None,
+    image_size: Annotated[
+        ImageSize, typer.Option(help="With --budget: keep the images' size, or let the search take smaller ones.")
+    ] = ImageSize.fixed,
+    choose: Annotated[
+        int, typer.Option(min=8, help="With --budget: samples to choose by; the others confirm the choice.")
+    ] = 96,
+    time_limit: Annotated[float | None, typer.Option(help="With --budget: seconds that the search may take.")] = None,
     max_drop: Annotated[float, typer.Option(help="Points of accuracy (mAP, CIDEr) that merging may cost.")] = 1.0,
     min_agreement: Annotated[
         float | None, typer.Option(help="Percent of samples that must get the unmerged model's class.")
@@ -42,9 +60,12 @@ def tune_command(
         ),
     ] = True,
     by: Annotated[
-        Criterion,
-        typer.Option(help="What configs within the target are compared by: speedup, measured in turns, or gflops."),
-    ] = Criterion.speedup,
+        Criterion | None,
+        typer.Option(
+            help="What the budget is of, or configs within the target are compared by: gflops (by default with "
+            "--budget), or speedup, measured in turns."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
     where: Annotated[
         str, typer.Option(help="Where tokens merge: auto, tower, or projected (before a language model).")
@@ -53,11 +74,17 @@ def tune_command(
     format: common.FormatOption = Format.table,
     debug: common.DebugOption = False,
 ) -> None:
-    """Find the config that speeds a model up most while it costs no more accuracy than allowed.
+    """Find the config that changes a model least within a budget, or the fastest that costs no more than allowed.
 
-    The results show all configs that were tried. The accuracy is that of the data given here: keep other data to
-    confirm the choice on, with `hf-tome eval`.
+    With --budget the schedule, the metric and more are chosen on some samples, which need no labels, and confirmed on
+    others. With --max-drop alone r and the threshold are found by bisection, on all samples: keep others to confirm
+    the choice on, with `hf-tome eval`.
     """
+    if budget is not None:
+        criterion = "time" if by is Criterion.speedup else "gflops"
+        options = {"image_size": image_size.value, "choose": choose, "time_limit": time_limit}
+        _tune_to_budget(arguments, Path(out), format, method, {"share": budget, "by": criterion}, options)
+        return
     from ..config.merge_config import CONFIG_NAME
     from ..evaluation.runner import Progress
     from ..evaluation.search.tune import Target, TuneError, tune
@@ -72,7 +99,14 @@ def tune_command(
         methods = [name.strip() for name in method.split(",")]
         try:
             config, results = tune(
-                job, methods, target, out=out, by=by.value, where=where, batch_size=batch_size, on_progress=on_progress
+                job,
+                methods,
+                target,
+                out=out,
+                by=(by or Criterion.speedup).value,
+                where=where,
+                batch_size=batch_size,
+                on_progress=on_progress,
             )
         except TuneError as error:
             if common.is_main_process():
@@ -82,5 +116,38 @@ def tune_command(
         stack.close()
         if common.is_main_process():
             config.save_pretrained(out)
+            common.publish(results, format, out)
+            typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)
+
+
+def _tune_to_budget(
+    arguments: JobArguments,
+    out: Path,
+    format: Format,
+    method: str,
+    budget: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    from ..evaluation.search.budget import Budget, tune_to_budget
+    from ..evaluation.search.trials import FILE
+    from ..evaluation.search.tuning import job_with_or_without_labels, save
+
+    wanted = Budget(**budget)
+    with arguments.build(out, job_with_or_without_labels) as (job, batch_size), common.progress("tune") as update:
+        if arguments.restart:
+            (out / FILE).unlink(missing_ok=True)
+            common.forget_samples(out / "confirmed")
+        config, results = tune_to_budget(
+            job,
+            wanted,
+            methods=[name.strip() for name in method.split(",")],
+            seed=arguments.seed,
+            out=out,
+            batch_size=batch_size,
+            on_trial=lambda done, total, name: update(done, total),
+            **options,
+        )
+        if common.is_main_process():
+            save(config, results, out)
             common.publish(results, format, out)
             typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)

@@ -48,6 +48,8 @@ class Job:
         scorer: turns its outputs into records and metrics, for classifiers a `ClassificationScorer`.
         settings: what else the results depend on, as plain values.
         depends_on: the same for values too long to show, such as the names of classes; see `describe.identify`.
+        outputs: what `run` gives, a key of `search.objective.DISTRIBUTIONS`: `"logits"`, `"probabilities"` of classes,
+            `"scores"`, a sigmoid of each candidate, `"independent"` classes, or `"embeddings"`.
         options: what the job was built from; `None` for one made in memory.
     """
 
@@ -60,4 +62,5 @@ class Job:
     scorer: Scorer
     settings: dict[str, Any] = field(default_factory=dict)
     depends_on: dict[str, Any] = field(default_factory=dict)
+    outputs: str = "logits"
     options: JobOptions | None = None

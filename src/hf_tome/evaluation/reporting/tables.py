@@ -83,6 +83,7 @@ QUALITY = {
     "top1": "top-1 accuracy",
     "accuracy": "accuracy",
     "cider": "CIDEr-D",
+    "agreement": "agreement with the unmerged model",
 }
 """The columns that say how good a model is, and their names; the first that results have is drawn against the cost."""
 

@@ -44,7 +44,9 @@ def audio_classification(options: JobOptions) -> Job:
     samples = match_labels(opened, columns, model, options, decode)
     several = has_several_labels(opened.rows, columns[1])
     run = label_probabilities if several else class_scores
-    return labelled_job(TASK.name, options, model, extractor, samples, prepare, run, multi_label=several)
+    outputs = "independent" if several else "logits"
+    common = (TASK.name, options, model, extractor, samples, prepare)
+    return labelled_job(*common, run, multi_label=several, outputs=outputs)
 
 
 def label_probabilities(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:

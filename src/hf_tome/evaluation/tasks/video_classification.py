@@ -40,7 +40,9 @@ def video_classification(options: JobOptions) -> Job:
 
     samples = match_labels(opened, columns, model, options, decode)
     settings = {"frames": count, "clips": options.clips, "crops": options.crops}
-    return labelled_job(TASK.name, options, model, processor, samples, prepare, view_scores, settings=settings)
+    return labelled_job(
+        TASK.name, options, model, processor, samples, prepare, view_scores, settings=settings, outputs="probabilities"
+    )
 
 
 def view_scores(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:

@@ -1,0 +1,58 @@
+"""What `tune` finds on real photographs: half and 0.7 of the GFLOPs without labels, and half with the image size free.
+
+96 photographs to choose by, the others to confirm on, beside what else costs as much. `docs/tune.md` shows the record.
+
+    python benchmarks/tune.py --model DEIT_TINY --data PHOTOGRAPHS [--out benchmarks/measured/tune.json] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_tome.evaluation.options import JobOptions
+from hf_tome.evaluation.search.budget import Budget, tune_to_budget
+from hf_tome.evaluation.tasks.registry import build_job
+
+CASES: dict[str, dict[str, Any]] = {
+    "half": {"budget": Budget(0.5), "use_labels": False},
+    "0.7": {"budget": Budget(0.7), "use_labels": False, "equal_time": False},
+    "half, image size free": {"budget": Budget(0.5), "image_size": "free", "equal_time": False},
+}
+QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/measured/tune.json"))
+    parser.add_argument("--work", type=Path, help="folder for trials and samples, to resume from")
+    parser.add_argument("--only", help="one case")
+    parser.add_argument("--quick", action="store_true", help="few samples, to see that it works")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for name, case in CASES.items():
+        if arguments.only not in (None, name):
+            continue
+        job = build_job("image-classification", JobOptions(arguments.model, arguments.data, arguments.split))
+        start = time.process_time()
+        work = None if arguments.work is None else arguments.work / name.replace(" ", "-")
+        options = {"confirm": None, **case, **(QUICK if arguments.quick else {})}
+        _, results = tune_to_budget(job, out=work, **options)
+        results.run["processor_seconds"] = round(time.process_time() - start, 1)
+        record[name] = results.to_dict()
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{name}: {'; '.join(results.run['notes'])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""GFLOPs of merge configs on a model, at any image size, from the plan alone: nothing runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...adapters.encoders.dims import EncoderShape
+from ...api import plan_targets
+from ...config import MergeConfig
+from ...inspection.flops import count_flops, merged_flops, planned_tokens
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What configs cost on one tower, as a share of the unmerged model at full size.
+
+    Attributes:
+        shape: of the tower, at full size.
+        last_queries: the leading tokens that the last block computes where something merges (`exact_last_block`).
+    """
+
+    shape: EncoderShape
+    last_queries: int | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Costs | None:
+        """Return the costs of a model with one tower; `None` where its sizes are not known."""
+        targets = plan_targets(model, MergeConfig(r=1))
+        shape = targets[0].plan.shape(targets[0].module) if len(targets) == 1 else None
+        return None if shape is None else cls(shape, getattr(targets[0].plan, "last_queries", None))
+
+    @property
+    def unmerged(self) -> float:
+        """GFLOPs of the unmerged model at this size."""
+        full = [(self.shape.num_tokens, self.shape.num_tokens)] * self.shape.num_layers
+        return count_flops(self.shape, full, None).gflops
+
+    @property
+    def exact_gflops(self) -> float:
+        """GFLOPs of the unmerged model with its exact last block."""
+        full = [(self.shape.num_tokens, self.shape.num_tokens)] * self.shape.num_layers
+        return count_flops(self.shape, full, None, last_queries=self.last_queries).gflops
+
+    def at(self, num_tokens: int | None) -> Costs:
+        """Return the costs for images of so many tokens."""
+        if num_tokens is None:
+            return self
+        now, before = (count - self.shape.num_special for count in (num_tokens, self.shape.num_tokens))
+        patch_flops = round(self.shape.patch_flops * now / before)
+        return replace(self, shape=replace(self.shape, num_tokens=num_tokens, patch_flops=patch_flops))
+
+    def gflops(self, config: MergeConfig) -> float:
+        """Return the GFLOPs of a config whose tokens it alone decides."""
+        merges = any(config.merging_blocks(self.shape.num_layers))
+        last = self.last_queries if merges and config.exact_last_block else None
+        return merged_flops(self.shape, planned_tokens(self.shape, config), config, last_queries=last).gflops

@@ -1,0 +1,208 @@
+"""Tuning to a budget: schedules that cost what they may, an objective without labels, a search that resumes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hf_tome
+from hf_tome import MergeConfig
+from hf_tome.cli.app import run
+from hf_tome.evaluation.data.digits import MODEL_DIR
+from hf_tome.evaluation.search.budget import Budget, tune_to_budget
+from hf_tome.evaluation.search.costs import Costs
+from hf_tome.evaluation.search.front import CONSTANT, MAME, START
+from hf_tome.evaluation.search.objective import DISTRIBUTIONS, divergence, label_divergence
+from hf_tome.evaluation.search.paired import samples_to_tell
+from hf_tome.evaluation.search.samples import split_samples
+from hf_tome.evaluation.search.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
+from hf_tome.evaluation.search.space import Space
+from hf_tome.evaluation.search.trials import FILE, Trial
+from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.variants import Variant
+
+QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 6, "batch_size": 8, "equal_time": False, "front": (0.7,)}
+
+
+def digits():
+    job = digits_classification()
+    job.data.rows = job.data.rows.select(range(24))
+    return job
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 40), st.floats(0, 1), st.floats(0.05, 1), st.floats(0, 500))
+def test_schedules_sum_to_their_total_and_peak_where_they_should(num_layers, centre, width, total):
+    weights = peaked(num_layers, centre, width)
+    assert min(weights) >= FLOOR
+    assert abs(weights.index(max(weights)) - centre * (num_layers - 1)) <= 0.5 + 1e-9
+    numbers = scaled(weights, total)
+    assert sum(numbers) == round(total)
+    assert min(numbers) >= 0
+
+
+def test_a_schedule_is_the_mildest_within_the_budget():
+    fits = fit([1, 2, 1], lambda r: 100 - sum(r), 60, 200)
+    assert sum(fits) == 40
+    assert fits == [10, 20, 10]
+    assert fit([1, 2, 1], lambda r: 100 - sum(r), -1000, 200) is None
+    assert sum(constant(4)) == 4
+    assert decreasing(3) == [2, 1, 0]
+
+
+@pytest.mark.parametrize("settings", [START, CONSTANT, MAME, replace(START, centre=0.9, width=0.2)])
+def test_variants_cost_what_report_says_and_no_more_than_they_may(settings):
+    job = digits()
+    space = Space(Costs.of(job.model))
+    for budget in (0.9, 0.6, 0.4):
+        variant = space.variant(settings, budget)
+        report = hf_tome.report(hf_tome.apply(job.model, variant.config)).towers[0]
+        assert space.costs.gflops(variant.config) == pytest.approx(report.gflops)
+        assert report.gflops_unmerged == pytest.approx(space.costs.unmerged)
+        assert report.gflops <= budget * space.costs.unmerged
+        if budget < 0.8:  # what the last block alone saves may be more than a large budget asks for
+            assert report.gflops > (budget - 0.03) * space.costs.unmerged
+    hf_tome.remove(job.model)
+    assert space.variant(settings, 0.01) is None
+
+
+@pytest.mark.parametrize("kind", ["logits", "independent"])
+def test_the_divergence_is_0_for_equals_and_1_at_most(kind):
+    same, other = torch.tensor([[60.0, -60.0]]), torch.tensor([[-60.0, 60.0]])
+    p, q = DISTRIBUTIONS[kind](same), DISTRIBUTIONS[kind](other)
+    assert divergence(p, p, kind).tolist() == [0]
+    assert divergence(p, q, kind).tolist() == pytest.approx([1])
+    some = DISTRIBUTIONS[kind](torch.randn(5, 7, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(divergence(some, some.flip(0), kind), divergence(some.flip(0), some, kind))
+
+
+def test_divergences_of_embeddings_scores_and_labels():
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    assert divergence(x.double(), -x.double(), "embeddings").tolist() == [1, 1]
+    ranked = DISTRIBUTIONS["scores"](torch.tensor([[0.9, 0.1]]))  # odds of 81 to 1
+    assert ranked[0, 0] == pytest.approx(81 / 82)
+    p = DISTRIBUTIONS["logits"](torch.tensor([[99.0, 0.0], [99.0, 0.0], [99.0, 0.0]]))
+    found, has_label = label_divergence([0, 1, None], p, "logits")
+    assert found.tolist() == pytest.approx([0, 1, 0])
+    assert has_label.tolist() == [True, True, False]
+
+
+def test_samples_never_overlap():
+    data = digits().data
+    chosen, others = split_samples(data, 10, None, seed=3)
+    assert sorted([*chosen.positions, *others.positions]) == list(range(24))
+    assert len(chosen) == 10
+    assert [sample.position for sample in chosen] == list(range(10))
+    assert [info.name for info in chosen.listed()] == [sample.name for sample in chosen]
+    assert split_samples(data, 10, None, seed=3)[0].positions == chosen.positions
+    data.rows = data.rows.select(range(15))
+    with pytest.raises(ValueError, match="has 15 samples; tuning takes 16 at the least"):
+        split_samples(data, 10, None, seed=3)
+
+
+def test_tune_chooses_confirms_and_resumes(tmp_path):
+    job, names = digits(), []
+    config, results = tune_to_budget(
+        job, Budget(0.5), out=tmp_path, on_trial=lambda done, total, name: names.append(name), **QUICK
+    )
+    tuned = results.run["tuned"]
+    assert results.data["num_samples"] == 8
+    assert tuned["evaluations"] == 6
+    assert tuned["config"] == hf_tome.config.format_config(config)
+    row = next(row for row in results.rows if row["name"] == tuned["name"])
+    assert row["gflops"] <= 0.5 * results.rows[0]["gflops"]
+    controls = {row.get("control") for row in results.rows}
+    assert {"decreasing ToMe", "MaMe", "random pruning", "smaller images"} <= controls
+    assert "ended by its number of evaluations" in str(results.run["notes"])
+    assert any("do not tell the choice" in note for note in results.run["notes"]) or tuned["name"].startswith("r=")
+    size = (tmp_path / FILE).stat().st_size
+    names.clear()
+    again, _ = tune_to_budget(job, Budget(0.5), out=tmp_path, on_trial=lambda *seen: names.append(seen[2]), **QUICK)
+    assert again == config
+    assert names == ["unmerged"], "the reference runs again, and nothing else"
+    assert (tmp_path / FILE).stat().st_size == size
+    with pytest.raises(ValueError, match="holds trials of another run"):
+        tune_to_budget(job, Budget(0.5), out=tmp_path, seed=1, **QUICK)
+
+
+def test_smaller_images_are_compared_with_a_mean_over_sizes():
+    job = digits()
+    _, results = tune_to_budget(job, Budget(0.6), image_size="free", **{**QUICK, "max_evaluations": 30})
+    tried = [trial["name"] for trial in results.run["tuned"]["trials"]]
+    assert any("px, r=" in name for name in tried)
+
+
+def test_a_largest_drop_is_held_on_the_confirming_samples():
+    options = {**QUICK, "max_evaluations": 9, "front": (0.9, 0.5)}
+    config, _ = tune_to_budget(digits(), Budget(max_drop=100), **options)
+    assert config.r
+    config, results = tune_to_budget(digits(), Budget(max_drop=0), **options)
+    assert config == MergeConfig(), "8 samples are sure of nothing"
+    assert results.run["tuned"]["name"] == "unmerged"
+
+
+def test_a_budget_of_time(monkeypatch):
+    config, results = tune_to_budget(digits(), Budget(0.7, by="time"), **QUICK)
+    assert config.r
+    assert results.run["tuned"]["by"] == "time"
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
+def test_wrong_budgets(share):
+    with pytest.raises(ValueError, match=r"`budget` is .*; it takes a share"):
+        Budget(share)
+    with pytest.raises(ValueError, match="`by` is 'taste'"):
+        Budget(by="taste")
+
+
+def test_what_cannot_be_tuned(tmp_path):
+    job = digits()
+    with pytest.raises(ValueError, match=r"`time_limit` is 0 s, but the unmerged model took .* give at least"):
+        tune_to_budget(job, Budget(), time_limit=0, **QUICK)
+    with pytest.raises(ValueError, match=r"No config of tome is within 0\.01"):
+        tune_to_budget(job, Budget(0.01), methods=["tome"], **{**QUICK, "front": ()})
+    one = [job.data.rows[0]] * 24
+    job.data.rows = one
+    with pytest.raises(ValueError, match="are all alike"):
+        tune_to_budget(job, Budget(), **QUICK)
+    with pytest.raises(ValueError, match="both a `budget` and a `max_drop`"):
+        hf_tome.tune("x", "y", budget=0.5, max_drop=1)
+
+
+def test_samples_that_cannot_tell():
+    one, other = torch.linspace(0, 1, 20).numpy(), torch.linspace(1, 0, 20).numpy() + 0.01
+    trials = [Trial(Variant(""), values, None, 0) for values in (one, other)]
+    assert samples_to_tell(*trials) > 1000
+    assert samples_to_tell(trials[0], Trial(Variant(""), one + 1, None, 0)) is None
+
+
+def test_images_without_labels_in_python(tmp_path):
+    model = small.vit(tmp_path / "model")
+    for number in range(16):
+        small.picture(number).save(tmp_path / f"{number}.png")
+    options = {key: value for key, value in QUICK.items() if key != "equal_time"}
+    config, results = hf_tome.tune(str(model), str(tmp_path), budget=0.8, out=tmp_path / "tuned", **options)
+    assert MergeConfig.from_pretrained(tmp_path / "tuned") == config
+    assert "agreement" in results.rows[0]
+    assert "top1" not in results.rows[0]
+    assert any("tuned without labels" in note for note in results.run["notes"])
+    assert (tmp_path / "tuned" / "front.md").is_file()
+
+
+def test_command(digit_folder, tmp_path, capsys):
+    arguments = ["tune", "--model", str(MODEL_DIR), "--budget", "0.6", "--choose", "8", "--batch-size", "8"]
+    assert run([*arguments, "--data", str(digit_folder), "--out", str(tmp_path / "few")]) == 1
+    assert "has 12 samples; tuning takes 16 at the least" in capsys.readouterr().err
+    for number in range(16):
+        small.picture(number).save(tmp_path / f"{number}.png")
+    out = tmp_path / "tuned"
+    limited = [*arguments, "--time-limit", "3", "--method", "tome", "--data", str(tmp_path), "--out", str(out)]
+    assert run([*limited, "--format", "json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["run"]["tuned"]["budget"] == 0.6
+    assert "written to" in printed.err
+    assert MergeConfig.from_pretrained(out).r
