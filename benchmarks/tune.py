@@ -2,13 +2,15 @@
 
 96 photographs to choose by, the others to confirm on, beside what else costs as much. `docs/tune.md` shows the record.
 
-    python benchmarks/tune.py --model DEIT_TINY --data PHOTOGRAPHS [--out benchmarks/measured/tune.json] [--quick]
+    python benchmarks/tune.py [--model DEIT_TINY] [--data PHOTOGRAPHS] [--out benchmarks/measured/tune.json] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from typing import Any
 import torch
 
 from hf_tome.evaluation.options import JobOptions
+from hf_tome.evaluation.reporting.tables import to_markdown
 from hf_tome.evaluation.search.budget import Budget, tune_to_budget
 from hf_tome.evaluation.tasks.registry import build_job
 
+DATA = Path(os.environ.get("HF_TOME_TEST_DATA", "../shared/data"))
 CASES: dict[str, dict[str, Any]] = {
     "half": {"budget": Budget(0.5), "use_labels": False},
     "0.7": {"budget": Budget(0.7), "use_labels": False, "equal_time": False},
@@ -29,8 +33,8 @@ QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 4}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default=str(DATA / "deit-tiny-patch16-224"))
+    parser.add_argument("--data", default=str(DATA / "imagenet_sample"))
     parser.add_argument("--split", default="validation")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/measured/tune.json"))
     parser.add_argument("--work", type=Path, help="folder for trials and samples, to resume from")
@@ -51,7 +55,8 @@ def main() -> None:
         record[name] = results.to_dict()
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"{name}: {'; '.join(results.run['notes'])}")
+        print(to_markdown(results))
+        print(f"{name}: {'; '.join(results.run['notes'])}", file=sys.stderr)
 
 
 if __name__ == "__main__":

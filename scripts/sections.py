@@ -64,7 +64,60 @@ def _measured(results: Results) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"sweep": sweep, "sweep_merging": sweep_merging}
+def tune() -> str:
+    """Return what `tune` found on DeiT-Tiny, beside what costs as much, by case."""
+    cases = {name: Results(**values) for name, values in json.loads(TUNE.read_text(encoding="utf-8")).items()}
+    header = "| | top-1 % | points lost | same class as unmerged % | GFLOPs (MACs), of unmerged | speed-up |"
+    lines = []
+    for name, results in cases.items():
+        tuned = results.run["tuned"]
+        lines += [f"**{TUNE_CASES[name]}**", "", header, "|---|---:|---:|---:|---:|---:|"]
+        labels = {"unmerged": "unmerged", **{variant: label for label, variant in tuned["rows"].items()}}
+        by_name = {row["name"]: row for row in results.rows}
+        lines += [_tuned_row(label, by_name[variant], results.rows[0]) for variant, label in labels.items()]
+        labelled = f"{tuned['labels']} labels" if tuned["labels"] else "no labels"
+        lines += [
+            "",
+            f"Chosen: `{tuned['name']}`, by {tuned['evaluations']} evaluations of {tuned['choosing']} photographs "
+            f"({labelled}) in {tuned['seconds']:.0f} s; the figures are those of the {results.data['num_samples']} others."
+            f"{_gains(tuned['gains'])}",
+            "",
+        ]
+    first = next(iter(cases.values()))
+    environment, packages = first.environment, first.environment["packages"]
+    exact = first.run["tuned"]["gflops_unmerged_exact_last_block"] / first.rows[0]["gflops"]
+    lines.append(
+        f"DeiT-Tiny and 1,000 ImageNet photographs, one a class, from EliSchwartz/imagenet-sample-images on GitHub. "
+        f"Differences of up to two points are within the noise. The unmerged model with its exact last block takes "
+        f"{exact:.3f} of the GFLOPs. `python benchmarks/tune.py --model facebook/deit-tiny-patch16-224 --data "
+        f"PHOTOGRAPHS`; {first.run['dtype']}, {first.run['attention']}, batches of {first.run['batch_size']}, "
+        f"{environment['device_name']}, {environment['threads']} thread, processor time of a busy machine, torch "
+        f"{packages['torch']}, transformers {packages['transformers']}, {environment['date'][:10]}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+TUNE = ROOT / "benchmarks" / "measured" / "tune.json"
+TUNE_CASES = {
+    "half": "Half of the GFLOPs, chosen without labels",
+    "0.7": "0.7 of the GFLOPs, chosen without labels",
+    "half, image size free": "Half of the GFLOPs, the image size free, labels used",
+}
+
+
+def _tuned_row(label: str, row: dict[str, Any], unmerged: dict[str, Any]) -> str:
+    lost = f"{row['drop']:.1f} ({row['drop_low']:.1f} to {row['drop_high']:.1f})"
+    speedup = "-" if row["speedup"] is None else f"{row['speedup']:.2f}"
+    share = row["gflops"] / unmerged["gflops"]
+    return f"| {label} | {row['top1']:.1f} | {lost} | {row['agreement']:.1f} | {share:.3f} | {speedup} |"
+
+
+def _gains(gains: dict[str, list[float]]) -> str:
+    told = [f"{gain:+.1f} ({low:+.1f} to {high:+.1f}) against {name}" for name, (gain, low, high) in gains.items()]
+    return f" In pairs, points of top-1: {'; '.join(told)}." if told else ""
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"sweep": sweep, "sweep_merging": sweep_merging, "tune": tune}
 
 
 def fill(text: str) -> str:

@@ -37,6 +37,9 @@ def write_stand_ins(folder: Path) -> Path:
         place = folder / "imagenet" / "validation" / name
         place.mkdir(parents=True, exist_ok=True)
         small.picture(number).save(place / f"{number}.png")
+    (folder / "photographs").mkdir()
+    for number in range(24):  # without labels
+        small.picture(number).save(folder / "photographs" / f"{number:02}.png")
     small.picture().save(folder / "photo.jpg")
     for name in ("yoga", "arm wrestling"):
         small.write_clip(folder / "kinetics" / "validation" / name / "0.mp4")

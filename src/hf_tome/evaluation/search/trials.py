@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...api import apply, remove
 from ...inspection.reports import report
+from ...profiling.rounds import CLOCKS, clock_for
 from ..batches import Batch
 from ..job import Job
 from ..loop import gflops
@@ -32,7 +33,10 @@ class Exhausted(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """What a candidate gave: the divergence of each sample, and GFLOPs a sample where they are known."""
+    """What a candidate gave: the divergence of each sample, GFLOPs a sample where they are known, and the seconds.
+
+    Seconds are of processor time on a CPU.
+    """
 
     variant: Variant
     divergences: np.ndarray
@@ -103,7 +107,7 @@ class Trials:
         self._check_left()
         known = self._known.get(variant.name)
         if known is not None:
-            self.used += 1
+            self.used, self.seconds = self.used + 1, self.seconds + known["seconds"]
             trial = Trial(variant, np.array(known["divergences"]), known["gflops"], known["seconds"])
         else:
             outputs, cost, seconds = self._outputs(variant)
@@ -139,6 +143,8 @@ class Trials:
         if self.on_progress is not None:
             self.on_progress(self.used, self.max_evaluations, variant.name)
         job, start = self.job, time.monotonic()
+        clock = CLOCKS[clock_for(job.model.device)]
+        begun = clock()
         forward = getattr(job.run, "logits", job.run)  # of generated text: the logits of its first token
         outputs, costs = [], []
         apply(job.model, variant.config)  # r=0 too, for the report
@@ -152,8 +158,8 @@ class Trials:
                 costs.append((gflops(report(job.model)), len(batch.samples)))
         finally:
             remove(job.model)
-        seconds = time.monotonic() - start
-        self.slowest, self.used = max(self.slowest, seconds), self.used + 1
+        seconds = clock() - begun
+        self.slowest, self.used = max(self.slowest, time.monotonic() - start), self.used + 1
         self.seconds += seconds
         known = [(cost, count) for cost, count in costs if cost is not None]
         total = sum(cost * count for cost, count in known) / sum(count for _, count in known) if known else None
