@@ -79,7 +79,8 @@ def tune() -> str:
         lines += [
             "",
             f"Chosen: `{tuned['name']}`, by {tuned['evaluations']} evaluations of {tuned['choosing']} photographs "
-            f"({labelled}) in {tuned['seconds']:.0f} s; the figures are those of the {results.data['num_samples']} others."
+            f"({labelled}) in {tuned['seconds']:.0f} s of processor time; the figures are those of the "
+            f"{results.data['num_samples']} others."
             f"{_gains(tuned['gains'])}",
             "",
         ]
