@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel, VideoMAEConfig, VideoMAEForVideoClassi
 from transformers import ViTForImageClassification as ViT
 
 from hf_tome import MergeConfig
+from hf_tome.config import format_config
 from hf_tome.profiling.benchmark import benchmark
 from hf_tome.profiling.example_inputs import example_inputs
 
@@ -48,6 +50,9 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], int]] = {
 }
 """Name -> (builder, r)."""
 
+MAME_KEEPS = 0.7
+"""The share of the tokens that a block keeps with MaMe."""
+
 WRAPPERS: dict[str, Callable[[nn.Module], Any] | None] = {
     "eager mode": None,
     "compiled": partial(torch.compile, fullgraph=True),
@@ -55,7 +60,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any] | None] = {
 }
 COLUMNS = {
     "model": "model",
-    "r": "r",
+    "config": "config",
     "dtype": "dtype",
     "attention": "attention",
     "run": "run",
@@ -63,6 +68,7 @@ COLUMNS = {
     "images_per_second": "images/s",
     "speedup": "speed-up",
     "oracle_share": "share of the oracle",
+    "exact_speedup": "of it by the last block alone",
     "memory_share": "memory, of unmerged",
     "why": "note",
 }
@@ -75,11 +81,13 @@ class Case:
     attention: str = "sdpa"
     run: str = "eager mode"
     batch_size: int = 32
+    method: str = "tome"
 
 
 def cases(quick: bool) -> Iterator[Case]:
     if quick:
         yield Case("ViT-B 224", "bfloat16", batch_size=2)
+        yield Case("ViT-B 224", "bfloat16", batch_size=2, method="mame")
         return
     for model in MODELS:
         yield Case(model)
@@ -90,8 +98,16 @@ def cases(quick: bool) -> Iterator[Case]:
         ("float16", "bfloat16"), ("sdpa", "flash_attention_2", "flex_attention", "eager")
     ):
         yield Case("ViT-L 512", dtype, attention)
+    for model in ("ViT-B 224", "ViT-L 512", "VideoMAE-L"):
+        yield Case(model, method="mame")
+        yield Case(model, "bfloat16", method="mame", batch_size=1)
     for how, batch_size in itertools.product(list(WRAPPERS)[1:], (1, 32)):
         yield Case("ViT-L 224", run=how, batch_size=batch_size)
+
+
+def config_of(case: Case, r: int) -> MergeConfig:
+    """Return the paper's r, or MaMe with the number of tokens fixed: random weights have no threshold to go by."""
+    return MergeConfig(r=r) if case.method == "tome" else MergeConfig(method="mame", keep_ratio=MAME_KEEPS)
 
 
 def measure_case(case: Case, quick: bool, device: str) -> Row:
@@ -104,7 +120,7 @@ def measure_case(case: Case, quick: bool, device: str) -> Row:
     result = benchmark(
         model,
         example_inputs(model, case.batch_size),
-        MergeConfig(r=r),
+        config_of(case, r),
         rounds=5 if quick else 30,
         warmup=5,
         wrap=WRAPPERS[case.run],
@@ -114,6 +130,7 @@ def measure_case(case: Case, quick: bool, device: str) -> Row:
         "images_per_second": result.images_per_second["merged"],
         "speedup": result.speedup,
         "oracle_share": result.oracle_share,
+        "exact_speedup": result.exact_speedup,
         "memory_share": memory["merged"] / memory["unmerged"],
         "why": result.why,
     }
@@ -122,16 +139,26 @@ def measure_case(case: Case, quick: bool, device: str) -> Row:
 def measure(options: argparse.Namespace) -> list[Row]:
     if options.device != "cpu" and not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs a GPU that torch sees; `--device cpu --quick` shows that the script works.")
-    rows = []
+    rows: list[Row] = []
+    stop = time.monotonic() + 60 * options.minutes
     for case in dict.fromkeys(cases(options.quick)):
+        if time.monotonic() > stop:
+            measured = {"why": f"not run: the {options.minutes:g} minutes are over"}
+            rows.append({**vars(case), "config": format_config(config_of(case, MODELS[case.model][1])), **measured})
+            continue
         try:
             measured = measure_case(case, options.quick, options.device)
         except Exception as error:  # e.g. flash attention is not installed, or out of memory: a row that says so
             measured = {"why": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
-        rows.append({**vars(case), "r": MODELS[case.model][1], **measured})
+        rows.append({**vars(case), "config": format_config(config_of(case, MODELS[case.model][1])), **measured})
         print(rows[-1], file=sys.stderr)
         torch.cuda.empty_cache()
     return rows
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
+    parser.add_argument("--minutes", type=float, default=8, help="cases that do not begin by then are not run")
 
 
 if __name__ == "__main__":
@@ -142,5 +169,5 @@ if __name__ == "__main__":
         target="at least 97 % of the oracle's speed-up in the median",
         reached=lambda row: row["oracle_share"].median >= 0.97 if "oracle_share" in row else None,
         device=lambda options: options.device,
-        add_options=lambda parser: parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu"),
+        add_options=add_options,
     )
