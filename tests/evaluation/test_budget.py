@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import small
+import speaking
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,7 +138,7 @@ def test_smaller_images_are_compared_with_a_mean_over_sizes():
 
 
 def test_a_largest_drop_is_held_on_the_confirming_samples():
-    options = {**QUICK, "max_evaluations": 9, "front": (0.9, 0.5)}
+    options = {**QUICK, "max_evaluations": 4, "methods": ["tome"], "front": (0.5,)}
     config, _ = tune_to_budget(digits(), Budget(max_drop=100), **options)
     assert config.r
     config, results = tune_to_budget(digits(), Budget(max_drop=0), **options)
@@ -193,6 +194,39 @@ def test_images_without_labels_in_python(tmp_path):
     assert (tmp_path / "tuned" / "front.md").is_file()
 
 
+def many(folder, task):
+    """Write sixteen samples of a task and a small model; return the model's folder and the task's own options."""
+    labels = ("cat", "thunder") if task == "audio-classification" else ("cat", "dog", "tree")
+    for number in range(16):
+        place = folder / "data" / "validation" / labels[number % len(labels)]
+        place.mkdir(parents=True, exist_ok=True)
+        if task == "audio-classification":
+            small.write_sound(place / f"{number}.wav", 110.0 * (number + 1))
+        elif task == "image-to-text":
+            small.picture(number).save(folder / "data" / f"{number}.png")
+        else:
+            small.picture(number).save(place / f"{number}.png")
+    if task == "image-to-text":
+        lines = [json.dumps({"image": f"{number}.png", "captions": ["a cat"]}) for number in range(16)]
+        (folder / "data" / "validation.jsonl").write_text("\n".join(lines))
+    make = {"audio-classification": small.ast, "image-to-text": speaking.llava}.get(task, small.dual)
+    make(folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("task", ["zero-shot-image-classification", "audio-classification", "image-to-text"])
+def test_other_tasks(tmp_path, task):
+    model = many(tmp_path, task)
+    options = {key: value for key, value in QUICK.items() if key not in ("equal_time", "front")}
+    extra = {"max_new_tokens": 2} if task == "image-to-text" else {}
+    config, results = hf_tome.tune(
+        str(model), str(tmp_path / "data"), budget=0.7, task=task, front=(), out=tmp_path / "tuned", **options, **extra
+    )
+    assert config.r or config.keep_ratio
+    row = next(row for row in results.rows if row["name"] == results.run["tuned"]["name"])
+    assert row["gflops"] <= 0.7 * results.rows[0]["gflops"]
+
+
 def test_command(digit_folder, tmp_path, capsys):
     arguments = ["tune", "--model", str(MODEL_DIR), "--budget", "0.6", "--choose", "8", "--batch-size", "8"]
     assert run([*arguments, "--data", str(digit_folder), "--out", str(tmp_path / "few")]) == 1
@@ -200,7 +234,7 @@ def test_command(digit_folder, tmp_path, capsys):
     for number in range(16):
         small.picture(number).save(tmp_path / f"{number}.png")
     out = tmp_path / "tuned"
-    limited = [*arguments, "--time-limit", "3", "--method", "tome", "--data", str(tmp_path), "--out", str(out)]
+    limited = [*arguments, "--time-limit", "1.5", "--method", "tome", "--data", str(tmp_path), "--out", str(out)]
     assert run([*limited, "--format", "json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["run"]["tuned"]["budget"] == 0.6

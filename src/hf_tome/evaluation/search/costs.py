@@ -17,10 +17,14 @@ class Costs:
 
     Attributes:
         shape: of the tower, at full size.
+        blocks: the blocks that run where something merges; the model reads nothing of later ones.
+        unmerged_behind: whether later blocks run all the same, on all tokens.
         last_queries: the leading tokens that the last block computes where something merges (`exact_last_block`).
     """
 
     shape: EncoderShape
+    blocks: int
+    unmerged_behind: bool = False
     last_queries: int | None = None
 
     @classmethod
@@ -28,7 +32,10 @@ class Costs:
         """Return the costs of a model with one tower; `None` where its sizes are not known."""
         targets = plan_targets(model, MergeConfig(r=1))
         shape = targets[0].plan.shape(targets[0].module) if len(targets) == 1 else None
-        return None if shape is None else cls(shape, getattr(targets[0].plan, "last_queries", None))
+        if shape is None:
+            return None
+        told = targets[0].plan.describe(targets[0].module, None)
+        return cls(shape, told.blocks_run, told.unmerged, told.last_queries)
 
     @property
     def unmerged(self) -> float:
@@ -53,5 +60,10 @@ class Costs:
     def gflops(self, config: MergeConfig) -> float:
         """Return the GFLOPs of a config whose tokens it alone decides."""
         merges = any(config.merging_blocks(self.shape.num_layers))
-        last = self.last_queries if merges and config.exact_last_block else None
-        return merged_flops(self.shape, planned_tokens(self.shape, config), config, last_queries=last).gflops
+        if not merges:
+            return self.unmerged
+        last = self.last_queries if config.exact_last_block else None
+        full = (self.shape.num_tokens, self.shape.num_tokens)
+        tokens: list[tuple[float, float]] = [*planned_tokens(self.shape, config)[: self.blocks]]
+        tokens += [full if self.unmerged_behind else (0, 0)] * (self.shape.num_layers - self.blocks)
+        return merged_flops(self.shape, tokens, config, last_queries=last).gflops

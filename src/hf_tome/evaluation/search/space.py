@@ -60,7 +60,7 @@ class Space:
             return self._named(MergeConfig(), settings.image_size)
         if not get_method(settings.fields.get("method", "tome")).takes_r:
             return self._by_keep_ratio(settings, costs, limit)
-        num_layers = costs.shape.num_layers
+        num_layers = costs.blocks
         weights = constant(num_layers)
         if settings.centre is not None:
             weights = peaked(num_layers, settings.centre, settings.width)
@@ -70,7 +70,7 @@ class Space:
 
     def decreasing(self, budget: float) -> Variant | None:
         """Return ToMe's decreasing schedule within the budget."""
-        weights = decreasing(self.costs.shape.num_layers)
+        weights = decreasing(self.costs.blocks)
         return self._by_r(weights, Settings(), self.costs, self.gflops(budget))
 
     def smaller_images(self, budget: float) -> Variant | None:
@@ -99,7 +99,7 @@ class Space:
             number = min(number, max(most - costs.shape.num_special, 0) // 2)
             counts.append(number)
             most -= number
-        return self._named(make(counts), settings.image_size)
+        return self._named(make(counts), settings.image_size) if any(counts) else None
 
     def _by_keep_ratio(self, settings: Settings, costs: Costs, limit: float) -> Variant | None:
         make: Callable[[int], MergeConfig] = lambda step: MergeConfig(  # noqa: E731

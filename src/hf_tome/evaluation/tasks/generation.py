@@ -29,6 +29,11 @@ class Generator:
 
     max_new_tokens: int
 
+    @staticmethod
+    def logits(model: PreTrainedModel, inputs: Inputs) -> Tensor:
+        """Return the logits of the first token to be generated, (B, vocabulary); prompts are padded in front."""
+        return model(**inputs).logits[:, -1]
+
     def __call__(self, model: PreTrainedModel, inputs: Inputs) -> list[GeneratedText]:
         """Return the text generated for each row.
 

@@ -44,6 +44,7 @@ def zero_shot_classification(options: JobOptions) -> Job:
         prepare_images(processor),
         image_scores(class_embeddings(model, load_processor(AutoTokenizer, options), classes.names, templates)),
         settings={"classes": len(classes.names), "templates": len(templates), **_notes(classes.names)},
+        outputs="probabilities" if getattr(model, "logit_bias", None) is None else "scores",
         depends_on={"class names": classes.names, "templates": templates},
     )
 
