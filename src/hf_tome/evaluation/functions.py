@@ -1,4 +1,4 @@
-"""`hf_tome.evaluate`, `sweep` and `benchmark`: measure from Python, with models and data as objects or by name."""
+"""`hf_tome.evaluate`, `sweep`, `tune`, `benchmark`: measure from Python, with models and data as objects or by name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..config import MergeConfig
 from ..profiling.benchmark import benchmark as benchmark_model
 from ..profiling.example_inputs import example_inputs
 from .loop import Progress
 from .reporting.shown import MeasuredResults
 from .reporting.timings import BenchmarkResults
 from .runner import evaluate as evaluate_job
+from .search.budget import MAX_EVALUATIONS, Budget, tune_to_budget
+from .search.front import BUDGETS
+from .search.samples import COMMON
 from .search.sweep import Grid, with_controls
+from .search.tuning import job_with_or_without_labels, save
 from .sources import configs_from, image_tower, job_from, model_from
+from .tasks.unlabelled import TASK_NAME, unlabelled_images
 
 
 def evaluate(
@@ -103,6 +109,90 @@ def sweep(
     return _run(job, variants, batch_size, out, progress, notes)
 
 
+def tune(
+    model: Any,
+    data: Any,
+    *,
+    budget: float | None = None,
+    max_drop: float | None = None,
+    by: str = "gflops",
+    sure: bool = True,
+    methods: Sequence[str] = ("tome", "mame"),
+    image_size: str = "fixed",
+    task: str | None = None,
+    choose: int = COMMON,
+    confirm: int | None = 1000,
+    seed: int = 0,
+    max_evaluations: int = MAX_EVALUATIONS,
+    time_limit: float | None = None,
+    front: Sequence[float] = BUDGETS,
+    out: str | Path | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+    **options: Any,
+) -> tuple[MergeConfig, MeasuredResults]:
+    """Find the merge that changes a model's outputs least within a budget; labels are not needed.
+
+    Example:
+        config, results = hf_tome.tune("facebook/deit-small-patch16-224", "photographs/", budget=0.5)
+
+    Args:
+        model, data, batch_size, progress, options: as in `evaluate`; a folder of images needs no labels here.
+        budget: the share of the unmerged model's cost that may be left, in (0, 1]; 0.5 by default.
+        max_drop: instead of a budget, the points that may be lost of accuracy (without labels: the percentage of the
+            samples whose class may change); the strongest of the front that holds it on the confirming samples.
+        by: what the budget is of: `"gflops"` (multiply-adds, matching counted) or measured `"time"` on this device.
+        sure: the upper end of the drop's 95 % interval must be within `max_drop`, not the drop alone.
+        methods: merging methods to choose among.
+        image_size: `"free"` to try smaller images too.
+        task (`str`, *optional*): by default the one that the model's class has, or images without labels.
+        choose, confirm: how many samples to choose by, and how many others to confirm on.
+        seed: for the draw of the samples.
+        max_evaluations, time_limit: passes over the samples to choose by, and seconds that these may take.
+        front: the other budgets that are searched.
+        out (*optional*): folder for `merge_config.json`, the results and the front; the same call resumes from there.
+
+    Returns:
+        The config, and the results on the confirming samples, beside what else costs as much; `results.run["tuned"]`
+        has the whole front.
+
+    Raises:
+        ValueError: a budget that nothing meets, too few samples or samples that are all alike, GFLOPs that are not
+            known, or a time limit too short for one evaluation.
+    """
+    if budget is not None and max_drop is not None:
+        raise ValueError("There are both a `budget` and a `max_drop`: the one is met, the other held. Give one.")
+    wanted = Budget(0.5 if budget is None else budget, by, max_drop, sure)
+    folder = None if out is None else Path(out)
+    try:
+        job = job_from(model, data, task=task, build=job_with_or_without_labels, **options)
+    except ValueError as error:
+        if task is not None or "The task does not follow" not in str(error):
+            raise
+        job = job_from(model, data, task=TASK_NAME, build=lambda _, made: unlabelled_images(made), **options)
+    with progress_bar(f"{job.model_name}, tune", progress, unit="evaluations") as update:
+        config, results = tune_to_budget(
+            job,
+            wanted,
+            methods=methods,
+            image_size=image_size,
+            choose=choose,
+            confirm=confirm,
+            seed=seed,
+            max_evaluations=max_evaluations,
+            time_limit=time_limit,
+            front=front,
+            out=folder,
+            batch_size=batch_size,
+            on_trial=lambda done, total, name: update(done, total),
+        )
+    measured = MeasuredResults.of(results)
+    if folder is not None:
+        save(config, results, folder)
+        measured.save(folder)
+    return config, measured
+
+
 def benchmark(
     model: Any,
     inputs: Mapping[str, Any] | None = None,
@@ -175,12 +265,12 @@ def _run(
 
 
 @contextmanager
-def progress_bar(description: str, shown: bool = True) -> Iterator[Progress]:
+def progress_bar(description: str, shown: bool = True, unit: str = "samples") -> Iterator[Progress]:
     """Show a bar in a notebook, or on standard error if that is a terminal; yields `update(done, total)`."""
     from tqdm.auto import tqdm
 
     has_screen = sys.stderr.isatty() or "ipykernel" in sys.modules
-    with tqdm(desc=description, unit="samples", leave=False, disable=not (shown and has_screen)) as bar:
+    with tqdm(desc=description, unit=unit, leave=False, disable=not (shown and has_screen)) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total or None

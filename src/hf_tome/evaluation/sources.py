@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def job_from(
     labels: str | Path | None = None,
     class_names: str | Path | None = None,
     templates: str | Path | None = None,
+    build: Callable[[str, JobOptions], Job] = build_job,
     **options: Any,
 ) -> Job:
     """Return the job of evaluating a model on data.
@@ -51,6 +52,7 @@ def job_from(
         task (`str`, *optional*): by default the one that the model's class has.
         processor (*optional*): of a model object; by default the one saved where the model came from.
         device (`str`, *optional*): of a model that is loaded here; by default the GPU where there is one.
+        build: makes the job of the task and the options.
         labels, class_names, templates, options: the other fields of `JobOptions`.
 
     Raises:
@@ -61,7 +63,7 @@ def job_from(
     files = {"labels": labels, "class_names": class_names, "templates": templates}
     paths: dict[str, Any] = {name: Path(path) for name, path in files.items() if path is not None}
     source = {**_model_options(model, processor, device), **_data_options(data)}
-    return build_job(task or _task_of(source), JobOptions(**source, **paths, **options))
+    return build(task or _task_of(source), JobOptions(**source, **paths, **options))
 
 
 def model_from(model: Any, device: str | None = None, dtype: str = "float32") -> Any:

@@ -14,11 +14,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from ...hub.sources import public_name
 from ..data import splits
+from ..data.columns import content_columns
 from ..data.folders import SUFFIXES
+from ..data.memory import in_memory, open_memory
 from ..data.samples import Sample, Samples
 from ..data.split_names import DataError
 from ..job import Inputs, Job
-from ..loading import load_task_model
+from ..loading import load_processor, load_task_model
 from ..metrics.bootstrap import mean_drop
 from ..options import JobOptions
 from ..store.fingerprint import processor_settings
@@ -27,6 +29,8 @@ from ..store.record_checks import Check, is_index, is_number, list_of
 from .labelled import prepare_images
 
 TASK_NAME = "image-classification"
+CLASSIFIER = "ForImageClassification"
+"""What the names of classes that give logits of an image end in."""
 EMBEDDINGS = ("pooler_output", "image_embeds", "last_hidden_state")
 """What stands for an image where a model gives no logits, the first that it has."""
 
@@ -80,23 +84,26 @@ class AgreementScorer:
 
 
 def unlabelled_images(options: JobOptions) -> Job:
-    """Load a model and a folder of images, in whatever folders they lie.
+    """Load a model and images, in whatever folders they lie, or those of a data set in memory.
 
     Raises:
         DataError: there are no images.
         OSError: there is no such model.
     """
-    kind = AutoConfig.from_pretrained(options.model, trust_remote_code=False)
-    classifies = any("ForImageClassification" in name for name in kind.architectures or ())
+    if options.loaded is not None:
+        names = [cls.__name__ for cls in type(options.loaded).__mro__]
+    else:
+        names = AutoConfig.from_pretrained(options.model, trust_remote_code=False).architectures or []
+    classifies = any(CLASSIFIER in name for name in names)
     auto_class = AutoModelForImageClassification if classifies else AutoModel
-    model = load_task_model(auto_class, options, "embed images")
-    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+    model = options.loaded or load_task_model(auto_class, options, "embed images")
+    processor = load_processor(AutoImageProcessor, options)
     return unlabelled_job(model, processor, _images_of(options), public_name(options.model))
 
 
 def unlabelled_job(model: PreTrainedModel, processor: Any, samples: Samples, name: str) -> Job:
     """Return the job of comparing a model's outputs on images with those of the unmerged model."""
-    embeds = not any("ForImageClassification" in cls.__name__ for cls in type(model).__mro__)
+    embeds = not any(CLASSIFIER in cls.__name__ for cls in type(model).__mro__)
     return Job(
         TASK_NAME,
         name,
@@ -127,14 +134,19 @@ def embeddings(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
 
 
 def _images_of(options: JobOptions) -> UnlabelledImages:
+    decode, name = partial(splits.open_image, limits=options.media_limits), public_name(options.data)
+    rows = in_memory(options)
+    if rows is not None:
+        opened = open_memory(rows, options, "Image")
+        column = content_columns(opened.rows, "Image")[0]
+        rows = splits.take(opened.rows, options.limit, options.seed)
+        return UnlabelledImages(name, opened.name, rows, column, decode)
     root = Path(options.data).expanduser().absolute()
     found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES["Image"] and path.is_file()]
     if not found:
         raise DataError(f"{options.data} holds no images; give a folder of them, in whatever folders they lie.")
+    if options.limit is not None and options.limit < len(found):
+        chosen = np.random.default_rng(options.seed).permutation(len(found))[: options.limit]
+        found = [found[index] for index in sorted(chosen)]
     rows = [{"image": {"path": str(path), "bytes": None}} for path in found]
-    if options.limit is not None and options.limit < len(rows):
-        chosen = np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]
-        rows = [rows[index] for index in sorted(chosen)]
-    decode = partial(splits.open_image, limits=options.media_limits)
-    name = public_name(options.data)
     return UnlabelledImages(name, "unlabelled", rows, "image", decode, roots=(root,), folder=root)
