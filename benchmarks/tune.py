@@ -25,8 +25,8 @@ from hf_tome.evaluation.tasks.registry import build_job
 DATA = Path(os.environ.get("HF_TOME_TEST_DATA", "../shared/data"))
 CASES: dict[str, dict[str, Any]] = {
     "half": {"budget": Budget(0.5), "use_labels": False},
-    "0.7": {"budget": Budget(0.7), "use_labels": False, "equal_time": False},
-    "half, image size free": {"budget": Budget(0.5), "image_size": "free", "equal_time": False},
+    "0.7": {"budget": Budget(0.7), "use_labels": False, "controls": ["gflops"]},
+    "half, image size free": {"budget": Budget(0.5), "image_size": "free", "controls": []},
 }
 QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 4}
 

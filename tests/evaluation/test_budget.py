@@ -26,7 +26,7 @@ from hf_tome.evaluation.search.trials import FILE, Trial
 from hf_tome.evaluation.tasks.image_classification import digits_classification
 from hf_tome.evaluation.variants import Variant
 
-QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 6, "batch_size": 8, "equal_time": False, "front": (0.7,)}
+QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 6, "batch_size": 8, "controls": ("gflops",), "front": (0.7,)}
 
 
 def digits():
@@ -185,7 +185,7 @@ def test_images_without_labels_in_python(tmp_path):
     model = small.vit(tmp_path / "model")
     for number in range(16):
         small.picture(number).save(tmp_path / f"{number}.png")
-    options = {key: value for key, value in QUICK.items() if key != "equal_time"}
+    options = {key: value for key, value in QUICK.items() if key != "controls"}
     config, results = hf_tome.tune(str(model), str(tmp_path), budget=0.8, out=tmp_path / "tuned", **options)
     assert MergeConfig.from_pretrained(tmp_path / "tuned") == config
     assert "agreement" in results.rows[0]
@@ -217,7 +217,7 @@ def many(folder, task):
 @pytest.mark.parametrize("task", ["zero-shot-image-classification", "audio-classification", "image-to-text"])
 def test_other_tasks(tmp_path, task):
     model = many(tmp_path, task)
-    options = {key: value for key, value in QUICK.items() if key not in ("equal_time", "front")}
+    options = {key: value for key, value in QUICK.items() if key not in ("controls", "front")}
     extra = {"max_new_tokens": 2} if task == "image-to-text" else {}
     config, results = hf_tome.tune(
         str(model), str(tmp_path / "data"), budget=0.7, task=task, front=(), out=tmp_path / "tuned", **options, **extra

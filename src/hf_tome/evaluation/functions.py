@@ -1,4 +1,4 @@
-"""`hf_tome.evaluate`, `sweep`, `tune`, `benchmark`: measure from Python, with models and data as objects or by name."""
+"""`hf_tome.evaluate`, `sweep`, `tune`, `benchmark`: measure from Python, models and data as objects or by name."""
 
 from __future__ import annotations
 

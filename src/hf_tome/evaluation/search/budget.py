@@ -69,7 +69,7 @@ def tune_to_budget(
     methods: Sequence[str] = ("tome", "mame"),
     image_size: str = "fixed",
     use_labels: bool = True,
-    equal_time: bool = True,
+    controls: Sequence[str] = ("gflops", "time"),
     choose: int = COMMON,
     confirm: int | None = 1000,
     seed: int = 0,
@@ -89,7 +89,7 @@ def tune_to_budget(
         methods: what to choose among; of ToMe also the schedule, the metric, what is protected and the norm.
         image_size: `"fixed"`, or `"free"` to let the search take smaller images too.
         use_labels: choose by the labels too, where there are any; without them, by the unmerged model's outputs alone.
-        equal_time: show the controls at equal measured time too, besides those at equal GFLOPs.
+        controls: what is shown beside the choice: other ways at equal GFLOPs, and at equal measured time.
         choose, confirm: how many samples to choose by, and to confirm on (`None` for all others).
         seed: for the draw of the samples.
         max_evaluations: passes over the samples to choose by.
@@ -110,7 +110,7 @@ def tune_to_budget(
         tuning.check()
         tuning.search(methods, image_size == "free", use_labels, max_evaluations, time_limit, front, seed, on_trial)
         point = tuning.choose()
-        variants = tuning.variants(point, equal_time)
+        variants = tuning.variants(point, controls)
         confirming = replace(job, data=confirmed_on)
         tested = [*variants.values(), *(tuning.front() if budget.max_drop is not None else [])]
         with nullcontext(out) if out is not None else TemporaryDirectory() as place:
@@ -154,7 +154,7 @@ class _Tuning:
         first = self.batches[0].inputs.get("pixel_values")
         if first is not None and first.ndim == 4:
             num_tokens = num_tokens_of(self.job, self.batches[0])
-            self.costs = costs.at(num_tokens) if num_tokens != costs.shape.num_tokens else costs
+            self.costs = costs.at(num_tokens) if num_tokens not in (0, costs.shape.num_tokens) else costs
 
     def search(
         self,
@@ -168,7 +168,8 @@ class _Tuning:
         on_trial: Progress | None,
     ) -> None:
         """Search the front."""
-        job, sizes, self.notes = self.job, {}, []
+        job = self.job
+        self.notes: list[str] = []
         sizes, why = smaller_sizes(job, self.batches[0], self.costs)
         if why and free:
             self.notes.append(why)
@@ -234,12 +235,14 @@ class _Tuning:
             point = Point(share, near.settings, replace(near.trial, variant=variant))
         return point
 
-    def variants(self, point: Point, equal_time: bool) -> dict[str, Variant]:
+    def variants(self, point: Point, controls: Sequence[str]) -> dict[str, Variant]:
         """Return what is confirmed, by what it is: the choice, and controls at equal GFLOPs and at equal time."""
         chosen, share = point.trial.variant, point.budget
-        found: dict[str, Variant | None] = {"tuned": chosen, **self._controls(share, "")}
+        found: dict[str, Variant | None] = {"tuned": chosen}
+        if "gflops" in controls:
+            found |= self._controls(share, "")
         timed = {name: variant for name, variant in found.items() if variant is not None}
-        if not equal_time:
+        if "time" not in controls:
             return timed
         seconds = self.seconds(timed)
         for name in list(timed)[1:]:

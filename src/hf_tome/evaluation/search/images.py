@@ -21,7 +21,8 @@ def num_tokens_of(job: Job, batch: Batch) -> int:
     try:
         forward = getattr(job.run, "logits", job.run)
         forward(job.model, {name: value[:1] for name, value in batch.inputs.items()})
-        return int(report(job.model).towers[0].tokens[0][0])
+        tokens = report(job.model).towers[0].tokens
+        return int(tokens[0][0]) if tokens else 0
     finally:
         remove(job.model)
 

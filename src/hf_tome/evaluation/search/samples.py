@@ -17,27 +17,17 @@ COMMON = 96
 """Samples to choose by where there are enough: with fewer, single ones rule the choice."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subset:
-    """Some samples of a split, counted from 0."""
+    """Some samples of a split, counted from 0; name, split and what is left out are those of the data."""
 
     data: Data
     positions: Sequence[int]
 
-    @property
-    def name(self) -> str:
-        """As the data are called."""
-        return self.data.name
-
-    @property
-    def split(self) -> str:
-        """As the split is called."""
-        return self.data.split
-
-    @property
-    def left_out(self) -> LeftOut:
-        """Files in the folder of the data that are no samples."""
-        return self.data.left_out
+    def __post_init__(self) -> None:
+        self.name: str = self.data.name
+        self.split: str = self.data.split
+        self.left_out: LeftOut = self.data.left_out
 
     def __len__(self) -> int:
         return len(self.positions)
