@@ -1,4 +1,4 @@
-"""`hf_tome.pipeline` for its six tasks, and the clips and sounds that two of them read."""
+"""`hf_tome.pipeline` for its tasks, and the clips and sounds that two of them read."""
 
 import sys
 import types
@@ -28,6 +28,10 @@ def models(tmp_path_factory):
         "video-classification": small.videomae,
         "image-feature-extraction": small.vit,
         "audio-classification": small.ast,
+        "automatic-speech-recognition": small.whisper,
+        "depth-estimation": small.depth,
+        "image-segmentation": small.segmenter,
+        "zero-shot-object-detection": small.owl,
         "image-text-to-text": small.llava,
     }
     folder = tmp_path_factory.mktemp("models")
@@ -40,6 +44,14 @@ CALLS = {
     "video-classification": lambda pipe: pipe(small.frames(20)),
     "image-feature-extraction": lambda pipe: pipe(small.picture()),
     "audio-classification": lambda pipe: pipe(np.random.default_rng(0).normal(size=8000).astype(np.float32)),
+    "automatic-speech-recognition": lambda pipe: pipe(
+        np.random.default_rng(0).normal(size=8000).astype(np.float32), generate_kwargs={"max_new_tokens": 5}
+    ),
+    "depth-estimation": lambda pipe: pipe(small.picture())["predicted_depth"].tolist(),
+    "image-segmentation": lambda pipe: [
+        {**entry, "mask": np.asarray(entry["mask"]).sum().item()} for entry in pipe(small.picture())
+    ],
+    "zero-shot-object-detection": lambda pipe: pipe(small.picture(), candidate_labels=["cat", "dog"], threshold=0.0),
     "image-text-to-text": lambda pipe: pipe(small.picture(), text="<image> a photo of", max_new_tokens=4),
 }
 
@@ -59,6 +71,14 @@ def test_r_0_gives_what_transformers_gives(models, task):
     ours = CALLS[task](pipeline(task, models(task), merge_config=MergeConfig(r=0), device="cpu"))
     options = {} if TASKS[task] is None else {"pipeline_class": TASKS[task]}
     assert rounded(ours) == rounded(CALLS[task](tf.pipeline(task, str(models(task)), device="cpu", **options)))
+
+
+def test_timestamps_of_words_are_refused(models):
+    pipe = pipeline("automatic-speech-recognition", models("automatic-speech-recognition"), merge_config=R8)
+    with pytest.raises(ValueError, match="Timestamps of words"):
+        pipe(np.zeros(8000, dtype=np.float32), return_timestamps="word")
+    with pytest.raises(AudioError):
+        pipe(b"no sound")
 
 
 def rounded(result):

@@ -14,10 +14,14 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.pipelines.audio_classification import AudioClassificationPipeline
+from transformers.pipelines.automatic_speech_recognition import AutomaticSpeechRecognitionPipeline
+from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 from transformers.pipelines.image_classification import ImageClassificationPipeline
 from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
+from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
+from transformers.pipelines.zero_shot_object_detection import ZeroShotObjectDetectionPipeline
 
 from .api import apply, get_config, targets
 from .config import MergeConfig
@@ -63,6 +67,23 @@ class LimitedImagePipeline(_ReadsImages, ImageClassificationPipeline):  # type: 
 
 class LimitedZeroShotPipeline(_ReadsImages, ZeroShotImageClassificationPipeline):  # type: ignore[misc]
     """Zero-shot image classification that checks an image before it decodes it."""
+
+
+class LimitedDepthPipeline(_ReadsImages, DepthEstimationPipeline):  # type: ignore[misc]
+    """Depth estimation that checks an image before it decodes it."""
+
+
+class LimitedSegmentationPipeline(_ReadsImages, ImageSegmentationPipeline):  # type: ignore[misc]
+    """Segmentation that checks an image before it decodes it."""
+
+
+class LimitedZeroShotDetectionPipeline(_ReadsImages, ZeroShotObjectDetectionPipeline):  # type: ignore[misc]
+    """Detection of what is named, that checks an image before it decodes it."""
+
+    def preprocess(self, inputs: Any, media_limits: MediaLimits = DEFAULT_LIMITS, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Yield the model's inputs for each name and one image (see the base class)."""
+        image = open_image(inputs["image"], media_limits, kwargs.get("timeout"))
+        yield from ZeroShotObjectDetectionPipeline.preprocess(self, {**inputs, "image": image}, **kwargs)
 
 
 class _NotesErrors(_LimitsMedia):
@@ -174,6 +195,24 @@ class ResamplingAudioPipeline(_NotesErrors, AudioClassificationPipeline):  # typ
             raise AudioError(f"Cannot process a recording: {error_reason(error)}.") from error
 
 
+class ResamplingSpeechPipeline(_LimitsMedia, AutomaticSpeechRecognitionPipeline):  # type: ignore[misc]
+    """Speech recognition that reads and resamples with PyAV, so that it needs neither ffmpeg nor torchaudio.
+
+    A recording is a path, a link, the bytes of a file, samples, or a dictionary of samples with their rate. Timestamps
+    of words need every frame: merge with `restore=True` for these.
+    """
+
+    def preprocess(self, inputs: Any, media_limits: MediaLimits = DEFAULT_LIMITS, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Yield the model's inputs for each piece of one recording.
+
+        Raises:
+            AudioError, MediaLimitError: it cannot be read, or is too large.
+        """
+        rate = self.feature_extractor.sampling_rate  # type: ignore[union-attr]
+        samples = _samples(fetch(inputs, AudioError, media_limits), rate, media_limits)
+        yield from super().preprocess(samples, **kwargs)
+
+
 def _samples(recording: Any, rate: int, limits: MediaLimits) -> np.ndarray:
     """Return a file, its bytes, samples, or a dictionary of samples with their rate as samples at `rate`."""
     if isinstance(recording, (str, Path, bytes)):
@@ -220,6 +259,10 @@ TASKS: dict[str, type[transformers.Pipeline] | None] = {
     "video-classification": UniformVideoPipeline,
     "image-feature-extraction": MergedFeaturesPipeline,
     "audio-classification": ResamplingAudioPipeline,
+    "automatic-speech-recognition": ResamplingSpeechPipeline,
+    "depth-estimation": LimitedDepthPipeline,
+    "image-segmentation": LimitedSegmentationPipeline,
+    "zero-shot-object-detection": LimitedZeroShotDetectionPipeline,
     "image-text-to-text": None,
 }
 """By task, the pipeline class, or `None` for transformers' own."""

@@ -80,6 +80,76 @@ def ast(folder: Path, *names: str, **config: object) -> Path:
     return save(folder, larger(tf.ASTForAudioClassification(built)), extractor)
 
 
+LETTERS = ("<pad>", "<bos>", "<eos>", *"abcdefghijklmnop")
+
+DENSE = {**SMALL, **IMAGE, "num_hidden_layers": 4, "mlp_ratio": 2, "out_indices": [1, 2, 3, 4]}
+
+
+def depth(folder: Path) -> Path:
+    """A Depth Anything model."""
+    torch.manual_seed(0)
+    config = tf.DepthAnythingConfig(
+        backbone_config=tf.Dinov2Config(**DENSE, reshape_hidden_states=False),
+        patch_size=4,
+        reassemble_hidden_size=32,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=4,
+    )
+    processor = tf.DPTImageProcessor(size={"height": 32, "width": 32})
+    return save(folder, larger(tf.DepthAnythingForDepthEstimation(config)), processor)
+
+
+def segmenter(folder: Path) -> Path:
+    """A UPerNet around DINOv2."""
+    torch.manual_seed(0)
+    config = tf.UperNetConfig(
+        backbone_config=tf.Dinov2Config(**DENSE),
+        hidden_size=16,
+        pool_scales=[1, 2],
+        use_auxiliary_head=False,
+        **labels("floor", "wall", "door"),
+    )
+    processor = tf.SegformerImageProcessor(size={"height": 32, "width": 32})
+    return save(folder, larger(tf.UperNetForSemanticSegmentation(config)), processor)
+
+
+def owl(folder: Path) -> Path:
+    """An OWL-ViT."""
+    torch.manual_seed(0)
+    text = {**SMALL, "vocab_size": len(WORDS), "max_position_embeddings": 16}
+    config = tf.OwlViTConfig(vision_config={**SMALL, **IMAGE}, text_config=text, projection_dim=32)
+    processor = tf.OwlViTImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    return save(folder, larger(tf.OwlViTForObjectDetection(config)), processor, tokenizer())
+
+
+def whisper(folder: Path) -> Path:
+    """A Whisper for clips of one second."""
+    torch.manual_seed(0)
+    config = tf.WhisperConfig(
+        vocab_size=len(LETTERS) + 3,  # its tokenizer adds some of its own
+        num_mel_bins=16,
+        d_model=32,
+        max_source_positions=50,
+        max_target_positions=32,
+        encoder_layers=3,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=48,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    extractor = tf.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    speller = tf.WhisperTokenizer(vocab={letter: index for index, letter in enumerate(LETTERS)}, merges=[])
+    return save(folder, larger(tf.WhisperForConditionalGeneration(config)), extractor, speller)
+
+
 def dual(folder: Path, kind: str = "CLIP") -> Path:
     """A CLIP or SigLIP model."""
     torch.manual_seed(0)
