@@ -24,6 +24,7 @@ ORDER = (
     "apply_time",
     "growth",
     "vlm",
+    "dense",
     "gpu",
     "gpu_attention",
 )
