@@ -92,7 +92,7 @@ def test_duplicates_merge_without_a_trace(family):
         layer.positions = (layer.positions // 2).contiguous()
         layer.padding = layer.lost = torch.zeros(1, dtype=torch.int64)
         call = type("Call", (), {"turning": details[index].turning(decoder_config)})()
-        layer._merge(call)
+        layer.merge(call)
         assert layer.num_stored == 7
         assert layer.sizes.eq(2).all()
         layer._is_new = False

@@ -131,7 +131,7 @@ class MergingLayer(DynamicLayer):
         self.seen += key_states.shape[2]
         # What is merged in this call must not be what it returns: attention reads the entries as they were.
         if self.rule.merges and (is_first or self.num_stored - self.settled > TAIL_LIMIT + self.rule.protect[1]):
-            self._merge(call)
+            self.merge(call)
         return keys, values
 
     def _append(self, key_states: Tensor, call: Call) -> None:
@@ -167,7 +167,7 @@ class MergingLayer(DynamicLayer):
             self.sampled = torch.cat([self.sampled, call.queries(places)], dim=2)[:, :, -NUM_QUERIES:]
             self.num_sampled += num_new
 
-    def _merge(self, call: Call) -> None:
+    def merge(self, call: Call) -> None:
         """Merge what is not settled, each row as if it were alone."""
         entries = Entries(self.keys, self.values, self.sizes, self.positions)  # type: ignore[arg-type]
         assert self.padding is not None
