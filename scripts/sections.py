@@ -118,7 +118,34 @@ def _gains(gains: dict[str, list[float]]) -> str:
     return f" In pairs, points of top-1: {'; '.join(told)}." if told else ""
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"sweep": sweep, "sweep_merging": sweep_merging, "tune": tune}
+def kv_cache() -> str:
+    """Return what was measured of merged caches; a line where it has not been."""
+    path = ROOT / "benchmarks" / "measured" / "kv_cache.json"
+    if not path.is_file():
+        return "Not run yet: `python benchmarks/kv_cache.py --out benchmarks/measured/kv_cache.json`.\n"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    packages = result["environment"]["packages"]
+    lines = ["| method | kept | KL | of the best eviction's, 95 % interval | agreement | perplexity | needle digits |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for row in result["rows"]:
+        share = f"{row['ratio']:.2f} ({row['interval']})" if row.get("ratio") is not None and row["kl"] else "-"
+        cells = (row["way"], f"{row['keep_ratio']:.0%}", f"{row['kl']:.4f}", share, f"{row['agreement']:.3f}")
+        lines.append(f"| {' | '.join(cells)} | {row['perplexity']:.2f} | {row['digits']:.2f} |")
+    measured_on = (
+        f"`{result['command']}`: {result['rows'][0]['documents']} documents, {result['about']} "
+        f"{result['environment']['device_name']}, one thread, float32, torch {packages['torch']}, transformers "
+        f"{packages['transformers']}, {result['date']}. The shares compare with the eviction of the lowest KL in this "
+        "run; the interval is that of a bootstrap over the documents."
+    )
+    return "\n".join([*lines, "", measured_on]) + "\n"
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "sweep": sweep,
+    "sweep_merging": sweep_merging,
+    "tune": tune,
+    "kv_cache": kv_cache,
+}
 
 
 def fill(text: str) -> str:

@@ -78,7 +78,7 @@ ORDER = [
     ["inspection"],
     ["profiling"],
     ["hub"],
-    ["pipelines", "visualize", "training"],
+    ["pipelines", "contexts", "visualize", "training"],
     ["evaluation/options", "evaluation/distributed", "evaluation/environment"],
     ["evaluation/variants", "evaluation/model_state"],
     ["evaluation/data"],

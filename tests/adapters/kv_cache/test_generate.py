@@ -301,8 +301,7 @@ def test_other_models_are_refused():
 def test_bad_configs(llama):
     with pytest.raises(ValueError, match="`keep_ratio` is 0; it takes None, or a number above 0"):
         MergeConfig(where="cache", keep_ratio=0)
-    with pytest.raises(ValueError, match="takes `keep_ratio`, the share of the entries that stay"):
-        apply(llama, MergeConfig(where="cache"))
+    assert "set `keep_ratio`" in str(report(apply(llama, MergeConfig(where="cache"))))
     with pytest.raises(ValueError, match="`size` is 'fitted', but it means nothing to method 'random_prune'"):
         MergeConfig(where="cache", method="random_prune", keep_ratio=0.5, size="fitted")
     with pytest.raises(ValueError, match="'recent_prune' means something with `where` 'cache' alone"):

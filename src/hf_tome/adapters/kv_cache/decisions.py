@@ -81,7 +81,10 @@ class CachePlan(Plan):
         cached = dict(summary.layers) if isinstance(summary, CacheSummary) else {}
         notes = []
         if not self.merges:
-            notes.append("nothing merges: every entry stays, and the output is the unmerged model's, bit by bit")
+            notes.append(
+                "nothing merges: every entry stays, and the output is the unmerged model's, bit by bit; set "
+                "`keep_ratio`, the share of the entries that is to stay, below 1"
+            )
         elif not cached:
             notes.append("no prompt has been read yet; run the model, or `generate`, and report again")
         elif all(entries.stored == entries.seen for entries in cached.values()):

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ...config import MergeConfig
+from ...config.text import is_unmerged
 from ...errors import UnsupportedModelError
 from ...merging.methods import get_method
 from ...patching.patch import own_class
@@ -28,7 +29,7 @@ def plan_cache(path: str, module: Any, family: Family, config: MergeConfig) -> T
         ValueError: the config does not fit.
     """
     attentions = [layer.self_attn for layer in module.layers]
-    num_layers, method = len(attentions), get_method(config.method)
+    num_layers = len(attentions)
     check_blocks(attentions, "transformers")
     check_forwards(attentions)
     check_backend(module.config._attn_implementation)
@@ -40,14 +41,9 @@ def plan_cache(path: str, module: Any, family: Family, config: MergeConfig) -> T
             f"Every layer of this {own_class(module).__name__} keeps only a window of {module.config.sliding_window} "
             "entries, so its cache is bounded already. Entries merge in layers that keep all of them."
         )
-    if config.keep_ratio is None and method.takes_r:
-        raise ValueError(
-            f"With `where='cache'` method {config.method!r} takes `keep_ratio`, the share of the entries that stay, "
-            "as in MergeConfig(where='cache', keep_ratio=0.5)."
-        )
     chosen = set(range(num_layers) if config.layers is None else config.merging_layers(num_layers))
     merging = tuple(index for index in full if index in chosen)
-    merges = config.keep_ratio != 1 and bool(merging)
+    merges = bool(merging) and not is_unmerged(config)
     patches = tuple(
         Patch(attentions[index], MergingAttention, index, _detail(module, family, config, index, index in chosen))
         for index in full

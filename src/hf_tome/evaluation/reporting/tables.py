@@ -68,7 +68,11 @@ COLUMNS = (
     *(Column(f"bleu{n}", f"BLEU-\n{n}", ".1f") for n in range(1, 5)),
     Column("rouge_l", "ROUGE-\nL", ".1f"),
     Column("cider", "CIDEr", ".1f"),
+    Column("next_accuracy", "next token\nright %", ".2f"),
     Column("agreement", "agrees\n%", ".2f"),
+    Column("kl", "KL", ".4f"),
+    Column("perplexity", "perplexity", ".2f"),
+    Column("cache_mib", "cache\nMiB", ".2f"),
     Column("drop", "drop, 95 %\ninterval", ".2f", ("drop_low", "drop_high")),
     Column("tokens", "{tokens}", ".1f"),
     Column("gflops", "GFLOPs\n(MACs)", ".3f"),
@@ -83,6 +87,7 @@ QUALITY = {
     "top1": "top-1 accuracy",
     "accuracy": "accuracy",
     "cider": "CIDEr-D",
+    "next_accuracy": "next-token accuracy",
     "agreement": "agreement with the unmerged model",
 }
 """The columns that say how good a model is, and their names; the first that results have is drawn against the cost."""
@@ -100,6 +105,9 @@ COLUMN_NOTES = {
     "answered": "chose: share of the multiple-choice {unit} whose answer names an option.",
     "cider": "BLEU, ROUGE-L and CIDEr-D times 100, as in COCO's evaluation.",
     "agreement": "agrees: share of the {unit} {same} the unmerged model.",
+    "next_accuracy": "next token right: share of the tokens that follow a context which are the likeliest.",
+    "kl": "KL: from the next-token distributions of the full cache, the mean over the tokens that follow.",
+    "cache_mib": "cache: what is stored of a context, in all layers.",
     "drop": "drop: points of {quality} lost, with the 95 % interval of a bootstrap over the same {unit}.",
     "tokens": "tokens at end: after the last block, the mean over the {unit}.",
     "gflops": "GFLOPs: multiply-adds (MACs), half of what most counters call FLOPs, of the vision or audio tower "

@@ -8,12 +8,12 @@ from dataclasses import fields
 
 from ..job import Job
 from ..options import JobOptions, OptionError
-from . import audio, captioning, image_classification, video_classification, vqa, zero_shot
+from . import audio, captioning, image_classification, text_cache, video_classification, vqa, zero_shot
 from .task import Task
 
 TASKS: dict[str, Task] = {
     module.TASK.name: module.TASK
-    for module in (image_classification, video_classification, zero_shot, audio, captioning, vqa)
+    for module in (image_classification, video_classification, zero_shot, audio, captioning, vqa, text_cache)
 }
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
