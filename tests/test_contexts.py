@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from decoders import TINY, decoder
+from small import tokenizer
 
 from hf_tome import MergeConfig, is_merged
 from hf_tome.contexts import ContextPipeline
-from tests.support.decoders import TINY, decoder
-from tests.support.small import tokenizer
 
 CONTEXT = "the cat of the tree the red dog of a big photo " * 8
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from decoders import DECODERS, as_cache, decoder, prompt
 from transformers import DynamicCache
 
 from hf_tome import MergeConfig, apply, remove
@@ -14,7 +15,6 @@ from hf_tome.adapters.kv_cache.layer import MergingLayer
 from hf_tome.adapters.kv_cache.rotary import rotate
 from hf_tome.api import targets
 from hf_tome.patching.patch import context_of, is_patched
-from tests.support.decoders import DECODERS, as_cache, decoder, prompt
 
 pytestmark = pytest.mark.parametrize("family", DECODERS)
 CONFIG = MergeConfig(where="cache", keep_ratio=0.5, protect=(2, 4), size="fitted")

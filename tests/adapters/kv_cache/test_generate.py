@@ -8,13 +8,13 @@ import pickle
 import pytest
 import torch
 import transformers as tf
+from decoders import as_cache, cache_of, decoder, prompt
 from transformers import DynamicCache, StaticCache
 
 import hf_tome
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
 from hf_tome.adapters.kv_cache import layer as cache_layer
 from hf_tome.adapters.kv_cache.layer import MergingLayer
-from tests.support.decoders import as_cache, cache_of, decoder, prompt
 
 HALF = MergeConfig(where="cache", keep_ratio=0.5, size="fitted")
 CONFIGS = {
@@ -263,6 +263,34 @@ def test_a_cache_that_was_filled_before_merges_in_the_next_call(llama):
     apply(llama, HALF)
     run(llama, prompt(4, seed=1), cache)
     assert cache.layers[0].num_stored == 42
+
+
+@pytest.mark.slow
+def test_flex_attention_reads_sizes(llama):
+    ids, more, mask = prompt(80, rows=2), prompt(3, rows=2, seed=1), torch.ones(2, 80, dtype=torch.int64)
+    mask[0, :9] = 0
+    logits = []
+    for backend in ("sdpa", "flex_attention"):
+        llama.set_attn_implementation(backend)
+        apply(llama, HALF)
+        cache = cache_of(run(llama, ids, attention_mask=mask))
+        logits.append(run(llama, more, cache, attention_mask=torch.nn.functional.pad(mask, (0, 3), value=1)).logits)
+    llama.set_attn_implementation("sdpa")
+    assert torch.allclose(*logits, atol=1e-4)
+
+
+def test_the_language_model_of_a_vision_language_model():
+    text = decoder().config
+    vision = tf.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    model = tf.LlavaForConditionalGeneration(tf.LlavaConfig(vision_config=vision, text_config=text)).eval()
+    apply(model, HALF)
+    ids = prompt(100).clamp(max=30)
+    cache = cache_of(run(model, ids))
+    assert [layer.num_stored for layer in cache.layers] == [50, 50]
+    assert report(model).towers[0].path == "model.language_model"
+    assert generate(model, ids).shape == (1, 106)
 
 
 def test_sliding_layers_are_left_alone():
