@@ -36,7 +36,7 @@ NUM_NEXT = 64
 SUFFIXES = (".txt", ".md")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Texts:
     """Token ids of text files, each cut to as many tokens; see `Data`."""
 
