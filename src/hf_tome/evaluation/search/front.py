@@ -58,11 +58,22 @@ def _width(now: Settings) -> Iterator[Settings]:
             yield replace(now, width=round(now.width * factor, 4))
 
 
+def _fine(now: Settings) -> Iterator[Settings]:
+    """Half steps around what was chosen."""
+    if now.centre is not None:
+        for shift in (-SHIFT / 2, SHIFT / 2):
+            yield replace(now, centre=round(min(max(now.centre + shift, 0.0), 1.0), 4))
+        for factor in (NARROW**0.5, WIDE**0.5):
+            yield replace(now, width=round(now.width * factor, 4))
+        for floor in (0.05, 0.3):
+            yield replace(now, floor=floor)
+
+
 def _proportional(now: Settings) -> Iterator[Settings]:
     yield now.having(proportional_attention=not now.fields.get("proportional_attention", True))
 
 
-AT_THE_BUDGET: tuple[Moves, ...] = (_centre, _metrics, _protection, _norm, _width, _centre, _proportional)
+AT_THE_BUDGET: tuple[Moves, ...] = (_centre, _metrics, _protection, _norm, _width, _centre, _fine, _proportional)
 """What is tried at the budget that is asked for, each from the best so far."""
 AT_ITS_NEIGHBOURS: tuple[Moves, ...] = (_centre,)
 """What is tried at the others, from their neighbour's winner."""

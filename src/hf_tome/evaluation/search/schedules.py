@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 FLOOR = 0.15
-"""The least share of the peak that a block merges."""
+"""The least share of the peak that a block merges, to begin with."""
 STEPS = 40
 """Halvings by which a schedule is scaled to a budget."""
 
 
-def peaked(num_layers: int, centre: float, width: float) -> list[float]:
+def peaked(num_layers: int, centre: float, width: float, floor: float = FLOOR) -> list[float]:
     """Return the weights of a schedule that falls off to both sides of a peak.
 
     Args:
         num_layers: blocks.
         centre: where the peak is, from 0 (the first block) to 1 (the last).
-        width: how far from it the schedule has fallen to 0, as a share of the blocks; `FLOOR` is left everywhere.
+        width: how far from it the schedule has fallen to 0, as a share of the blocks.
+        floor: what is left everywhere, of a peak of 1.
     """
     peak, reach = centre * (num_layers - 1), max(width * num_layers, 1)
-    return [max(FLOOR, 1 - abs(layer - peak) / reach) for layer in range(num_layers)]
+    return [max(floor, 1 - abs(layer - peak) / reach) for layer in range(num_layers)]
 
 
 def constant(num_layers: int) -> list[float]:

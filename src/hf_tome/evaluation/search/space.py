@@ -10,7 +10,7 @@ from ...config import MergeConfig, format_config
 from ...merging.methods import get_method
 from ..variants import Variant
 from .costs import Costs
-from .schedules import constant, decreasing, fit, peaked
+from .schedules import FLOOR, constant, decreasing, fit, peaked
 
 Size = tuple[int, int]
 KEEP_STEPS = 1000
@@ -22,13 +22,14 @@ class Settings:
     """One choice; the budget decides how many tokens merge.
 
     Attributes:
-        centre, width: of the schedule (see `schedules.peaked`); without a centre it is constant.
+        centre, width, floor: of the schedule (see `schedules.peaked`); without a centre it is constant.
         fields: of the `MergeConfig`, besides `r`.
         image_size: height and width that images are downsampled to; `None` for the model's own.
     """
 
     centre: float | None = 0.4
     width: float = 0.5
+    floor: float = FLOOR
     fields: Mapping[str, Any] = field(default_factory=dict)
     image_size: Size | None = None
 
@@ -63,7 +64,7 @@ class Space:
         num_layers = costs.blocks
         weights = constant(num_layers)
         if settings.centre is not None:
-            weights = peaked(num_layers, settings.centre, settings.width)
+            weights = peaked(num_layers, settings.centre, settings.width, settings.floor)
             if costs.last_queries is not None:
                 weights[-1] = 0.0  # nothing reads what merges there
         return self._by_r(weights, settings, costs, limit)
