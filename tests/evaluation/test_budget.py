@@ -186,7 +186,11 @@ def test_images_without_labels_in_python(tmp_path):
     for number in range(16):
         small.picture(number).save(tmp_path / f"{number}.png")
     options = {key: value for key, value in QUICK.items() if key != "controls"}
-    config, results = hf_tome.tune(str(model), str(tmp_path), budget=0.8, out=tmp_path / "tuned", **options)
+    config, results = hf_tome.tune(
+        str(model), str(tmp_path), budget=0.8, out=tmp_path / "tuned", by_block=True, **options
+    )
+    assert len(results.run["tuned"]["sensitivities"]) == 3
+    assert (tmp_path / "tuned" / "blocks.png").is_file()
     assert MergeConfig.from_pretrained(tmp_path / "tuned") == config
     assert "agreement" in results.rows[0]
     assert "top1" not in results.rows[0]
@@ -225,6 +229,20 @@ def test_other_tasks(tmp_path, task):
     assert config.r or config.keep_ratio
     row = next(row for row in results.rows if row["name"] == results.run["tuned"]["name"])
     assert row["gflops"] <= 0.7 * results.rows[0]["gflops"]
+
+
+def test_a_data_set_in_memory_and_a_tower_without_a_head(tmp_path):
+    """What a tower gives are embeddings, compared by their cosine."""
+    import datasets
+    from transformers import ViTModel
+
+    tower = ViTModel.from_pretrained(small.vit(tmp_path / "model"), add_pooling_layer=False).eval()
+    rows = datasets.Dataset.from_dict({"image": [small.picture(number) for number in range(16)]})
+    options = {key: value for key, value in QUICK.items() if key != "controls"}
+    config, results = hf_tome.tune(tower, rows, budget=0.8, processor=small.image_processor(), **options)
+    assert config.r
+    assert results.rows[1]["agreement"] > 50
+    assert not hf_tome.is_merged(tower)
 
 
 def test_command(digit_folder, tmp_path, capsys):

@@ -48,6 +48,9 @@ def tune_command(
         int, typer.Option(min=8, help="With --budget: samples to choose by; the others confirm the choice.")
     ] = 96,
     time_limit: Annotated[float | None, typer.Option(help="With --budget: seconds that the search may take.")] = None,
+    by_block: Annotated[
+        bool, typer.Option("--by-block", help="With --budget: draw how sensitive each block is, as blocks.png.")
+    ] = False,
     max_drop: Annotated[float, typer.Option(help="Points of accuracy (mAP, CIDEr) that merging may cost.")] = 1.0,
     min_agreement: Annotated[
         float | None, typer.Option(help="Percent of samples that must get the unmerged model's class.")
@@ -82,7 +85,7 @@ def tune_command(
     """
     if budget is not None:
         criterion = "time" if by is Criterion.speedup else "gflops"
-        options = {"image_size": image_size.value, "choose": choose, "time_limit": time_limit}
+        options = {"image_size": image_size.value, "choose": choose, "time_limit": time_limit, "by_block": by_block}
         _tune_to_budget(arguments, Path(out), format, method, {"share": budget, "by": criterion}, options)
         return
     from ..config.merge_config import CONFIG_NAME

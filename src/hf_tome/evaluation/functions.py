@@ -126,6 +126,7 @@ def tune(
     max_evaluations: int = MAX_EVALUATIONS,
     time_limit: float | None = None,
     front: Sequence[float] = BUDGETS,
+    by_block: bool = False,
     out: str | Path | None = None,
     batch_size: int = 16,
     progress: bool = True,
@@ -150,6 +151,7 @@ def tune(
         seed: for the draw of the samples.
         max_evaluations, time_limit: passes over the samples to choose by, and seconds that these may take.
         front: the other budgets that are searched.
+        by_block: measure too how far the outputs move where tokens merge in one block alone (`blocks.png` in `out`).
         out (*optional*): folder for `merge_config.json`, the results and the front; the same call resumes from there.
 
     Returns:
@@ -182,6 +184,7 @@ def tune(
             max_evaluations=max_evaluations,
             time_limit=time_limit,
             front=front,
+            by_block=by_block,
             out=folder,
             batch_size=batch_size,
             on_trial=lambda done, total, name: update(done, total),

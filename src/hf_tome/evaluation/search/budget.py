@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ import torch
 
 from ...api import apply
 from ...config import MergeConfig, format_config
+from ...merging.methods import get_method
 from ...profiling.rounds import interleave
 from ...profiling.slice_oracle import shallow_copy
 from ..batches import Batch, prepare
@@ -31,6 +32,7 @@ from .front import BUDGETS, CONSTANT, MAME, Point, Search
 from .images import num_tokens_of, smaller_sizes
 from .paired import gain, read_records, samples_to_tell
 from .samples import COMMON, Subset, split_samples
+from .sensitivity import sensitivities
 from .space import Settings, Space
 from .trials import Progress, Trials
 
@@ -76,6 +78,7 @@ def tune_to_budget(
     max_evaluations: int = MAX_EVALUATIONS,
     time_limit: float | None = None,
     front: Sequence[float] = BUDGETS,
+    by_block: bool = False,
     out: Path | None = None,
     batch_size: int = 16,
     on_trial: Progress | None = None,
@@ -95,6 +98,7 @@ def tune_to_budget(
         max_evaluations: passes over the samples to choose by.
         time_limit (*optional*): seconds that the search may take; the confirmation is not counted.
         front: the other budgets that are searched from the winner at this one.
+        by_block: measure too how far the outputs move where tokens merge in one block alone.
         out (*optional*): folder in which trials and samples are kept; the same call resumes from there.
         batch_size, on_trial, on_sample: as in `evaluate`.
 
@@ -109,6 +113,8 @@ def tune_to_budget(
         tuning = _Tuning(job, budget, batch_size, _read(job, chosen_by, batch_size), out)
         tuning.check()
         tuning.search(methods, image_size == "free", use_labels, max_evaluations, time_limit, front, seed, on_trial)
+        if by_block:
+            tuning.measure_blocks()
         point = tuning.choose()
         variants = tuning.variants(point, controls)
         confirming = replace(job, data=confirmed_on)
@@ -141,6 +147,7 @@ class _Tuning:
     batch_size: int
     batches: list[Batch]
     out: Path | None
+    sensitivities: list[float] = field(default_factory=list)
 
     def check(self) -> None:
         """Make the costs, and raise where they are not known."""
@@ -215,6 +222,13 @@ class _Tuning:
                 "merges half of its tokens at most. Give a larger budget."
             )
         self.notes += self.finder.notes
+
+    def measure_blocks(self) -> None:
+        """Measure each block alone, with the fields of the choice; these evaluations count besides the others."""
+        self.trials.max_evaluations = self.trials.used + self.costs.blocks
+        best = self.finder.points[min(self.finder.points, key=lambda value: abs(value - self.budget.share))]
+        takes_r = get_method(best.settings.fields.get("method", "tome")).takes_r
+        self.sensitivities = sensitivities(self.trials, self.costs, dict(best.settings.fields) if takes_r else {})
 
     def choose(self) -> Point:
         """Return the point for the budget, corrected where it is one of time."""
@@ -327,6 +341,7 @@ class _Tuning:
             "gflops_unmerged_exact_last_block": None if exact is None else self.costs.exact_gflops,
             "rows": {name: variant.name for name, variant in variants.items()},
             "gains": self.gains,
+            "sensitivities": self.sensitivities,
             "front": [
                 {
                     "budget": point.budget,

@@ -14,6 +14,7 @@ from ..options import JobOptions
 from ..store.results import Results
 from ..tasks.registry import build_job
 from ..tasks.unlabelled import TASK_NAME, unlabelled_images
+from .sensitivity import plot_sensitivities
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ def save(config: MergeConfig, results: Results, folder: Path) -> None:
     for point in results.run["tuned"]["front"]:
         share = "-" if point["share"] is None else f"{point['share']:.3f}"
         lines.append(f"| {point['budget']:g} | {point['name']} | {point['divergence']:.4f} | {share} |")
+    if results.run["tuned"]["sensitivities"]:
+        plot_sensitivities(results.run["tuned"]["sensitivities"], folder / "blocks.png")
     write_whole(folder / "front.md", "\n".join(lines) + "\n")
 
 
