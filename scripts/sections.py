@@ -66,6 +66,8 @@ def _measured(results: Results) -> str:
 
 def tune() -> str:
     """Return what `tune` found on DeiT-Tiny, beside what costs as much, by case."""
+    if not TUNE.is_file():
+        return "Not run: no result has been recorded. The script is ready: `python benchmarks/tune.py`.\n"
     cases = {name: Results(**values) for name, values in json.loads(TUNE.read_text(encoding="utf-8")).items()}
     header = "| | top-1 % | points lost | same class as unmerged % | GFLOPs (MACs), of unmerged | speed-up |"
     lines = []
