@@ -41,7 +41,7 @@ class JobArguments:
         str,
         typer.Option(
             help="What to evaluate: image-classification, video-classification, zero-shot-image-classification, "
-            "audio-classification, image-to-text (captions) or visual-question-answering."
+            "audio-classification, image-to-text (captions), visual-question-answering or text-cache (text files)."
         ),
     ] = "image-classification"
     split: Annotated[
