@@ -135,8 +135,10 @@ def test_all_runs_every_demo(monkeypatch, capsys, tmp_path):
     seen = []
     monkeypatch.setattr(demo_module, "_show", lambda name, *rest: seen.append((name, rest[1])))
     monkeypatch.setattr(demo_module, "show_results", lambda *_: None)
+    monkeypatch.setattr(demo_module, "_draw", lambda out, *rest: seen.append(("drawn", out)))
+    monkeypatch.setattr(demo_module, "show_pictures", lambda *_: None)
     assert run(["demo", "--task", "all", "--out", str(tmp_path)]) == 0
-    assert seen == [(name, tmp_path / name) for name in DEMOS]
+    assert seen == [*((name, tmp_path / name) for name in DEMOS), ("drawn", tmp_path / "class-to-image")]
 
 
 def test_unknown_task_is_one_line(capsys):

@@ -16,13 +16,14 @@ from typing import Any
 import typer
 
 from ..version import __version__
-from . import bench, card, demo, env, eval, export, show, sweep, tune
+from . import bench, card, demo, env, eval, export, generate, show, sweep, tune
 from .extras import advice
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo_command, demo.EXAMPLE),
     "eval": (eval.eval_command, eval.EXAMPLE),
     "sweep": (sweep.sweep_command, sweep.EXAMPLE),
+    "generate": (generate.generate_command, generate.EXAMPLE),
     "bench": (bench.bench_command, bench.EXAMPLE),
     "tune": (tune.tune_command, tune.EXAMPLE),
     "card": (card.card_command, card.EXAMPLE),
@@ -70,7 +71,7 @@ def _options(
 
 INTERRUPTED = 130
 """The exit status of a command that was interrupted, as in a shell."""
-RESUMES: dict[str, tuple[str, ...]] = {"eval": ("--out",), "sweep": (), "tune": ()}
+RESUMES: dict[str, tuple[str, ...]] = {"eval": ("--out",), "generate": (), "sweep": (), "tune": ()}
 """The commands that go on with an interrupted run, and the options without which they do not."""
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,7 @@ from .common import (
     show_results,
     write_results,
 )
+from .generate import show_pictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,11 +36,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = example(
     "hf-tome demo --task all --out demo/",
-    "prints a table for each of five small models in about two minutes, and writes report.md, results.json, "
-    "pareto.png and merged.png to a folder for each in demo/.",
+    "prints a table for each of six small models in about three minutes, and writes report.md, results.json and "
+    "pictures to a folder for each in demo/.",
 )
 
 ALL = "all"
+DRAWN = "class-to-image"
+"""The task of the small diffusion model, which draws digits instead of reading them."""
 CAPTION = "Held-out digits as the model sees them, and the tokens left after the last block."
 
 
@@ -47,7 +51,7 @@ def demo_command(
         str,
         typer.Option(
             help="What to show: image-classification, video-classification, zero-shot-image-classification (CLIP and "
-            "SigLIP), visual-question-answering (LLaVA), or all."
+            "SigLIP), visual-question-answering (LLaVA), class-to-image (a diffusion model), or all."
         ),
     ] = "image-classification",
     out: Annotated[Path, typer.Option(help="Folder to write the reports and the pictures to.")] = Path("demo"),
@@ -63,6 +67,9 @@ def demo_command(
     merging costs less here than it does there; `hf-tome eval` takes real models and data.
     """
     device = pick_device(device)
+    if task == DRAWN:
+        show_pictures(_draw(out, limit, pick_batch_size(batch_size, device), device), format)
+        return
     chosen = _choose(task)
     results = {}
     for name, demo in chosen.items():
@@ -72,6 +79,20 @@ def demo_command(
             show_results(results[name], format)
     if format is not Format.table:
         _show_together(results, format)
+    if task == ALL and find_spec("diffusers") is not None:
+        drawn = _draw(out / DRAWN, limit, pick_batch_size(batch_size, device), device)
+        if format is Format.table:
+            show_pictures(drawn, format)
+
+
+def _draw(out: Path, limit: int | None, batch_size: int, device: str) -> dict[str, Any]:
+    """Draw digits unmerged and merged, and write the pictures, a contact sheet and what is read in them."""
+    from ..demo.digits_drawn import CONFIGS, PICTURES, digits_job
+    from ..evaluation.pictures import compare_pictures
+
+    job = digits_job(limit or PICTURES, device=device)
+    with progress(DRAWN) as update:
+        return compare_pictures(job, parse_configs(CONFIGS), out, batch_size=batch_size, on_progress=update)
 
 
 def _choose(task: str) -> dict[str, Demo]:

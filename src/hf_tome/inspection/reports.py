@@ -80,7 +80,7 @@ class TowerReport:
         elif self.levels is not None:
             lines = [f"{name}: {self.method}, proportional attention {'on' if self.proportional_attention else 'off'}"]
         lines += [f"  head: {says}" for says in self.heads]
-        if self.tokens is not None:
+        if self.tokens:  # none where every block gives its tokens back; `levels` tells what those do
             path = " -> ".join(f"{count:.4g}" for count in (self.tokens[0][0], *(after for _, after in self.tokens)))
             lines.append(f"  tokens{'' if self.measured else ' (planned)'}: {path}")
         for level in self.levels or ():

@@ -103,6 +103,7 @@ def test_merging(denoiser, modules):
     assert list(model.state_dict()) == keys
     (tower,) = hf_tome.report(model).towers
     assert tower.levels
+    assert f"blocks of {denoiser.tokens} tokens -> {denoiser.tokens - denoiser.tokens // 2} ->" in str(tower)
     assert max(level.before for level in tower.levels) == denoiser.tokens
     assert all(level.after == level.before - level.before // 2 for level in tower.levels)
     one = copy.deepcopy(model)

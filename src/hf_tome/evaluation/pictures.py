@@ -1,0 +1,255 @@
+"""Pictures of the same prompts and noise, unmerged and with each merge config: drawing, resuming, comparing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..api import apply, remove
+from ..config import MergeConfig
+from ..config.text import format_config
+from ..files import write_whole
+from ..inspection.reports import report
+from .environment import describe_environment
+from .metrics.pictures import psnr, ssim
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+UNMERGED = "unmerged"
+SETTINGS, RESULTS, SHEET, PICTURES = "settings.json", "results.json", "sheet.png", "pictures"
+SHOWN = 8
+"""Pictures of each config on the contact sheet."""
+Scores = dict[str, float]
+
+
+@dataclass
+class PictureJob:
+    """What is drawn, and how it is judged.
+
+    Attributes:
+        name: of the model.
+        model: what merging is applied to, a pipeline or a denoiser.
+        prompts: one a picture, in words or as the name of a class.
+        draw: draws the pictures of these numbers, each from a noise of its own number.
+        score: from pictures (N, C, H, W) from 0 to 1 and their numbers to what is judged of them without a reference.
+        settings: what else the pictures depend on.
+        device: where it runs.
+    """
+
+    name: str
+    model: Any
+    prompts: Sequence[str]
+    draw: Callable[[list[int]], list[Image.Image]]
+    score: Callable[[Tensor, list[int]], Scores] = lambda pictures, numbers: {}
+    settings: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+def compare_pictures(
+    job: PictureJob,
+    configs: Sequence[MergeConfig],
+    out: Path,
+    *,
+    batch_size: int = 1,
+    fid: Callable[[Tensor, Tensor], float] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Draw every prompt unmerged and with each config, and write pictures, a contact sheet and results to a folder.
+
+    Pictures are written as they come; a run that was stopped goes on with those that are there. The model is given
+    back unmerged.
+
+    Args:
+        job: what is drawn.
+        configs: the merge configs.
+        out: the folder.
+        batch_size: pictures at once.
+        fid: the distance of two sets of pictures, if it is to be told.
+        on_progress: called with the pictures done and in all.
+
+    Raises:
+        ValueError: the folder holds pictures of other settings.
+    """
+    names = [UNMERGED, *(format_config(config) for config in configs)]
+    _check_settings(job, out)
+    total, rows, drawn = len(names) * len(job.prompts), [], {}
+    for place, (name, config) in enumerate(zip(names, [None, *configs])):
+        remove(job.model)
+        if config is not None:
+            apply(job.model, config)
+        done = place * len(job.prompts)
+        folder = out / PICTURES / f"{place:02}-{_slug(name)}"
+        seconds = _draw_all(job, folder, batch_size, lambda some, done=done: on_progress(done + some, total))
+        drawn[name] = _read_all(folder, len(job.prompts))
+        rows.append({"name": name, "seconds": seconds, **_row(job, drawn[name], drawn[UNMERGED], fid)})
+        if config is not None and seconds is not None:
+            rows[-1]["levels"] = [str(tower) for tower in report(job.model).towers]
+    remove(job.model)
+    _add_speedups(rows)
+    results = {
+        "model": job.name,
+        "settings": job.settings,
+        "pictures": len(job.prompts),
+        "environment": describe_environment(job.device),
+        "rows": rows,
+    }
+    _sheet(drawn, job).save(out / SHEET)
+    write_whole(out / "report.md", f"# {job.name}, merged\n\n{to_table(rows)}\n![contact sheet]({SHEET})\n")
+    write_whole(out / RESULTS, json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _check_settings(job: PictureJob, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps({"model": job.name, "prompts": list(job.prompts), **job.settings}, indent=2) + "\n"
+    path = out / SETTINGS
+    if path.exists() and path.read_text(encoding="utf-8") != settings:
+        raise ValueError(
+            f"{out} holds pictures of another model, other prompts or other settings (see {SETTINGS} there). Choose "
+            "another folder, or delete it."
+        )
+    write_whole(path, settings)
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in ".=" else "-" for letter in name)[:100]
+
+
+def _draw_all(job: PictureJob, folder: Path, batch_size: int, on_progress: Callable[[int], None]) -> float | None:
+    """Draw what is missing in a folder, and return the median of the seconds a picture; `None` where nothing was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(len(job.prompts)) if not (folder / f"{number:05}.png").exists()]
+    seconds = []
+    if job.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    for first in range(0, len(missing), batch_size):
+        numbers = missing[first : first + batch_size]
+        start = time.perf_counter()
+        images = job.draw(numbers)
+        if job.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds += [(time.perf_counter() - start) / len(numbers)] * len(numbers)
+        for number, image in zip(numbers, images):
+            partly = folder / f"{number:05}.part"
+            image.save(partly, format="PNG")
+            partly.replace(folder / f"{number:05}.png")  # a picture is there whole, or not at all
+        on_progress(len(job.prompts) - len(missing) + first + len(numbers))
+    return float(np.median(seconds)) if seconds else None
+
+
+def _read_all(folder: Path, count: int) -> Tensor:
+    """Return the pictures of a folder, (N, C, H, W) from 0 to 1."""
+    from PIL import Image
+
+    pictures = [np.asarray(Image.open(folder / f"{number:05}.png").convert("RGB")) for number in range(count)]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def _row(
+    job: PictureJob, pictures: Tensor, unmerged: Tensor, fid: Callable[[Tensor, Tensor], float] | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict(job.score(pictures, list(range(len(pictures)))))
+    if pictures is not unmerged:
+        decibels = psnr(pictures, unmerged)
+        row["psnr"], row["ssim"] = decibels.mean().item(), ssim(pictures, unmerged).mean().item()
+        if fid is not None:
+            row["fid"] = fid(unmerged, pictures)
+    if job.device.startswith("cuda"):
+        row["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return row
+
+
+def _add_speedups(rows: list[dict[str, Any]]) -> None:
+    base = rows[0]["seconds"]
+    for row in rows:
+        if base is not None and row["seconds"] is not None:
+            row["speedup"] = base / row["seconds"]
+
+
+HEADERS = {
+    "name": "config",
+    "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "right": "read right %",
+    "clip": "CLIP score",
+    "fid": "FID to unmerged",
+    "seconds": "seconds a picture",
+    "speedup": "speed-up",
+    "memory_mib": "peak MiB",
+}
+
+
+def to_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table of what is known."""
+    columns = [key for key in HEADERS if any(row.get(key) is not None for row in rows)]
+    lines = ["| " + " | ".join(HEADERS[key] for key in columns) + " |"]
+    lines.append("|" + "|".join("---" if key == "name" else "---:" for key in columns) + "|")
+    for row in rows:
+        cells = ("-" if row.get(key) is None else _cell(row[key]) for key in columns)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _sheet(drawn: dict[str, Tensor], job: PictureJob) -> Image.Image:
+    """Return the first pictures, a row a config, under its name."""
+    from PIL import Image
+
+    from ..visualize import contact_sheet
+
+    images, labels = [], []
+    for name, pictures in drawn.items():
+        for number, picture in enumerate(pictures[:SHOWN]):
+            array = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+            scale = max(1, 96 // array.shape[1])
+            images.append(Image.fromarray(array).resize((array.shape[1] * scale, array.shape[0] * scale), 0))
+            labels.append(name if number == 0 else "")
+    return contact_sheet(images, min(SHOWN, len(job.prompts)), labels)
+
+
+def clip_scorer(folder: str, prompts: Sequence[str], device: str) -> Callable[[Tensor, list[int]], Scores]:
+    """Return a function that tells the CLIP score: the mean of 100 times the cosine of picture and prompt."""
+    from transformers import AutoProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(folder).eval().to(device)
+    processor: Any = AutoProcessor.from_pretrained(folder)
+
+    @torch.inference_mode()
+    def score(pictures: Tensor, numbers: list[int]) -> Scores:
+        values = []
+        for picture, number in zip(pictures, numbers):
+            array = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+            inputs = processor(
+                text=[prompts[number]], images=[array], return_tensors="pt", padding=True, truncation=True
+            ).to(device)
+            out = model(**inputs)
+            cosine = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
+            values.append(100 * cosine.clamp(min=0).item())
+        return {"clip": float(np.mean(values))}
+
+    return score
+
+
+def frechet_distance(first: Tensor, second: Tensor, feature: Any = 2048) -> float:
+    """Return the Frechet inception distance of two sets of pictures (N, 3, H, W) from 0 to 1, by torchmetrics.
+
+    Its Inception network is a download of torch-fidelity; `feature` may be a network of one's own.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=feature, normalize=True)
+    metric.update(first, real=True)
+    metric.update(second, real=False)
+    return float(metric.compute())
