@@ -86,9 +86,12 @@ def compare_pictures(
         remove(job.model)
         if config is not None:
             apply(job.model, config)
-        done = place * len(job.prompts)
+
+        def count(some: int, done: int = place * len(job.prompts)) -> None:
+            on_progress(done + some, total)
+
         folder = out / PICTURES / f"{place:02}-{_slug(name)}"
-        seconds = _draw_all(job, folder, batch_size, lambda some, done=done: on_progress(done + some, total))
+        seconds = _draw_all(job, folder, batch_size, count)
         drawn[name] = _read_all(folder, len(job.prompts))
         rows.append({"name": name, "seconds": seconds, **_row(job, drawn[name], drawn[UNMERGED], fid)})
         if config is not None and seconds is not None:
