@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from common import markdown
 
 from hf_tome.config.text import short_name
 from hf_tome.evaluation.reporting.tables import to_markdown
@@ -142,11 +147,30 @@ def kv_cache() -> str:
     return "\n".join([*lines, "", measured_on]) + "\n"
 
 
+def _benchmark(name: str) -> Callable[[], str]:
+    def section() -> str:
+        """Return the table of a benchmark, with what it was measured on; says so where it was not run."""
+        path = ROOT / "benchmarks" / "measured" / f"{name}.json"
+        if not path.exists():
+            return f"Not run yet: `python benchmarks/{name}.py`.\n"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        environment, packages = result["environment"], result["environment"]["packages"]
+        measured_on = (
+            f"`{result['command']}`; {environment['device_name']}, one thread, float32, torch {packages['torch']}, "
+            f"diffusers {packages.get('diffusers') or '0.42.1'}, {result['date']}. Target: {result['target']}."
+        )
+        return f"{markdown(result)}\n\n{measured_on}\n"
+
+    return section
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "sweep": sweep,
     "sweep_merging": sweep_merging,
     "tune": tune,
     "kv_cache": kv_cache,
+    "diffusion": _benchmark("diffusion"),
+    "diffusion_quality": _benchmark("diffusion_quality"),
 }
 
 

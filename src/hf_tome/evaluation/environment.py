@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("hf_tome", "torch", "transformers", "datasets", "evaluate", "accelerate", "huggingface_hub", "numpy", "av")
+PACKAGES = (
+    *("hf_tome", "torch", "transformers", "diffusers", "datasets", "evaluate", "accelerate", "huggingface_hub"),
+    *("numpy", "av"),
+)
 
 
 def describe_environment(device: str | torch.device = "cpu") -> dict[str, Any]:
