@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         set_verbosity_info,
         set_verbosity_warning,
     )
+    from .visualize.show import show
 
 __all__ = [
     "MergeCallback",
@@ -56,6 +57,7 @@ __all__ = [
     "set_verbosity_error",
     "set_verbosity_info",
     "set_verbosity_warning",
+    "show",
     "sweep",
     "trace",
     "tune",
@@ -90,6 +92,7 @@ _DEFINED_IN = {
     "set_verbosity_error": "verbosity",
     "set_verbosity_info": "verbosity",
     "set_verbosity_warning": "verbosity",
+    "show": "visualize.show",
     "sweep": "evaluation.functions",
     "trace": "inspection.tracing",
     "tune": "evaluation.functions",

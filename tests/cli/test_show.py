@@ -48,7 +48,7 @@ def test_several_configs_are_columns(folder, tmp_path):
 def test_heat_maps_are_drawn(folder, tmp_path, capsys):
     for flags in ((), ("--heatmap",)):
         assert show(folder, tmp_path / f"{len(flags)}.png", "photo.png", "vit", *flags, configs=["r=8"]) == 0
-    tokens = {line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    tokens = {line.split()[4] for line in capsys.readouterr().out.splitlines()}
     assert tokens == {"tokens", "40"}
     assert size(tmp_path / "1.png")[0] > size(tmp_path / "0.png")[0]  # a bar of the colours
     heat = np.asarray(Image.open(tmp_path / "1.png"))
@@ -165,7 +165,8 @@ def test_a_photograph_as_the_model_crops_it(data, tmp_path):
         photo = photo.resize((round(photo.width * ratio), round(photo.height * ratio)), Image.Resampling.BICUBIC)
         left, top = (photo.width - 224) // 2, (photo.height - 224) // 2
         expected = np.asarray(photo.crop((left, top, left + 224, top + 224)), dtype=float)
-        shown = np.asarray(sheet.crop((6, sheet.height - 230, 230, sheet.height - 6)), dtype=float)
+        shown = sheet.crop((6, sheet.height - 454, 454, sheet.height - 6)).resize((224, 224), Image.Resampling.BOX)
+        shown = np.asarray(shown, dtype=float)  # drawn at twice the size
     # A pixel's shift between ways of rounding the crop; a wrong crop differs by 50 on average.
     assert np.abs(shown - expected).mean() < 8
 

@@ -12,8 +12,8 @@ pytest.importorskip("matplotlib")
 
 from hf_tome import MergeConfig, apply, report
 from hf_tome.api import targets
-from hf_tome.cli.pictures import load_model
 from hf_tome.visualize import compare_sheet, input_kind, merged_image, trace_input
+from hf_tome.visualize.inputs import load_model
 
 CONFIG = MergeConfig(r=6)
 CLASSIC = tf.ViTImageProcessor(size={"height": 32, "width": 32})

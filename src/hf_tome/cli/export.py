@@ -42,7 +42,7 @@ def export_command(
 
     from ..api import apply
     from ..config import format_config
-    from .pictures import load_model
+    from ..visualize.inputs import load_model
 
     loaded, _ = load_model(model, "cpu")
     apply(loaded, merge_config)

@@ -18,6 +18,7 @@ from .common import (
     example,
     parse_configs,
     pick_device,
+    say,
 )
 from .tables import file_row, write_rows
 
@@ -81,10 +82,12 @@ def show_command(
     followed = _read_follow(follow or "auto")
     configs, limits = parse_configs(config), parse_limits(media_limits)
 
-    from ..config import format_config
+    from ..config import MergeConfig, format_config
     from ..config.text import short_name
-    from ..visualize import compare_pictures, compare_sheet, input_kind, save_animation, trace_input
-    from .pictures import load_model, open_input
+    from ..visualize import compare_pictures, input_kind, save_animation, trace_input
+    from ..visualize.inputs import load_model, open_input
+    from ..visualize.predictions import predict
+    from ..visualize.show import labelled_sheet
 
     loaded, processor = load_model(model, pick_device(device))
     kind = input_kind(loaded)
@@ -92,13 +95,19 @@ def show_command(
     content = open_input(image, loaded, processor, limits)
     traced = [trace_input(loaded, processor, content, one) for one in configs]
     texts = [format_config(one) for one in configs]
-    names = [short_name(text) for text in texts]
+    predictions = [predict(loaded, processor, content, one) for one in (MergeConfig(), *configs)]
     out.parent.mkdir(parents=True, exist_ok=True)
     if animated:
+        names = [short_name(text) for text in texts]
         save_animation(compare_pictures(traced, names, follow=followed, heat=heatmap), out)
     else:
-        compare_sheet(traced, names, all_blocks=all_blocks, follow=followed, heat=heatmap).save(out)
-    write_rows([{**file_row(out), "config": text, **_tokens(one)} for text, one in zip(texts, traced)], format)
+        options = {"all_blocks": all_blocks, "follow": followed, "heat": heatmap}
+        labelled_sheet(traced, configs, predictions, **options).save(out)
+    unmerged, *merged = ({} if found is None else {"prediction": str(found)} for found in predictions)
+    if unmerged:
+        say(f"unmerged: {unmerged['prediction']}")
+    rows = zip(texts, traced, merged)
+    write_rows([{**file_row(out), "config": text, **_tokens(one), **more} for text, one, more in rows], format)
 
 
 def _tokens(traced: Traced) -> dict[str, Any]:

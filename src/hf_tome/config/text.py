@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,29 @@ def parse_config(text: str) -> MergeConfig:
         return MergeConfig.from_dict(fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"Config {shown(text)}: {error}") from error
+
+
+def configs_from(configs: Any) -> list[MergeConfig]:
+    """Return merge configs from one or several, each a `MergeConfig`, its fields, or the text of `--config`.
+
+    Raises:
+        TypeError: one is something else.
+        ValueError: one is no merge config.
+    """
+    several = [configs] if isinstance(configs, (MergeConfig, str, Mapping)) else configs
+    if not isinstance(several, Iterable):
+        raise TypeError(f"`configs` is {shown(configs)}; it takes MergeConfigs, as in [MergeConfig(r=8)].")
+    return [_config_from(config) for config in several]
+
+
+def _config_from(config: Any) -> MergeConfig:
+    if isinstance(config, str):
+        return parse_config(config)
+    if isinstance(config, Mapping):
+        return MergeConfig.from_dict(dict(config))
+    if not isinstance(config, MergeConfig):
+        raise TypeError(f"{shown(config)} is no merge config; `configs` takes MergeConfigs, as in [MergeConfig(r=8)].")
+    return config
 
 
 def format_config(config: MergeConfig) -> str:

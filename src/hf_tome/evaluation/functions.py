@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import MergeConfig
+from ..config.text import configs_from
 from ..profiling.benchmark import benchmark as benchmark_model
 from ..profiling.example_inputs import example_inputs
 from .loop import Progress
@@ -20,7 +21,7 @@ from .search.front import BUDGETS
 from .search.samples import COMMON
 from .search.sweep import Grid, with_controls
 from .search.tuning import job_with_or_without_labels, save
-from .sources import configs_from, image_tower, job_from, model_from
+from .sources import image_tower, job_from, model_from
 from .tasks.unlabelled import TASK_NAME, unlabelled_images
 
 

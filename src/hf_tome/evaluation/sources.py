@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from ..api import merged, targets
-from ..config import MergeConfig, parse_config
+from ..config import MergeConfig
 from ..hub.save_load import load_unmerged
 from ..hub.shipped import shipped_model
 from ..hub.sources import is_folder, naming
@@ -91,31 +91,6 @@ def image_tower(model: Any) -> Any:
     with merged(model, MergeConfig()):
         path = targets(model)[0].path
     return model.get_submodule(path)
-
-
-def configs_from(configs: Any) -> list[MergeConfig]:
-    """Return merge configs from one or several, each a `MergeConfig`, its fields, or the text of `--config`.
-
-    Raises:
-        TypeError: one is something else.
-        ValueError: one is no merge config.
-    """
-    several = [configs] if isinstance(configs, (MergeConfig, str, Mapping)) else configs
-    if not isinstance(several, Iterable):
-        raise TypeError(
-            f"`configs` is {configs!r}; it takes MergeConfigs, as in [MergeConfig(r=8), MergeConfig(r=16)]."
-        )
-    return [_config_from(config) for config in several]
-
-
-def _config_from(config: Any) -> MergeConfig:
-    if isinstance(config, MergeConfig):
-        return config
-    if isinstance(config, str):
-        return parse_config(config)
-    if isinstance(config, Mapping):
-        return MergeConfig.from_dict(dict(config))
-    raise TypeError(f"{config!r} is no merge config; `configs` takes MergeConfigs, as in [MergeConfig(r=8)].")
 
 
 def _model_options(model: Any, processor: Any, device: str | None) -> dict[str, Any]:

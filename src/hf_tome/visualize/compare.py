@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,9 @@ def compare_sheet(
     all_blocks: bool = False,
     follow: Follow = True,
     heat: bool = False,
+    enlarge: int = 1,
+    input_label: str = "input",
+    after: Sequence[str | None] = (),
 ) -> Image.Image:
     """Draw one input under several merge configs.
 
@@ -43,20 +47,25 @@ def compare_sheet(
         names: what to call the configs.
         follow: of a clip, `moving_token`, or the token at a pixel (x, y) or (x, y, frame), or `False` for none.
         heat: of an image or a spectrogram, draw how many patches each token holds (see `size_heatmap`).
+        enlarge: of an image or a spectrogram, draw it so many times as large as is readable.
+        input_label: what stands over the input.
+        after: what to add to the label of each config's last block, such as a prediction; `None` for nothing.
     """
     if traced[0].grid.steps > 1:
-        return _clip_sheet(traced, names, all_blocks, follow)
+        return _clip_sheet(traced, names, all_blocks, follow, input_label, after)
     view, grid = traced[0].frames[0], traced[0].grid
-    scale, blocks = readable_scale(view, grid), _blocks(traced[0], all_blocks)
+    scale, blocks = enlarge * readable_scale(view, grid), _blocks(traced[0], all_blocks)
     columns = [[_drawn(one, block, scale, heat) for block in blocks] for one in traced]
     labels = [[_label(one, name, block, all_blocks) for block in blocks] for one, name in zip(traced, names)]
+    for texts, more in zip(labels, after):
+        texts[-1] += f", {more}" * (more is not None)
     wide = view.width > _WIDE * view.height
     if len(traced) == 1 or wide:  # nothing to compare along the rows, so fill them
-        pictures, texts = sum(columns, [enlarged(view, scale)]), sum(labels, ["input"])
+        pictures, texts = sum(columns, [enlarged(view, scale)]), sum(labels, [input_label])
         return contact_sheet(pictures, 1 if wide else min(4, len(pictures)), texts)
     first: list[Image.Image | None] = [enlarged(view, scale), *[None] * (len(blocks) - 1)]
     rows = zip(first, *columns)
-    texts = [text for row in zip(["input", *[""] * (len(blocks) - 1)], *labels) for text in row]
+    texts = [text for row in zip([input_label, *[""] * (len(blocks) - 1)], *labels) for text in row]
     return contact_sheet([picture for row in rows for picture in row], 1 + len(traced), texts)
 
 
@@ -90,17 +99,27 @@ def _drawn(traced: Traced, block: int, scale: int, heat: bool) -> Image.Image:
     return size_heatmap(sizes, grid, view, scale=scale)
 
 
-def _clip_sheet(traced: Sequence[Traced], names: Sequence[str], all_blocks: bool, follow: Follow) -> Image.Image:
+def _clip_sheet(
+    traced: Sequence[Traced],
+    names: Sequence[str],
+    all_blocks: bool,
+    follow: Follow,
+    input_label: str,
+    after: Sequence[str | None],
+) -> Image.Image:
     frames, grid = traced[0].frames, traced[0].grid
     scale = readable_scale(frames[0], grid)
     steps = np.linspace(0, grid.steps - 1, min(_STEPS, grid.steps)).round().astype(int)
     pictures = [enlarged(frames[step * grid.tubelet], scale) for step in steps]
     labels = [f"frame {step * grid.tubelet}" for step in steps]
-    for one, name in zip(traced, names):
+    if input_label != "input":
+        labels = [f"{input_label}, from frame 0 to {steps[-1] * grid.tubelet}", *[""] * (len(steps) - 1)]
+    for one, name, more in zip_longest(traced, names, after[: len(traced)]):
         for block in _blocks(one, all_blocks):
             merged = merged_frames(frames, one.sources[block], grid, scale=scale)
             pictures += [merged[step] for step in steps]
-            labels += [_label(one, name, block, all_blocks), *[""] * (len(steps) - 1)]
+            last = f", {more}" * (more is not None and block == len(one.sources) - 1)
+            labels += [_label(one, name, block, all_blocks) + last, *[""] * (len(steps) - 1)]
         if follow:
             followed, label = _followed(one, follow, scale)
             pictures += [followed[step] for step in steps]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Grid = TokenGrid | tuple[int, int]
 
+_LEGEND = "patches in a token, log scale"
+
 
 def merged_image(
     image: Image.Image, source: torch.Tensor, grid: Grid, *, border: bool = True, scale: int = 1
@@ -106,7 +108,7 @@ def enlarged(image: Image.Image, scale: int) -> Image.Image:
 def _with_legend(image: Image.Image, shade: Any, largest: float) -> Image.Image:
     from PIL import Image, ImageDraw
 
-    bar, text = max(8, image.width // 24), max(12, image.height // 18)
+    bar, text = max(8, image.width // 24), min(24, max(12, image.height // 18))
     drawn = Image.new("RGB", (image.width + 2 * bar + 3 * text, image.height), "white")
     drawn.paste(image, (0, 0))
     levels = np.linspace(1, 0, image.height)[:, None]
@@ -115,4 +117,7 @@ def _with_legend(image: Image.Image, shade: Any, largest: float) -> Image.Image:
     draw, left = ImageDraw.Draw(drawn), image.width + 2 * bar
     draw.text((left, 0), f"{largest:.4g}", fill="black", font=font(text))
     draw.text((left, image.height - 1), "1", fill="black", font=font(text), anchor="lb")
+    caption = Image.new("RGB", (image.height - 3 * text, text + 4), "white")
+    ImageDraw.Draw(caption).text((caption.width // 2, 0), _LEGEND, fill="black", font=font(text), anchor="mt")
+    drawn.paste(caption.rotate(90, expand=True), (left, 3 * text // 2))
     return drawn

@@ -1,4 +1,4 @@
-"""Load a model and what it is to look at, for the commands that draw."""
+"""Load a model and what it is to look at."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
 from ..hub.save_load import load_unmerged
-from ..hub.sources import is_folder
+from ..hub.shipped import shipped_model
+from ..hub.sources import is_folder, naming
 from ..media.audio import read_audio
 from ..media.image import read_image
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
 from ..media.video import frame_count, read_frames
-from ..visualize import input_kind
+from .traced import input_kind
 
 
 def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
@@ -23,10 +24,21 @@ def load_model(name: str, device: str) -> tuple[PreTrainedModel, Any]:
     Raises:
         UnsupportedModelError: tokens cannot be merged in this model.
     """
+    name = shipped_model(name)
     is_folder(name, "model")  # a path that is none would be taken for a Hub id
     model = load_unmerged(name, dtype="float32").to(device).eval()
+    return model, find_processor(model, name)
+
+
+def find_processor(model: PreTrainedModel, source: str) -> Any:
+    """Return the processor of images or sound that is saved with a model.
+
+    Raises:
+        OSError: there is none; the message names the model.
+    """
     processors: Any = AutoFeatureExtractor if input_kind(model) == "audio" else AutoImageProcessor
-    return model, processors.from_pretrained(name, trust_remote_code=False)
+    with naming(source, "processor of the model"):
+        return processors.from_pretrained(source, trust_remote_code=False)
 
 
 def open_input(path: Path, model: PreTrainedModel, processor: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Any:
