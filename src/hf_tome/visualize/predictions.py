@@ -31,7 +31,8 @@ def predict(model: PreTrainedModel, processor: Any, content: Any, config: MergeC
     Args:
         processor, content: as in `trace_input`.
     """
-    if "Classification" not in type(model).__name__ or not getattr(model.config, "id2label", None):
+    names: Any = getattr(model.config, "id2label", None)
+    if "Classification" not in type(model).__name__ or not names:
         return None
     inputs = process_input(input_kind(model), processor, content).to(model.device)
     tensors = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
@@ -39,4 +40,4 @@ def predict(model: PreTrainedModel, processor: Any, content: Any, config: MergeC
         logits = model(**tensors).logits[0].float()  # (classes,)
     several = getattr(model.config, "problem_type", None) == "multi_label_classification"
     probability, index = (logits.sigmoid() if several else logits.softmax(dim=-1)).max(dim=-1)
-    return Prediction(str(model.config.id2label[int(index)]), float(probability))
+    return Prediction(str(names[int(index)]), float(probability))

@@ -90,7 +90,5 @@ def _processor_of(model: Any, root: Any) -> Any:
             return getattr(model, name)
     source = getattr(root.config, "_name_or_path", "")
     if not source:
-        raise ValueError(
-            f"This {type(root).__name__} was not loaded from anywhere; pass its processor as `processor=`."
-        )
+        raise ValueError(f"This {type(root).__name__} was built in memory; pass its processor as `processor=`.")
     return find_processor(root, source)
