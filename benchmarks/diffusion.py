@@ -7,6 +7,7 @@ as Flux's (512 wide, 512 text tokens). tomesd (its own defaults, ratio 0.5) take
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from statistics import median
@@ -151,7 +152,7 @@ def measure(quick: bool) -> list[Row]:
                     "share": None if variant in ("unmerged", "oracle") else medians["oracle"] / value,
                 }
             )
-            print(rows[-1], flush=True)
+            print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 

@@ -8,6 +8,7 @@ tokens of a grid of 16x16 in tiles of 8, half of them and around self-attention 
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 from common import Row, run
@@ -60,7 +61,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     for names, count in ((MAIN, pictures), (MORE, more)):
         for name, text in names.items():
             rows.append({"name": name, "pictures": count, **_row(text, labels[:count], unmerged[:count])})
-            print(rows[-1], flush=True)
+            print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 

@@ -84,7 +84,7 @@ ORDER = [
     ["evaluation/data"],
     ["evaluation/store"],
     ["evaluation/metrics"],
-    ["evaluation/job"],
+    ["evaluation/job", "evaluation/pictures"],
     ["evaluation/batches", "evaluation/describe", "evaluation/loading"],
     ["evaluation/loop"],
     ["evaluation/runner"],

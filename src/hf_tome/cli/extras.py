@@ -16,6 +16,7 @@ EXTRAS = {
     "pycocoevalcap": "captions",
     "scipy": "eval",
     "sklearn": "eval",
+    "torchmetrics": "fid",
 }
 """Module -> extra, of what the package imports only where it is used."""
 

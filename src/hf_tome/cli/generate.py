@@ -40,7 +40,7 @@ def generate_command(
     size: Annotated[int | None, typer.Option(min=8, help="Height and width; by default the pipeline's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i starts from the noise of seed + i.")] = 0,
     clip: Annotated[str | None, typer.Option(help="Hub id or folder of a CLIP, to tell the CLIP score.")] = None,
-    fid: Annotated[bool, typer.Option(help="FID to the unmerged pictures; needs torchmetrics[image].")] = False,
+    fid: Annotated[bool, typer.Option(help="FID to the unmerged pictures; needs the extra fid.")] = False,
     batch_size: common.BatchSizeOption = 1,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = common.Dtype.float32,
