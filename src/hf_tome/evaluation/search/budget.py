@@ -289,6 +289,8 @@ class _Tuning:
         Tested in this order and given up at the first failure, the intervals need no correction for their number.
         """
         rows, best = {row["name"]: row for row in results.rows}, None
+        if any("drop" not in row for row in results.rows):
+            raise ValueError("These results have no drop with an interval, which `max_drop` needs; give a budget.")
         for variant in self.front():
             row = rows[variant.name]
             drop = row["drop_high" if self.budget.sure else "drop"]
