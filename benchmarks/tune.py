@@ -1,4 +1,4 @@
-"""What `tune` finds on real photographs: half and 0.7 of the GFLOPs without labels, and half with the image size free.
+"""What `tune` finds on real photographs: half and 0.7 of the GFLOPs without labels, half with the image size free.
 
 96 photographs to choose by, the others to confirm on, beside what else costs as much. `docs/tune.md` shows the record.
 
@@ -24,9 +24,8 @@ from hf_tome.evaluation.tasks.registry import build_job
 
 DATA = Path(os.environ.get("HF_TOME_TEST_DATA", "../shared/data"))
 CASES: dict[str, dict[str, Any]] = {
-    "half": {"budget": Budget(0.5), "use_labels": False},
-    "0.7": {"budget": Budget(0.7), "use_labels": False, "controls": ["gflops"]},
-    "half, image size free": {"budget": Budget(0.5), "image_size": "free", "controls": []},
+    "half": {"budget": Budget(0.5), "use_labels": False, "also": [0.7]},
+    "half, image size free": {"budget": Budget(0.5), "image_size": "free", "controls": [], "front": ()},
 }
 QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 4}
 

@@ -107,8 +107,7 @@ def tune() -> str:
 
 TUNE = ROOT / "benchmarks" / "measured" / "tune.json"
 TUNE_CASES = {
-    "half": "Half of the GFLOPs, chosen without labels",
-    "0.7": "0.7 of the GFLOPs, chosen without labels",
+    "half": "Half of the GFLOPs, and 0.7 from the front of the same run, chosen without labels",
     "half, image size free": "Half of the GFLOPs, the image size free, labels used",
 }
 

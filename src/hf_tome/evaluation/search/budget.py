@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from ...api import apply
 from ...config import MergeConfig, format_config
+from ...files import write_whole
 from ...merging.methods import get_method
 from ...profiling.rounds import interleave
 from ...profiling.slice_oracle import shallow_copy
@@ -38,6 +40,7 @@ from .trials import Progress, Trials
 
 MAX_EVALUATIONS = 45
 UNITS = {"gflops": "GFLOPs", "time": "time"}
+TIMED = "equal_time.json"
 ROUNDS = 7
 """Rounds in which variants are timed on one batch, in turns."""
 SMALLEST = 0.7
@@ -72,6 +75,7 @@ def tune_to_budget(
     image_size: str = "fixed",
     use_labels: bool = True,
     controls: Sequence[str] = ("gflops", "time"),
+    also: Sequence[float] = (),
     choose: int = COMMON,
     confirm: int | None = 1000,
     seed: int = 0,
@@ -93,6 +97,7 @@ def tune_to_budget(
         image_size: `"fixed"`, or `"free"` to let the search take smaller images too.
         use_labels: choose by the labels too, where there are any; without them, by the unmerged model's outputs alone.
         controls: what is shown beside the choice: other ways at equal GFLOPs, and at equal measured time.
+        also: budgets of the front that are confirmed too, each beside constant ToMe.
         choose, confirm: how many samples to choose by, and to confirm on (`None` for all others).
         seed: for the draw of the samples.
         max_evaluations: passes over the samples to choose by.
@@ -116,7 +121,7 @@ def tune_to_budget(
         if by_block:
             tuning.measure_blocks()
         point = tuning.choose()
-        variants = tuning.variants(point, controls)
+        variants = {**tuning.variants(point, controls), **tuning.at_budgets(also)}
         confirming = replace(job, data=confirmed_on)
         tested = [*variants.values(), *(tuning.front() if budget.max_drop is not None else [])]
         with nullcontext(out) if out is not None else TemporaryDirectory() as place:
@@ -258,13 +263,29 @@ class _Tuning:
         timed = {name: variant for name, variant in found.items() if variant is not None}
         if "time" not in controls:
             return timed
-        seconds = self.seconds(timed)
+        shares = self._equal_time_shares(timed, share)
         for name in list(timed)[1:]:
-            # One step towards equal time; what is left is in the table's speed-up.
-            other = self._controls(share * seconds["tuned"] / seconds[name], " ")[f"{name} "]
+            other = self._controls(shares[name], " ")[f"{name} "]
             if other is not None and other.name not in {variant.name for variant in timed.values()}:
                 found[f"{name}, equal time"] = other
         return {name: variant for name, variant in found.items() if variant is not None}
+
+    def _equal_time_shares(self, timed: Mapping[str, Variant], share: float) -> dict[str, float]:
+        """Return the share of the GFLOPs at which each control takes about as long as the choice.
+
+        One step from equal GFLOPs; what is left is in the table's speed-up. The shares are kept, as another timing
+        would give others, whose samples would have to be run anew.
+        """
+        key, path = timed["tuned"].name, None if self.out is None else self.out / TIMED
+        if path is not None and path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept.get("tuned") == key and set(kept["shares"]) >= set(timed) - {"tuned"}:
+                return kept["shares"]
+        seconds = self.seconds(timed)
+        shares = {name: share * seconds["tuned"] / seconds[name] for name in timed if name != "tuned"}
+        if path is not None:
+            write_whole(path, json.dumps({"tuned": key, "shares": shares}) + "\n")
+        return shares
 
     def _controls(self, share: float, mark: str) -> dict[str, Variant | None]:
         share = min(max(share, 0.01), 1.0)
@@ -278,6 +299,15 @@ class _Tuning:
         }
         named = {name: None if found is None else replace(found, control=name) for name, found in controls.items()}
         return {f"{name}{mark}": found for name, found in named.items()}
+
+    def at_budgets(self, budgets: Sequence[float]) -> dict[str, Variant]:
+        """Return the winner and the constant schedule at other budgets."""
+        found: dict[str, Variant | None] = {}
+        for value in budgets:
+            if value in self.finder.points:
+                found[f"tuned, {value:g}"] = self.finder.points[value].trial.variant
+                found[f"constant ToMe, {value:g}"] = self.space.variant(CONSTANT, value)
+        return {name: variant for name, variant in found.items() if variant is not None}
 
     def front(self) -> list[Variant]:
         """Return the winners of all budgets, from mild to strong."""
@@ -315,10 +345,13 @@ class _Tuning:
         """Pair the choice with each control over the same samples: how many points more it is right by."""
         records = read_records(folder)
         self.gains = {}
-        mine = records[variants["tuned"].name]
-        for name, variant in list(variants.items())[1:]:
-            found = gain(self.job.scorer, mine, records[variant.name])
-            if variant.name != variants["tuned"].name and found is not None:
+        of_budget = {name.rpartition(", ")[2]: name for name in variants if name.startswith("tuned, ")}
+        for name, variant in variants.items():
+            choice = variants[of_budget.get(name.rpartition(", ")[2], "tuned")]
+            if name.startswith("tuned") or variant.name == choice.name:
+                continue
+            found = gain(self.job.scorer, records[choice.name], records[variant.name])
+            if found is not None:
                 self.gains[name] = list(found)
 
     def _side(self) -> int:
