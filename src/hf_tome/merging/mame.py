@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Merge, check_arguments, check_tokens, ones_or_checked
 from .indexing import take
 from .method import Fields, GridInputs, MatchInputs, Method, two_halves
 from .partition import sources_beside, split
 from .similarity import full_precision, similarity
-
-TIE = 1e-6
-"""A weight that exceeds its column's threshold by no more than this is a tie, not a connection.
-
-By equations 5 to 8 a source with one destination above tau, or with equal weights, has W = zeta, so its column is zero
-and it is preserved. In floating point the sign of W - zeta is rounding noise there, and must not decide. (Without
-pruning the threshold is 0: a source that is just as similar as tau has weights of rounding noise alone.)
-"""
+from .sparse_mame import LOWEST_THRESHOLD, TIE, Connections, find_connections, in_range, merge_connected
 
 BATCHINGS = ("pad", "union")
 """How images of a batch that keep unequal numbers of tokens go together; see `matrix_matching`."""
@@ -29,7 +22,7 @@ class MatrixMerge(Merge):
     """A merge in which a source is shared out among several destinations.
 
     Attributes:
-        weights (`Tensor`): (B, T, S), the fusion weights W^F of equation 8, columns of preserved sources zero.
+        connections (`Connections`, *optional*): the weights, where they are kept as pairs.
         preserved (`Tensor`): (B, S) bool, the sources that stay tokens of their own (the mask m of section 3.3).
         sources, destinations (`Tensor`): their positions in the input, (S,) and (T,), or (B, S) and (B, T).
         order (`Tensor`): (B, M) int64, the rows of [special, destinations, sources] that come out.
@@ -38,19 +31,30 @@ class MatrixMerge(Merge):
 
     def __init__(
         self,
-        weights: Tensor,
+        weights: Tensor | Connections,
         sources: Tensor,
         destinations: Tensor,
         order: Tensor,
         num_special: int,
         real: Tensor | None = None,
     ):
-        self.weights, self.sources, self.destinations = weights, sources, destinations
+        self.sources, self.destinations = sources, destinations
         self.order, self.real, self.num_special = order, real, num_special
-        self.preserved = weights.detach().sum(dim=1) == 0
+        self.connections = weights if isinstance(weights, Connections) else None
+        self._weights = None if isinstance(weights, Connections) else weights
+        gone = weights.gone if isinstance(weights, Connections) else weights.detach().sum(dim=1) > 0
+        self.preserved = ~gone
         self._lengths = [num_special, destinations.shape[-1], sources.shape[-1]]
         self.num_input, self.num_output = sum(self._lengths), order.shape[1]
         self._grouped = _grouped(num_special, destinations, sources)
+
+    @property
+    def weights(self) -> Tensor:
+        """The fusion weights W^F of equation 8, (B, T, S), columns of preserved sources zero."""
+        if self.connections is not None and self._weights is None:
+            self._weights = self.connections.dense()
+        assert self._weights is not None
+        return self._weights
 
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Fuse sources into destinations (equation 9) and concatenate (equation 10); see the base class.
@@ -59,6 +63,9 @@ class MatrixMerge(Merge):
         """
         check_tokens(x, self.order.shape[0], self.num_input)
         size = ones_or_checked(size, x)
+        if self.connections is not None and not (torch.is_grad_enabled() and x.requires_grad):
+            out, out_size = merge_connected(x, size, self.connections, self.num_special, self.representative)
+            return out, out_size if self.real is None else out_size * self.real[..., None]
         special, destinations, sources = take(x, self._grouped).split(self._lengths, dim=1)
         # Normalised before the product: a sum of tokens may be beyond half precision where their mean is not.
         own = 1 / (1 + self.weights.sum(dim=-1, keepdim=True))  # (B, T, 1)
@@ -66,7 +73,7 @@ class MatrixMerge(Merge):
         # A weight of 0 times NaN would be NaN, so that one such source would spoil every destination.
         with full_precision(x.device):
             shares = weights @ sources.nan_to_num(0.0, 0.0, 0.0)
-        fused = _in_range(destinations * own.to(x.dtype) + shares, destinations)
+        fused = in_range(destinations * own.to(x.dtype) + shares, destinations)
         out = take(torch.cat([special, fused, sources], dim=1), self.order)
 
         # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
@@ -89,7 +96,7 @@ class MatrixMerge(Merge):
         special, destinations, sources = grouped.split(self._lengths, dim=1)
         with full_precision(x.device):
             restored = self.weights.to(x.dtype).transpose(1, 2) @ destinations.nan_to_num(0.0, 0.0, 0.0)
-        restored = _in_range(restored, restored.new_zeros(()))
+        restored = in_range(restored, restored.new_zeros(()))
         restored = torch.where(self.preserved[..., None], sources, restored)
         grouped = torch.cat([special, destinations, restored], dim=1)
         return take(grouped, self._grouped.argsort())
@@ -102,7 +109,14 @@ class MatrixMerge(Merge):
 
     def weights_of_grad(self) -> Tensor | None:
         """Return the fusion weights (see the base class)."""
-        return self.weights
+        return None if self.connections is not None else self.weights
+
+    def to(self, device: torch.device) -> Merge:
+        """Return the same merge of tokens on `device`; pairs become a matrix there (see the base class)."""
+        if self.connections is None or device == self.order.device:
+            return super().to(device)
+        dense = MatrixMerge(self.weights, self.sources, self.destinations, self.order, self.num_special, self.real)
+        return dense.to(device)
 
     def may_pad(self, was_padded: bool) -> bool:
         """Whether some output is padding (see the base class)."""
@@ -128,14 +142,6 @@ class MatrixMerge(Merge):
     def representative(self) -> Tensor:
         """The input token that each output token started from (see the base class)."""
         return self._grouped.expand(self.order.shape[0], -1).gather(1, self.order)
-
-
-def _in_range(mean: Tensor, tokens: Tensor) -> Tensor:
-    """Keep means in float16 finite where the `tokens` are: rounded shares may add up to a little more than 1."""
-    if mean.dtype != torch.float16:
-        return mean
-    largest = torch.finfo(mean.dtype).max
-    return torch.where(tokens.isfinite(), mean.clamp(-largest, largest), mean)
 
 
 def _grouped(num_special: int, destinations: Tensor, sources: Tensor) -> Tensor:
@@ -195,12 +201,19 @@ def matrix_matching(
     if eps <= 0:
         raise ValueError(f"`eps` is {eps!r}; it takes a number above 0.")
     padding = None if size is None else size[..., 0] == 0  # (B, N)
+    is_split = destinations is None and partition == "alternating"
     if destinations is None:
         sources, destinations = split(
             metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding
         )
     else:
         sources = sources_beside(destinations, metric.shape[1])
+    is_plain = is_split and not causal and (distance, batching, keep_ratio) == ("cosine", "pad", None)
+    if is_plain and adaptive_pruning and threshold >= LOWEST_THRESHOLD and _is_eager(metric):
+        connections = find_connections(metric, threshold, num_special, eps, padding)
+        if connections is not None:
+            order, real = _order(connections.gone, sources, destinations, num_special, padding)
+            return MatrixMerge(connections, sources, destinations, order, num_special, real)
     scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
     scores = (scores + bias[..., None]).transpose(1, 2)  # (B, T, S), as in the paper
     weights = fusion_weights(scores, threshold, eps, adaptive_pruning)  # (B, T, S)
@@ -216,11 +229,15 @@ def matrix_matching(
             merges = merges | take(padding, sources)[:, None]
         weights = weights * merges.all(dim=0, keepdim=True)
     gone = weights.detach().sum(dim=1) > 0  # (B, S)
-    gone = torch.cat([gone.new_zeros((gone.shape[0], metric.shape[1] - gone.shape[1])), gone], dim=1)
-    if padding is not None:
-        gone = gone | take(padding, _grouped(num_special, destinations, sources))
-    order, real = _arrange(gone, num_output, is_padded=padding is not None)
+    order, real = _order(gone, sources, destinations, num_special, padding, num_output)
     return MatrixMerge(weights, sources, destinations, order, num_special, real)
+
+
+def _is_eager(metric: Tensor) -> bool:
+    """Return whether shapes may depend on the data and no gradient runs through the matching, on a CPU."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    has_values = metric.device.type == "cpu" and type(metric) is Tensor and not is_traced
+    return has_values and not (torch.is_grad_enabled() and metric.requires_grad)
 
 
 def _precise(metric: Tensor) -> Tensor:
@@ -271,12 +288,29 @@ def _best_matched(
     return weights * merged[:, None], num_special + num_kept
 
 
+def _order(
+    gone: Tensor,
+    sources: Tensor,
+    destinations: Tensor,
+    num_special: int,
+    padding: Tensor | None,
+    num_output: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the rows of [special, destinations, sources] that come out where the sources `gone` (B, S) are fused."""
+    gone = nn.functional.pad(gone, (num_special + destinations.shape[-1], 0))  # (B, N)
+    if padding is not None:
+        gone = gone | take(padding, _grouped(num_special, destinations, sources))
+    return _arrange(gone, num_output, is_padded=padding is not None)
+
+
 def _arrange(gone: Tensor, num_output: int | None, is_padded: bool) -> tuple[Tensor, Tensor | None]:
     """Return which rows come out, (B, M), and which of those are real, (B, M), of the rows (B, N) that may be `gone`.
 
     Real rows first, in order; where images differ in number, the shorter ones are filled up with rows that are gone.
     `num_output` is M where it is known beforehand: then nothing depends on the data, so that graphs can be compiled.
     """
+    if num_output is None and gone.shape[0] == 1:
+        return (~gone).nonzero()[:, 1][None], None
     if num_output is None:
         counts = (~gone).sum(dim=1)
         num_output, fewest = (

@@ -25,6 +25,8 @@ SUPPORTED_BACKENDS = MASK_BACKENDS + CHANNEL_BACKENDS
 CHANNEL_ALIGNMENT = 8  # head sizes of flash kernels are multiples of this
 MASKED = -1e4
 """Logit of a masked token where the bias is a channel: its exponential is exactly 0, and no infinity meets a 0."""
+QUERY_KEY_FEATURES = ("q", "k", "v", "received")
+"""Features of tokens that attention computes."""
 
 
 @dataclass
@@ -55,6 +57,12 @@ class AttentionCall:
     result: Tensor | None = None
     attended: Tensor | None = None
 
+    @property
+    def stays_packed(self) -> bool:
+        """Whether queries, keys and values may stay packed: nothing reads those of all images at once."""
+        all_read = self.attending is not None or self.num_queries is not None or self.feature in QUERY_KEY_FEATURES
+        return self.layout.per_image and not all_read
+
 
 class MergedAttention(PatchedModule):
     """Attention that hands out its projections and weighs each key by its token's size."""
@@ -72,14 +80,15 @@ class MergedAttention(PatchedModule):
         context = context_of(self)
         family: Family = context.target.plan.family
         head_dim = getattr(self, family.head_dim)
+        packed = call.stays_packed and family.rotary is None
 
         def project(name: str, norm: str | None = None, count: int | None = None) -> Tensor:
-            # (1, R, H*d) -> (B, N, H*d) where padding is left out; -> (B, H, N, d), or (B, H, count, d)
+            # (1, R, H*d) -> (B, N, H*d) where all images are attended to at once; -> (B, H, N or count, d)
             states = hidden_states if count is None else call.layout.unpack(hidden_states)[:, :count]
             states = getattr(self, name)(states)
             if norm is not None and not family.norm_heads:
                 states = getattr(self, norm)(states)
-            states = call.layout.unpack(states) if count is None else states
+            states = call.layout.unpack(states) if count is None and not packed else states
             states = states.view(*states.shape[:2], -1, head_dim).transpose(1, 2)
             return getattr(self, norm)(states) if norm is not None and family.norm_heads else states
 
@@ -107,7 +116,7 @@ class MergedAttention(PatchedModule):
         layout = call.layout if call.num_queries is None else PADDED
         if layout.per_image:
             bias = call.bias if context.target.plan.proportional else None  # no padding, no mask
-            out = attend_per_image(attend, self, query, key, value, bias, layout, **options)
+            out = attend_per_image(attend, self, query, key, value, bias, layout, packed=packed, **options)
             return self._project_out(out.flatten(2), family), None
         if call.bias is not None and backend in CHANNEL_BACKENDS:
             query, key, value = with_bias_channel(query, key, value, call.bias, scaling)

@@ -100,12 +100,26 @@ def attend_per_image(
     value: Tensor,
     bias: Tensor | None,
     layout: PaddedLayout,
+    *,
+    packed: bool,
     **kwargs: Any,
 ) -> Tensor:
-    """Attend in each image by itself, over its real tokens: (B, H, N, d) -> (1, R, H, d); `bias` is (B, N)."""
+    """Attend in each image by itself, over its real tokens: (B, H, N, d) -> (1, R, H, d); `bias` is (B, N).
+
+    Where they are `packed` already, queries, keys and values are (1, H, R, d).
+    """
+    lengths = layout.lengths or ()
+    if packed:
+        images = zip(*(states.split(lengths, dim=2) for states in (query, key, value)))
+    else:
+        images = zip(*(_real_tokens(states, lengths) for states in (query, key, value)))
     outputs = []
-    for image, length in enumerate(layout.lengths or ()):
-        states = (x[image : image + 1, :, :length] for x in (query, key, value))
-        mask = None if bias is None else bias[image, None, None, None, :length]
+    for image, states in enumerate(images):
+        mask = None if bias is None else bias[image, None, None, None, : lengths[image]]
         outputs.append(attend(module, *states, mask, is_causal=False, **kwargs)[0])
     return torch.cat(outputs, dim=1)
+
+
+def _real_tokens(states: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
+    """Return the real tokens of each image, (B, H, N, d) -> (1, H, length, d) each."""
+    return [states[image : image + 1, :, :length] for image, length in enumerate(lengths)]

@@ -68,7 +68,7 @@ class TimmAttention(PatchedModule):
     ) -> tuple[Tensor, None]:
         """Attend over `x` (B, N, C)."""
         call = merge_call or AttentionCall()
-        states = call.layout.unpack(self.qkv(x))
+        states = self.qkv(x) if call.stays_packed else call.layout.unpack(self.qkv(x))
         # (B, N, 3*H*d) -> (3, B, H, N, d)
         states = states.reshape(*states.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = states.unbind(0)
@@ -81,7 +81,9 @@ class TimmAttention(PatchedModule):
             call.attended = attention_paid(query, key, self.scale, call)
         if call.layout.per_image:
             bias = call.bias if context_of(self).target.plan.proportional else None  # no padding, no mask
-            out = attend_per_image(_attend, self, query, key, value, bias, call.layout).flatten(2)
+            out = attend_per_image(
+                _attend, self, query, key, value, bias, call.layout, packed=call.stays_packed
+            ).flatten(2)
         else:
             bias = None if call.bias is None else call.bias[:, None, None, :].to(query.dtype)  # (B, N) -> (B, 1, 1, N)
             # (B, N, H, d) -> (B, N, H*d)

@@ -1,0 +1,179 @@
+"""MaMe's matching without a graph: the few pairs of tokens above the threshold, instead of matrices of zeros.
+
+In real images a source has one to four destinations above the threshold, of a hundred. A product in single precision
+finds the pairs that may be above it; equations 2 to 8 are computed in double precision for those pairs alone. So the
+choices are those of the dense form, ties included, and do not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .indexing import take
+from .similarity import TOO_LONG, full_precision
+
+TIE = 1e-6
+"""A weight that exceeds its column's threshold by no more than this is a tie, not a connection.
+
+By equations 5 to 8 a source with one destination above tau, or with equal weights, has W = zeta, so its column is zero
+and it is preserved. In floating point the sign of W - zeta is rounding noise there, and must not decide. (Without
+pruning the threshold is 0: a source that is just as similar as tau has weights of rounding noise alone.)
+"""
+SCREEN_MARGIN = 1e-5
+"""By how much a cosine in single precision may be wrong: over ten times the largest error seen with 192 channels."""
+LOWEST_THRESHOLD = 0.1
+"""Below this threshold most pairs are connected."""
+MOST_PAIRS = 1 / 32
+"""The share of all pairs above which the dense form is faster: rows are gathered slower than matrices multiplied."""
+
+
+@dataclass(frozen=True)
+class Connections:
+    """The weights W^F of equation 8 that are not zero, ordered by image and source.
+
+    Attributes:
+        row (`Tensor`): (E,) int64, the source, as a number of the flat (B * S,).
+        member (`Tensor`): (E,) int64, the source, as a number of the flat tokens (B * N,).
+        image, destination (`Tensor`): (E,) int64, the image, and the number among its destinations.
+        weight, share (`Tensor`): (E,) float64, W^F, and the same without epsilon, which sums to 1 in each column.
+        gone (`Tensor`): (B, S) bool, the sources that are fused.
+        num_destinations (`int`): T.
+    """
+
+    row: Tensor
+    member: Tensor
+    image: Tensor
+    destination: Tensor
+    weight: Tensor
+    share: Tensor
+    gone: Tensor
+    num_destinations: int
+
+    def dense(self) -> Tensor:
+        """Return W^F, (B, T, S)."""
+        batch_size, num_sources = self.gone.shape
+        weights = self.weight.new_zeros((batch_size, num_sources, self.num_destinations))
+        weights.flatten(0, 1).index_put_((self.row, self.destination), self.weight)
+        return weights.transpose(1, 2)
+
+
+def find_connections(
+    metric: Tensor, threshold: float, num_special: int, eps: float, padding: Tensor | None
+) -> Connections | None:
+    """Return the connections of tokens (B, N, D), even sources to odd destinations; `padding` is (B, N) bool.
+
+    `None` where the dense form is to be used: a token is broken, or too many pairs are above the threshold.
+    """
+    metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    batch_size, num_tokens, _ = metric.shape
+    length = torch.linalg.vector_norm(metric, dim=-1)  # (B, N)
+    if num_tokens - num_special < 2 or batch_size == 0 or not length.max().item() < TOO_LONG:
+        return None
+    num_sources = (num_tokens - num_special + 1) // 2
+    num_destinations = num_tokens - num_special - num_sources
+    num_rows = batch_size * num_sources
+    row, destination = _screen(metric, length.clamp_(min=1e-12), threshold - SCREEN_MARGIN, num_special, padding)
+    if row.shape[0] > max(MOST_PAIRS * num_rows * num_destinations, 64):
+        return None
+    # A source with one destination has W = zeta, and is preserved.
+    (several,) = (torch.bincount(row, minlength=num_rows).index_select(0, row) > 1).nonzero(as_tuple=True)
+    row, destination = row.index_select(0, several), destination.index_select(0, several)
+    image = row.div(num_sources, rounding_mode="floor")
+    first = image * num_tokens + num_special
+    member = first + 2 * (row - image * num_sources)
+    cosine = _cosine(metric.flatten(0, 1), member, first + 2 * destination + 1)
+    weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
+    (kept,) = weight.nonzero(as_tuple=True)
+    return Connections(
+        row=row.index_select(0, kept),
+        member=member.index_select(0, kept),
+        image=image.index_select(0, kept),
+        destination=destination.index_select(0, kept),
+        weight=weight.index_select(0, kept),
+        share=share.index_select(0, kept),
+        gone=gone.view(batch_size, num_sources),
+        num_destinations=num_destinations,
+    )
+
+
+def _screen(
+    metric: Tensor, length: Tensor, level: float, num_special: int, padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the pairs whose cosine is above `level`, (E,) numbers of sources (of B*S) and of destinations (of T)."""
+    sources, destinations = slice(num_special, None, 2), slice(num_special + 1, None, 2)
+    inverse, bound = length[:, destinations].reciprocal(), length[:, sources] * level
+    if padding is not None:
+        inverse = inverse.masked_fill_(padding[:, destinations], 0)
+        bound = bound.masked_fill_(padding[:, sources], torch.inf)
+    with full_precision(metric.device):
+        scores = torch.bmm(metric[:, sources], metric[:, destinations].transpose(1, 2))  # (B, S, T)
+    best = scores.mul_(inverse[:, None]).amax(dim=-1)
+    # Most sources have no destination: the search is for those that have.
+    rows = (best > bound).view(-1).nonzero()[:, 0]
+    scores, bound = scores.flatten(0, 1).index_select(0, rows), bound.reshape(-1).index_select(0, rows)
+    row, destination = (scores > bound[:, None]).nonzero().unbind(dim=1)
+    return rows.index_select(0, row), destination
+
+
+def _cosine(tokens: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
+    """Return the cosine of pairs of tokens (R, D), in double precision, (E,)."""
+    a, b = (tokens.index_select(0, rows).double() for rows in (sources, destinations))  # (E, D)
+    lengths = [torch.linalg.vector_norm(x, dim=-1).clamp_(min=1e-12) for x in (a, b)]
+    return a.mul_(b).sum(dim=-1) / (lengths[0] * lengths[1])
+
+
+def _fusion_weights(
+    cosine: Tensor, row: Tensor, num_rows: int, threshold: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return W^F of equations 3 to 8 for pairs (E,) of the source `row`, its shares, and which rows have any, (R,)."""
+
+    def per_row(values: Tensor) -> Tensor:
+        return values.new_zeros(num_rows).index_add_(0, row, values)
+
+    sparse = torch.relu(cosine - threshold)
+    total = per_row(sparse)
+    weights = sparse / (total + eps).index_select(0, row)
+    zeta = total / (total + eps) / (per_row(weights / (weights + eps)) + eps)
+    pruned = torch.threshold(weights - zeta.index_select(0, row), TIE, 0.0)
+    total = per_row(pruned)
+    total_of_pair = total.index_select(0, row)
+    return pruned / (total_of_pair + eps), pruned / total_of_pair, total > 0
+
+
+def merge_connected(
+    x: Tensor, size: Tensor, connections: Connections, num_special: int, representative: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fuse sources into destinations (equation 9): (B, N, C) and (B, N, 1) to (B, M, C) and (B, M, 1).
+
+    `representative` (B, M) are the tokens that come out: special, destinations, preserved sources, padding.
+    """
+    batch_size, num_output = representative.shape
+    out, out_size = take(x, representative), take(size, representative)
+    if connections.row.shape[0] == 0:
+        return out, out_size
+    target = connections.image * num_output + connections.destination + num_special  # (E,), of (B*M,)
+    full = torch.promote_types(x.dtype, torch.float32)
+    weight = connections.weight.to(full)
+    # Normalised before the sum: a sum of tokens may be beyond half precision where their mean is not.
+    own = weight.new_ones(batch_size * num_output).index_add_(0, target, weight).reciprocal_()
+    # A source that is not a number spoils none but itself.
+    members = x.reshape(-1, x.shape[-1]).index_select(0, connections.member).to(full).nan_to_num_(0.0, 0.0, 0.0)
+    members.mul_((weight * own.index_select(0, target))[:, None])
+    mean = out.to(full).view(-1, x.shape[-1])
+    mean = mean.mul_(own[:, None]).index_add_(0, target, members).view_as(out)
+    # Sizes are counts: they weight pooling. Epsilon in equation 8 leaves columns a little short of 1; a source's size
+    # is shared out whole.
+    shares = connections.share.to(size.dtype) * size.reshape(-1).index_select(0, connections.member)
+    out_size.view(-1).index_add_(0, target, shares)
+    return in_range(mean.to(x.dtype), out), out_size
+
+
+def in_range(mean: Tensor, tokens: Tensor) -> Tensor:
+    """Keep means in float16 finite where the `tokens` are: rounded shares may add up to a little more than 1."""
+    if mean.dtype != torch.float16:
+        return mean
+    largest = torch.finfo(mean.dtype).max
+    return torch.where(tokens.isfinite(), mean.clamp(-largest, largest), mean)
