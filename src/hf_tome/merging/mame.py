@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ class MatrixMerge(Merge):
 
     Attributes:
         connections (`Connections`, *optional*): the weights, where they are kept as pairs.
-        preserved (`Tensor`): (B, S) bool, the sources that stay tokens of their own (the mask m of section 3.3).
         sources, destinations (`Tensor`): their positions in the input, (S,) and (T,), or (B, S) and (B, T).
         order (`Tensor`): (B, M) int64, the rows of [special, destinations, sources] that come out.
         real (`Tensor` or `None`): (B, M) bool, False where a row of `order` is padding.
@@ -42,11 +42,19 @@ class MatrixMerge(Merge):
         self.order, self.real, self.num_special = order, real, num_special
         self.connections = weights if isinstance(weights, Connections) else None
         self._weights = None if isinstance(weights, Connections) else weights
-        gone = weights.gone if isinstance(weights, Connections) else weights.detach().sum(dim=1) > 0
-        self.preserved = ~gone
         self._lengths = [num_special, destinations.shape[-1], sources.shape[-1]]
         self.num_input, self.num_output = sum(self._lengths), order.shape[1]
-        self._grouped = _grouped(num_special, destinations, sources)
+
+    @cached_property
+    def _grouped(self) -> Tensor:
+        """The input positions in the order [special, destinations, sources], (N,) or (B, N)."""
+        return _grouped(self.num_special, self.destinations, self.sources)
+
+    @cached_property
+    def preserved(self) -> Tensor:
+        """The sources that stay tokens of their own (the mask m of section 3.3), (B, S) bool."""
+        gone = self.weights.detach().sum(dim=1) > 0 if self.connections is None else self.connections.gone
+        return ~gone
 
     @property
     def weights(self) -> Tensor:
@@ -249,15 +257,17 @@ def _precise(metric: Tensor) -> Tensor:
 def fusion_weights(scores: Tensor, threshold: float, eps: float, adaptive_pruning: bool) -> Tensor:
     """Return W^F of equations 3 to 8, (B, T, S), from the similarity of destinations (rows) to sources (columns)."""
     # Padding scores minus infinity, and relu makes it exactly 0.
-    sparse = torch.relu(scores - threshold)
+    sparse = (scores - threshold).relu_()
     weights = sparse / (sparse.sum(dim=1, keepdim=True) + eps)
     if not adaptive_pruning:
-        return torch.where(weights > TIE, weights, torch.zeros_like(weights))
+        return torch.threshold(weights, TIE, 0.0)
     count = (weights / (weights + eps)).sum(dim=1, keepdim=True)
     zeta = weights.sum(dim=1, keepdim=True) / (count + eps)
-    excess = weights - zeta
-    pruned = torch.where(excess > TIE, excess, torch.zeros_like(excess))
-    return pruned / (pruned.sum(dim=1, keepdim=True) + eps)
+    if weights.requires_grad:
+        pruned = torch.threshold(weights - zeta, TIE, 0.0)
+        return pruned / (pruned.sum(dim=1, keepdim=True) + eps)
+    pruned = torch.threshold_(weights.sub_(zeta), TIE, 0.0)
+    return pruned.div_(pruned.sum(dim=1, keepdim=True) + eps)
 
 
 def _best_matched(

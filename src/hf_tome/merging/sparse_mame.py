@@ -32,7 +32,7 @@ MOST_PAIRS = 1 / 32
 
 @dataclass(frozen=True)
 class Connections:
-    """The weights W^F of equation 8 that are not zero, ordered by image and source.
+    """The weights W^F of equation 8, of the pairs that may have any, ordered by image and source.
 
     Attributes:
         row (`Tensor`): (E,) int64, the source, as a number of the flat (B * S,).
@@ -82,21 +82,16 @@ def find_connections(
     (several,) = (torch.bincount(row, minlength=num_rows).index_select(0, row) > 1).nonzero(as_tuple=True)
     row, destination = row.index_select(0, several), destination.index_select(0, several)
     image = row.div(num_sources, rounding_mode="floor")
-    first = image * num_tokens + num_special
-    member = first + 2 * (row - image * num_sources)
-    cosine = _cosine(metric.flatten(0, 1), member, first + 2 * destination + 1)
-    weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
-    (kept,) = weight.nonzero(as_tuple=True)
-    return Connections(
-        row=row.index_select(0, kept),
-        member=member.index_select(0, kept),
-        image=image.index_select(0, kept),
-        destination=destination.index_select(0, kept),
-        weight=weight.index_select(0, kept),
-        share=share.index_select(0, kept),
-        gone=gone.view(batch_size, num_sources),
-        num_destinations=num_destinations,
-    )
+    member = torch.add(image * (num_tokens - 2 * num_sources) + num_special, row, alpha=2)
+    if row.shape[0] == 0:
+        weight, gone = metric.new_empty(0, dtype=torch.float64), row.new_zeros(num_rows, dtype=torch.bool)
+        share = weight
+    else:
+        target = torch.add(image * num_tokens + (num_special + 1), destination, alpha=2)
+        cosine = _cosine(metric.flatten(0, 1), member, target)
+        weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
+    gone = gone.view(batch_size, num_sources)
+    return Connections(row, member, image, destination, weight, share, gone, num_destinations)
 
 
 def _screen(
@@ -130,17 +125,16 @@ def _fusion_weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return W^F of equations 3 to 8 for pairs (E,) of the source `row`, its shares, and which rows have any, (R,)."""
 
-    def per_row(values: Tensor) -> Tensor:
-        return values.new_zeros(num_rows).index_add_(0, row, values)
-
+    sums = cosine.new_zeros((3, num_rows)).unbind()
     sparse = torch.relu(cosine - threshold)
-    total = per_row(sparse)
-    weights = sparse / (total + eps).index_select(0, row)
-    zeta = total / (total + eps) / (per_row(weights / (weights + eps)) + eps)
+    total = sums[0].index_add_(0, row, sparse)
+    bounded = total + eps
+    weights = sparse / bounded.index_select(0, row)
+    zeta = total / bounded / (sums[1].index_add_(0, row, weights / (weights + eps)) + eps)
     pruned = torch.threshold(weights - zeta.index_select(0, row), TIE, 0.0)
-    total = per_row(pruned)
+    total = sums[2].index_add_(0, row, pruned)
     total_of_pair = total.index_select(0, row)
-    return pruned / (total_of_pair + eps), pruned / total_of_pair, total > 0
+    return pruned / (total_of_pair + eps), pruned / total_of_pair.clamp(min=TIE), total > 0
 
 
 def merge_connected(
