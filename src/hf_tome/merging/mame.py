@@ -216,11 +216,14 @@ def matrix_matching(
         )
     else:
         sources = sources_beside(destinations, metric.shape[1])
-    is_plain = is_split and not causal and (distance, batching, keep_ratio) == ("cosine", "pad", None)
+    is_plain = is_split and not causal and (distance, batching) == ("cosine", "pad")
+    num_output = None if keep_ratio is None else num_special + kept_tokens(metric.shape[1] - num_special, keep_ratio)
+    is_plain = is_plain and (keep_ratio is None or padding is None)
     if is_plain and adaptive_pruning and threshold >= LOWEST_THRESHOLD and _is_eager(metric):
-        connections = find_connections(metric, threshold, num_special, eps, padding)
+        num_merged = None if num_output is None else metric.shape[1] - num_output
+        connections = find_connections(metric, threshold, num_special, eps, padding, num_merged)
         if connections is not None:
-            order, real = _order(connections.gone, sources, destinations, num_special, padding)
+            order, real = _order(connections.gone, sources, destinations, num_special, padding, num_output)
             return MatrixMerge(connections, sources, destinations, order, num_special, real)
     scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
     scores = (scores + bias[..., None]).transpose(1, 2)  # (B, T, S), as in the paper
@@ -228,7 +231,6 @@ def matrix_matching(
     if causal:
         earlier = sources[..., None, :] > destinations[..., :, None]
         weights, scores = weights.masked_fill(earlier, 0), scores.masked_fill(earlier, -torch.inf)
-    num_output = None
     if keep_ratio is not None:
         weights, num_output = _best_matched(scores, weights, keep_ratio, padding, num_special)
     elif batching == "union":

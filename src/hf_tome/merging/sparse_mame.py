@@ -27,7 +27,10 @@ SCREEN_MARGIN = 1e-5
 LOWEST_THRESHOLD = 0.1
 """Below this threshold most pairs are connected."""
 MOST_PAIRS = 1 / 32
-"""The share of all pairs above which the dense form is faster: rows are gathered slower than matrices multiplied."""
+"""The share of all pairs above which the dense form is faster: rows are gathered slower than matrices multiplied.
+
+Two pairs a source are few at any number of destinations.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,16 @@ class Connections:
 
 
 def find_connections(
-    metric: Tensor, threshold: float, num_special: int, eps: float, padding: Tensor | None
+    metric: Tensor,
+    threshold: float,
+    num_special: int,
+    eps: float,
+    padding: Tensor | None,
+    num_merged: int | None = None,
 ) -> Connections | None:
     """Return the connections of tokens (B, N, D), even sources to odd destinations; `padding` is (B, N) bool.
+
+    With `num_merged` so many sources of each image are connected, those with the most similar destinations.
 
     `None` where the dense form is to be used: a token is broken, or too many pairs are above the threshold.
     """
@@ -75,12 +85,14 @@ def find_connections(
     num_sources = (num_tokens - num_special + 1) // 2
     num_destinations = num_tokens - num_special - num_sources
     num_rows = batch_size * num_sources
-    row, destination = _screen(metric, length.clamp_(min=1e-12), threshold - SCREEN_MARGIN, num_special, padding)
-    if row.shape[0] > max(MOST_PAIRS * num_rows * num_destinations, 64):
+    level, with_best = threshold - SCREEN_MARGIN, num_merged is not None
+    row, destination = _screen(metric, length.clamp_(min=1e-12), level, num_special, padding, with_best)
+    if row.shape[0] > max(MOST_PAIRS * num_rows * num_destinations, 2 * num_rows, 64):
         return None
-    # A source with one destination has W = zeta, and is preserved.
-    (several,) = (torch.bincount(row, minlength=num_rows).index_select(0, row) > 1).nonzero(as_tuple=True)
-    row, destination = row.index_select(0, several), destination.index_select(0, several)
+    if num_merged is None:
+        # A source with one destination has W = zeta, and is preserved.
+        (several,) = (torch.bincount(row, minlength=num_rows).index_select(0, row) > 1).nonzero(as_tuple=True)
+        row, destination = row.index_select(0, several), destination.index_select(0, several)
     image = row.div(num_sources, rounding_mode="floor")
     member = torch.add(image * (num_tokens - 2 * num_sources) + num_special, row, alpha=2)
     if row.shape[0] == 0:
@@ -90,14 +102,19 @@ def find_connections(
         target = torch.add(image * num_tokens + (num_special + 1), destination, alpha=2)
         cosine = _cosine(metric.flatten(0, 1), member, target)
         weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
+        if num_merged is not None:
+            weight, share, gone = _best_matched(cosine, row, (weight, share, gone), num_merged, batch_size)
     gone = gone.view(batch_size, num_sources)
     return Connections(row, member, image, destination, weight, share, gone, num_destinations)
 
 
 def _screen(
-    metric: Tensor, length: Tensor, level: float, num_special: int, padding: Tensor | None
+    metric: Tensor, length: Tensor, level: float, num_special: int, padding: Tensor | None, with_best: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the pairs whose cosine is above `level`, (E,) numbers of sources (of B*S) and of destinations (of T)."""
+    """Return the pairs whose cosine is above `level`, (E,) numbers of sources (of B*S) and of destinations (of T).
+
+    `with_best` adds those that may be a source's most similar one.
+    """
     sources, destinations = slice(num_special, None, 2), slice(num_special + 1, None, 2)
     inverse, bound = length[:, destinations].reciprocal(), length[:, sources] * level
     if padding is not None:
@@ -106,6 +123,8 @@ def _screen(
     with full_precision(metric.device):
         scores = torch.bmm(metric[:, sources], metric[:, destinations].transpose(1, 2))  # (B, S, T)
     best = scores.mul_(inverse[:, None]).amax(dim=-1)
+    if with_best:
+        bound = torch.minimum(bound, best - 2 * SCREEN_MARGIN * length[:, sources])
     # Most sources have no destination: the search is for those that have.
     rows = (best > bound).view(-1).nonzero()[:, 0]
     scores, bound = scores.flatten(0, 1).index_select(0, rows), bound.reshape(-1).index_select(0, rows)
@@ -135,6 +154,27 @@ def _fusion_weights(
     total = sums[2].index_add_(0, row, pruned)
     total_of_pair = total.index_select(0, row)
     return pruned / (total_of_pair + eps), pruned / total_of_pair.clamp(min=TIE), total > 0
+
+
+def _best_matched(
+    cosine: Tensor, row: Tensor, weights: tuple[Tensor, Tensor, Tensor], num_merged: int, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let the `num_merged` best matched sources of each image merge: their weights and shares (E,), and rows (R,).
+
+    One that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole.
+    """
+    weight, share, gone = weights
+    best = cosine.new_full(gone.shape, -torch.inf).scatter_reduce_(0, row, cosine, "amax")
+    order = best.view(batch_size, -1).argsort(dim=1, descending=True, stable=True)
+    merged = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :num_merged], True).view(-1)
+    number = torch.arange(row.shape[0], device=row.device)
+    is_best = cosine == best.index_select(0, row)
+    first = row.new_full(gone.shape, row.shape[0])
+    first.scatter_reduce_(0, row, torch.where(is_best, number, row.shape[0]), "amin")
+    whole = (number == first.index_select(0, row)) & ~gone.index_select(0, row)
+    is_merged = merged.index_select(0, row)
+    weight, share = (torch.where(whole, 1.0, values) * is_merged for values in (weight, share))
+    return weight, share, merged
 
 
 def merge_connected(
