@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +43,16 @@ class MatrixMerge(Merge):
         self._weights = None if isinstance(weights, Connections) else weights
         self._lengths = [num_special, destinations.shape[-1], sources.shape[-1]]
         self.num_input, self.num_output = sum(self._lengths), order.shape[1]
+        self._positions: Tensor | None = None
 
-    @cached_property
+    @property
     def _grouped(self) -> Tensor:
         """The input positions in the order [special, destinations, sources], (N,) or (B, N)."""
-        return _grouped(self.num_special, self.destinations, self.sources)
+        if self._positions is None:  # (`functools.cached_property` has a lock, which breaks graphs)
+            self._positions = _grouped(self.num_special, self.destinations, self.sources)
+        return self._positions
 
-    @cached_property
+    @property
     def preserved(self) -> Tensor:
         """The sources that stay tokens of their own (the mask m of section 3.3), (B, S) bool."""
         gone = self.weights.detach().sum(dim=1) > 0 if self.connections is None else self.connections.gone
