@@ -36,7 +36,7 @@ def permute():
 CASES = [
     (denoiser, modules)
     for denoiser in DENOISERS
-    for modules in {name for block in rows.DENOISERS[denoiser.row].blocks for name in block.modules()}
+    for modules in sorted({name for block in rows.DENOISERS[denoiser.row].blocks for name in block.modules()})
 ]
 IDS = [f"{denoiser.row}-{modules}" for denoiser, modules in CASES]
 
