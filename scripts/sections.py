@@ -138,7 +138,7 @@ def kv_cache() -> str:
         cells = (row["way"], f"{row['keep_ratio']:.0%}", f"{row['kl']:.4f}", share, f"{row['agreement']:.3f}")
         lines.append(f"| {' | '.join(cells)} | {row['perplexity']:.2f} | {row['digits']:.2f} |")
     measured_on = (
-        f"`{result['command']}`: {result['rows'][0]['documents']} documents, {result['about']} "
+        f"`{result['command']}`: {result['rows'][0]['documents']} documents. {result['about']} "
         f"{result['environment']['device_name']}, one thread, float32, torch {packages['torch']}, transformers "
         f"{packages['transformers']}, {result['date']}. The shares compare with the eviction of the lowest KL in this "
         "run; the interval is that of a bootstrap over the documents."
@@ -163,6 +163,23 @@ def _benchmark(name: str) -> Callable[[], str]:
     return section
 
 
+def kv_cache_cost() -> str:
+    """Return what merging a cache costs and what decoding gains."""
+    path = ROOT / "benchmarks" / "measured" / "kv_cache_cost.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    packages = result["environment"]["packages"]
+    lines = ["| | entries | seconds | of the prefill, or of the full cache |", "|---|---:|---:|---:|"]
+    for row in result["rows"]:
+        share = "-" if row["share"] is None else f"{row['share']:.0%}"
+        lines.append(f"| {row['case']} | {row['entries']:,} | {row['seconds']:.4f} | {share} |")
+    lines += [
+        "",
+        f"`{result['command']}`: {result['about']} {result['environment']['device_name']}, a busy machine, float32, "
+        f"torch {packages['torch']}, transformers {packages['transformers']}, {result['date']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "sweep": sweep,
     "sweep_merging": sweep_merging,
@@ -170,6 +187,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "kv_cache": kv_cache,
     "diffusion": _benchmark("diffusion"),
     "diffusion_quality": _benchmark("diffusion_quality"),
+    "kv_cache_cost": kv_cache_cost,
 }
 
 

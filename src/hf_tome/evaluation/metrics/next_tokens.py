@@ -24,11 +24,13 @@ class GoesOn:
         ids: (B, N + n), the context and what follows.
         logits: (B, n, V), before each of the tokens that follow.
         bytes: of the cache, for one row.
+        entries: stored in a layer, the mean over the layers.
     """
 
     ids: Tensor
     logits: Tensor
     bytes: float
+    entries: float
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Reader:
         read = model(ids[:, :split], use_cache=True, logits_to_keep=1)
         cache = read[name]
         held = sum(_num_bytes(layer) for layer in cache.layers)
+        entries = sum(layer.keys.shape[2] for layer in cache.layers) / len(cache.layers)
         logits = model(ids[:, split:-1], use_cache=True, **{name: cache}).logits
-        return GoesOn(ids, logits, held / len(ids))
+        return GoesOn(ids, logits, held / len(ids), entries)
 
 
 def _num_bytes(layer: Any) -> int:
@@ -69,7 +72,8 @@ class CacheScorer:
     def join(self, parts: Sequence[GoesOn]) -> GoesOn:
         """Return the parts of a batch as one."""
         held = sum(part.bytes * len(part.ids) for part in parts) / sum(len(part.ids) for part in parts)
-        return GoesOn(torch.cat([part.ids for part in parts]), torch.cat([part.logits for part in parts]), held)
+        ids, logits = (torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "logits"))
+        return GoesOn(ids, logits, held, parts[0].entries)
 
     def records(self, samples: Sequence[Sample], output: GoesOn) -> list[Record]:
         """Return numbers of each text."""
@@ -86,7 +90,12 @@ class CacheScorer:
         }
         means = {key: value.mean(dim=1).tolist() for key, value in values.items()}
         return [
-            {"label": sample.label, "bytes": output.bytes, **{key: rows[at] for key, rows in means.items()}}
+            {
+                "label": sample.label,
+                "tokens": output.entries,
+                "bytes": output.bytes,
+                **{key: rows[at] for key, rows in means.items()},
+            }
             for at, sample in enumerate(samples)
         ]
 
