@@ -4,7 +4,7 @@ Each document is read once, with three sentences hidden in it that tell a five-d
 merged in every way, and go on with the document's next 64 tokens (KL and agreement of the next-token distributions
 with the full cache, perplexity) and with three questions (share of the digits that are the likeliest, each given the
 ones before). Documents are chapters of Python's manual, as `pydoc` has them, and licences; those with an even number
-in that order are measured, the others were used to choose settings. The model is installed by name into a folder of
+in that order are measured, the others are left for choosing settings. The model is installed by name into a folder of
 its own, `--site`; where it cannot be had, a line says so and nothing is measured.
 
     python benchmarks/kv_cache.py [--quick] [--tokens 640] [--documents 20] [--minutes 10]
