@@ -64,7 +64,7 @@ class MergeConfig:
             MaMe.
         proportional_attention (`bool` or `"auto"`, *optional*, defaults to `"auto"`):
             Add log(size) to the attention logits (ToMe, equation 1). `"auto"`: off for MaMe, for models that are
-            usually off-the-shelf MAE models, and for audio; on elsewhere.
+            usually off-the-shelf MAE models, and for audio; on elsewhere. In a denoiser it is on for both.
         metric (`str`, *optional*):
             What similarity is measured on: `"x_pre"`, `"x"`, `"k"`, `"q"` or `"v"` (ToMe, table 1a; MaMe, figure 2a).
         distance (`str`, *optional*):

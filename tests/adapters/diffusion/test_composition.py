@@ -353,3 +353,13 @@ def test_downsampling_is_refused_in_an_encoder():
     sizes = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
     with pytest.raises(ValueError, match="'downsample' means something with `where` 'auto' or 'denoiser' alone"):
         hf_tome.apply(ViTModel(sizes), MergeConfig(method="downsample", ratio=0.5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, True), ({"method": "mame", "keep_ratio": 0.5, "ratio": None}, True), ({"method": "random_prune"}, False),
+     ({"method": "downsample"}, False), ({"proportional_attention": False}, False)],
+)  # fmt: skip
+def test_which_methods_add_log_size_by_default(fields, expected):
+    model = hf_tome.apply(UNET.make(), config(**fields))
+    assert hf_tome.report(model).towers[0].proportional_attention is expected
