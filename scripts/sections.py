@@ -25,6 +25,8 @@ SWEEP_COMMAND = (
     "hf-tome sweep --model facebook/deit-tiny-patch16-224 --data PHOTOGRAPHS --split validation --r 4,8,13,16 "
     "--threshold 0.9,0.8,0.7 --out sweep/"
 )
+DOWNSAMPLED = {"r=8": 192, "r=13": 176, "r=16": 160}
+"""Rows of the sweep that the README shows, and the side in pixels of the images that cost about as many GFLOPs."""
 MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -46,6 +48,26 @@ def sweep_merging() -> str:
     lines = [header, "|---|---:|---:|---:|---:|---:|"]
     lines += [_short_row(row) for row in results.rows if "control" not in row]
     return "\n".join([*lines, "", _measured(results)]) + "\n"
+
+
+def side_by_side() -> str:
+    """Return ViT-L and DeiT-Tiny in one table: what merging gains, and its controls at equal cost."""
+    rows = {row["name"]: row for row in read_sweep().rows}
+    whole = json.loads((SWEEP.parent / "whole_model.json").read_text(encoding="utf-8"))
+    large = next(row for row in whole["rows"] if row["model"] == "ViT-L 224" and row["r"] == 8)
+    header = ("model", "merging", "speed-up", "top-1 %", "random pruning, top-1 %", "downsampling, top-1 %")
+    lines = [f"| {' | '.join(header)} |", "|---|---|---:|---:|---:|---:|"]
+    lines += [f"| ViT-L, 224 px | r=8 | {large['speedup']['median']:.2f} | not run | not run | not run |"]
+    for name, size in (("unmerged", None), *DOWNSAMPLED.items()):
+        controls = (f"method=random_prune,{name}", f"downsampled {size}x{size}")
+        cells = [f"{rows[control]['top1']:.1f}" if size else "" for control in controls]
+        row = f"| DeiT-Tiny, 224 px | {name} | {rows[name]['speedup']:.2f} | {rows[name]['top1']:.1f} |"
+        lines.append(f"{row} {' | '.join(cells)} |")
+    slower = (
+        f"random weights, processor time of one thread, {whole['date']}; slicing tokens without any matching gives "
+    )
+    words = f"ViT-L: `{whole['command']}`, {slower}{large['oracle_speedup']['median']:.2f}. "
+    return "\n".join([*lines, "", words + _measured(read_sweep())]) + "\n"
 
 
 def _short_row(row: dict[str, Any]) -> str:
@@ -183,6 +205,7 @@ def kv_cache_cost() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "sweep": sweep,
     "sweep_merging": sweep_merging,
+    "side_by_side": side_by_side,
     "tune": tune,
     "kv_cache": kv_cache,
     "diffusion": _benchmark("diffusion"),
