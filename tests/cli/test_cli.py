@@ -1,6 +1,7 @@
 """`hf-tome` as a user meets it: results on standard output, one-line errors, exit statuses."""
 
 import csv
+import inspect
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ import pytest
 from PIL import Image
 
 from hf_tome import __version__
-from hf_tome.cli import tables
+from hf_tome.cli import common, tables
 from hf_tome.cli.app import COMMANDS, run
 from hf_tome.cli.common import Format
+from hf_tome.cli.groups import GROUPS, ORDER
 from hf_tome.evaluation.data.digits import MODEL_DIR
 from hf_tome.evaluation.reporting.tables import FORMATS
 
@@ -32,6 +34,42 @@ def fails(capsys, *arguments, status=1):
 def test_help_has_one_worked_example(capsys, command):
     assert run([command, "--help"]) == 0
     assert capsys.readouterr().out.count(f"Example:\n    hf-tome {command}") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_stand_in_groups(capsys, command):
+    assert run([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    groups = [line.rstrip(":") for line in lines if line.rstrip(":") in ORDER]
+    assert groups == [name for name in ORDER if name in groups]
+    assert "Output" in groups
+    assert max(map(len, lines[: lines.index(next(line for line in lines if "Example:" in line))])) <= 80
+
+
+def test_groups_name_options_that_there_are():
+    given = {parameter for function, _ in COMMANDS.values() for parameter in inspect.signature(function).parameters}
+    assert {name for names in GROUPS.values() for name in names} <= given | {"help"}
+
+
+def test_shipped_models_and_data_have_names(capsys):
+    evaluated = ["eval", "--model", "digits-vit", "--data", "digits", "--limit", "2", "--format", "json"]
+    assert run(evaluated) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["run"]["model"], found["data"]["id"], found["data"]["num_samples"]) == ("digits-vit", "digits", 2)
+    assert "There is no local folder of that name" in fails(
+        capsys, *evaluated[:1], "--model", "digits-vitt", *evaluated[3:]
+    )
+
+
+def test_without_a_terminal_a_line_from_time_to_time(capsys, monkeypatch):
+    monkeypatch.setattr(common.ProgressLines, "EVERY", 0.0)
+    with common.progress("digits") as update:
+        update(16, 64)
+    assert capsys.readouterr().err == "digits: 16 of 64 (25%)\n"
+    monkeypatch.setattr(common.ProgressLines, "EVERY", 1000.0)
+    with common.progress("digits") as update:
+        update(16, 64)
+    assert capsys.readouterr().err == ""
 
 
 def test_formats_are_those_of_the_output():

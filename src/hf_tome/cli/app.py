@@ -18,6 +18,7 @@ import typer
 from ..version import __version__
 from . import bench, card, demo, env, eval, export, generate, show, sweep, tune
 from .extras import advice
+from .groups import GroupedCommand
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo_command, demo.EXAMPLE),
@@ -53,7 +54,7 @@ def _quietly(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for _name, (_function, _example) in COMMANDS.items():
-    app.command(_name, epilog=_example)(_quietly(_function))
+    app.command(_name, cls=GroupedCommand, epilog=_example)(_quietly(_function))
 
 
 def _show_version(wanted: bool) -> None:
@@ -127,7 +128,7 @@ def _interrupted(arguments: Sequence[str]) -> str:
     needed = RESUMES.get(next(iter(arguments), ""))
     if needed is None or not given.issuperset(needed):
         return "interrupted"
-    return f"interrupted; the same command{', without --restart,' * ('--restart' in given)} goes on where it stopped"
+    return f"interrupted; the same command{', without --restart,' * ('--restart' in given)} resumes where it stopped"
 
 
 def _one_line(error: Exception) -> str:

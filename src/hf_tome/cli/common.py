@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -36,9 +37,6 @@ class Dtype(StrEnum):
 
 PLOT = "pareto.png"
 
-MODEL, DATA, MERGING, OUTPUT, RUN = "Model", "Data", "Merging", "Output", "Run"
-"""The groups of options in the help."""
-
 FormatOption = Annotated[Format, typer.Option("--format", help="How to write the result to standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: cuda where there is one.")]
@@ -46,12 +44,12 @@ MediaLimitsOption = Annotated[
     str,
     typer.Option(
         metavar="NAME=VALUE,...",
-        help="Other limits than the usual on the sizes of images, clips and recordings, such as "
+        help="Limits on the sizes of images, clips and recordings other than the defaults, such as "
         "image_pixels=100000000: file_bytes, image_pixels, aspect_ratio, frame_pixels, frames, clip_pixels, "
         "recording_seconds, decoding_seconds. Larger ones are refused before they are decoded.",
     ),
 ]
-DtypeOption = Annotated[Dtype, typer.Option(help="What the model is run in.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Data type of the weights and the computation.")]
 
 
 def _batch_size(value: str | int) -> int:
@@ -72,9 +70,9 @@ BatchSizeOption = Annotated[
         "is halved until it fits.",
     ),
 ]
-ModelOption = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
+ModelOption = Annotated[str, typer.Option(help="Hub id or folder of the model, or a shipped one: digits-vit, ...")]
 CONFIG_HELP = (
-    "A merge config, many times if you like: r=8, r=[0,8,8], r=(16,-1.0), method=mame,threshold=0.8,layers=0-7, or "
+    "A merge config, repeatable: r=8, r=[0,8,8], r=(16,-1.0), method=mame,threshold=0.8,layers=0-7, or "
     "the path of a merge_config.json."
 )
 ConfigsOption = Annotated[
@@ -186,9 +184,31 @@ def _plot(results: Results, folder: Path) -> None:
         plot_pareto(results, folder / PLOT)
 
 
+class ProgressLines:
+    """A line on standard error every 30 s, for logs."""
+
+    EVERY = 30.0
+
+    def __init__(self, description: str):
+        self.description = description
+        self.next = time.monotonic() + self.EVERY
+
+    def update(self, done: int, total: int) -> None:
+        """Write a line if the last one is long ago."""
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + self.EVERY
+        share = f" of {total} ({done / total:.0%})" if total else ""
+        print(f"{self.description}: {done}{share}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with rate and time left on standard error, if that is a terminal; yields `update(done, total)`."""
+    """Show a bar with rate and time left on standard error, or a line every 30 s where that is no terminal.
+
+    Yields `update(done, total)`.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -200,10 +220,13 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     shown = sys.stderr.isatty() and is_main_process()
+    lines = ProgressLines(description) if is_main_process() and not shown else None
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
         task = bar.add_task(description, total=None, rate="")
 
         def update(done: int, total: int) -> None:
+            if lines is not None:
+                lines.update(done, total)
             speed = bar.tasks[0].speed
             bar.update(task, completed=done, total=total or None, rate=f"{speed:.1f}/s" if speed else "")
 

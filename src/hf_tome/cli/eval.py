@@ -15,7 +15,7 @@ EXAMPLE = example(
     "hf-tome eval --model facebook/deit-tiny-patch16-224 --data imagenet/ --split validation \\\n"
     "    --config r=8 --config r=16 --out results/",
     "evaluates the model on the images in imagenet/validation/<class>/, unmerged and merging 8 and 16 tokens a block, "
-    "prints a table, and writes results.json, report.md and pareto.png to results/. The same command goes on with a "
+    "prints a table, and writes results.json, report.md and pareto.png to results/. The same command resumes a "
     "run that was killed; `torchrun --nproc-per-node 4 -m hf_tome eval ...` shares it among four processes.",
 )
 
@@ -34,7 +34,7 @@ def eval_command(
     """Evaluate a model on a data set, unmerged and with each merge config, and print one row a config.
 
     Labels are matched to the model's by name or wnid. Samples that cannot be read are skipped, counted and listed.
-    With --out, each sample's results are kept as they come, and a run that was killed goes on from there.
+    With --out, each sample's results are kept as they come, and a run that was killed resumes from there.
     """
     configs = common.parse_configs(config)  # before anything heavy is loaded
 

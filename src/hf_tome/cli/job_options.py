@@ -33,8 +33,9 @@ class JobArguments:
     data: Annotated[
         str,
         typer.Option(
-            help="Hub id or folder of the data: <split>/<class>/<file>, WebDataset shards or Parquet; of clips and "
-            "recordings also a CSV; of captions and questions a JSON, JSONL or CSV file."
+            help="Hub id or folder of the data, or digits, which ship with scikit-learn. A folder holds "
+            "<split>/<class>/<file>, WebDataset shards or Parquet; of clips and recordings also a CSV; "
+            "of captions and questions a JSON, JSONL or CSV file."
         ),
     ]
     task: Annotated[
@@ -75,10 +76,10 @@ class JobArguments:
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Captions and answers: tokens to generate at most; else 64 and 16.")
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate so many samples, drawn at random by --seed.")] = (
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Evaluate a random subset of N samples.")] = (
         None
     )
-    seed: Annotated[int, typer.Option(help="For the draw of --limit.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the random subset of --limit.")] = 0
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a Hub data set or shards without a copy on disk first.")
     ] = False
@@ -86,9 +87,7 @@ class JobArguments:
     batch_size: common.BatchSizeOption = 16
     device: common.DeviceOption = "auto"
     dtype: common.DtypeOption = Dtype.float32
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Throw away the samples that an earlier run left in --out.")
-    ] = False
+    restart: Annotated[bool, typer.Option("--restart", help="Discard what an earlier run left in --out.")] = False
 
     @contextmanager
     def build(
@@ -103,10 +102,16 @@ class JobArguments:
         from ..evaluation.options import JobOptions
         from ..evaluation.store.lock import lock_folder
         from ..evaluation.tasks.registry import build_job
+        from ..hub.shipped import shipped_model
 
         device, is_main = common.pick_device(self.device), common.is_main_process()
         values = {name: value for name, value in asdict(self).items() if name not in NOT_OF_THE_JOB}
-        values |= {"device": device, "dtype": self.dtype.value, "media_limits": parse_limits(self.media_limits)}
+        values |= {
+            "model": shipped_model(self.model),
+            "device": device,
+            "dtype": self.dtype.value,
+            "media_limits": parse_limits(self.media_limits),
+        }
         options = JobOptions(**values)
         with ExitStack() as stack:
             if out is not None and out.is_dir():  # a job that cannot be built leaves no new folder behind

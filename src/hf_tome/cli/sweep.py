@@ -17,7 +17,7 @@ EXAMPLE = example(
     "    --out sweep/",
     "evaluates ToMe at four r and MaMe at two thresholds, each beside random pruning to as many tokens and the "
     "unmerged model on images downsampled to as many GFLOPs, and plots all of them in sweep/pareto.png. The same "
-    "command goes on with a run that was killed.",
+    "command resumes a run that was killed.",
 )
 
 RList = Annotated[str, typer.Option("--r", help="Tokens merged a block, separated by commas.")]
