@@ -97,7 +97,7 @@ _DEFINED_IN = {
     "trace": "inspection.tracing",
     "tune": "evaluation.functions",
 }
-_SUBMODULES = ("adapters", "api", "config", "errors", "hub", "inspection", "merging", "patching")
+_SUBMODULES = ("adapters", "api", "config", "errors", "hub", "inspection", "merging", "models", "patching", "training")
 """Submodules that are there as attributes after `import hf_tome`, without an import of their own."""
 
 

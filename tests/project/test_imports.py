@@ -69,7 +69,7 @@ ORDER = [
     ["version", "files", "media", "escaping", "verbosity"],
     ["errors"],
     ["merging"],
-    ["config"],
+    ["config", "models"],
     ["patching"],
     ["adapters"],  # what an adapter is; its folders follow
     ["adapters/encoders"],

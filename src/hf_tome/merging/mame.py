@@ -227,8 +227,7 @@ def matrix_matching(
         if connections is not None:
             order, real = _order(connections.gone, sources, destinations, num_special, padding, num_output)
             return MatrixMerge(connections, sources, destinations, order, num_special, real)
-    scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
-    scores = (scores + bias[..., None]).transpose(1, 2)  # (B, T, S), as in the paper
+    scores = paired_scores(metric, sources, destinations, distance, padding)  # (B, T, S), as in the paper
     weights = fusion_weights(scores, threshold, eps, adaptive_pruning)  # (B, T, S)
     if causal:
         earlier = sources[..., None, :] > destinations[..., :, None]
@@ -250,6 +249,14 @@ def _is_eager(metric: Tensor) -> bool:
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     has_values = metric.device.type == "cpu" and type(metric) is Tensor and not is_traced
     return has_values and not (torch.is_grad_enabled() and metric.requires_grad)
+
+
+def paired_scores(
+    metric: Tensor, sources: Tensor, destinations: Tensor, distance: str, padding: Tensor | None
+) -> Tensor:
+    """Return the similarity of destinations (rows) to sources (columns), (B, T, S)."""
+    scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
+    return (scores + bias[..., None]).transpose(1, 2)
 
 
 def _precise(metric: Tensor) -> Tensor:
