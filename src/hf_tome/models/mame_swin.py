@@ -125,6 +125,6 @@ class MameSwinForImageClassification(SwinForImageClassification):
         SwinPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.swin = MameSwinModel(config)
-        classes = config.num_labels
+        classes = config.num_labels or 0
         self.classifier = nn.Linear(self.swin.num_features, classes) if classes > 0 else nn.Identity()
         self.post_init()

@@ -21,7 +21,7 @@ def swin_gflops(config: SwinConfig) -> float:
     merges = isinstance(config, MameSwinConfig)
     height, width = (image // patch for image, patch in zip(_pair(config.image_size), _pair(config.patch_size)))
     patch_area = _pair(config.patch_size)[0] * _pair(config.patch_size)[1]
-    total = height * width * config.embed_dim * (patch_area * config.num_channels + NORM_FLOPS)
+    total: float = height * width * config.embed_dim * (patch_area * config.num_channels + NORM_FLOPS)
     dim, last = config.embed_dim, len(config.depths) - 1
     for stage, depth in enumerate(config.depths):
         total += depth * _block_flops(height, width, dim, config)
@@ -33,7 +33,7 @@ def swin_gflops(config: SwinConfig) -> float:
             else:
                 total += kept * (4 * dim * 2 * dim + NORM_FLOPS * 4 * dim)
                 dim *= 2
-    total += height * width * NORM_FLOPS * dim + dim * config.num_labels
+    total += height * width * NORM_FLOPS * dim + dim * (config.num_labels or 0)
     return total / 1e9
 
 
