@@ -108,7 +108,7 @@ def tune() -> str:
         lines += [
             "",
             f"Chosen: `{tuned['name']}`, by {tuned['evaluations']} evaluations of {tuned['choosing']} photographs "
-            f"({labelled}) in {tuned['seconds']:.0f} s of processor time; the figures are those of the "
+            f"({labelled}) in {tuned['seconds']:.0f} s on a busy machine; the figures are those of the "
             f"{results.data['num_samples']} others."
             f"{_gains(tuned['gains'])}",
             "",
