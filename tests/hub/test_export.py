@@ -13,6 +13,7 @@ from hf_tome.hub.export import difference_in_onnxruntime, export_onnx, export_pr
 
 CONFIGS = {"tome": MergeConfig(r=6), "mame": MergeConfig(method="mame", keep_ratio=0.6, layers=[0, 2])}
 FAST = ("vit", "deit", "clip-projection", "siglip-classifier", "videomae")
+VIT = next(zoo for zoo in ZOO if zoo.name == "vit")
 MODELS = [pytest.param(zoo, id=zoo.name) for zoo in ZOO if zoo.name in FAST]
 TOWERS = {
     "clip": (tf.CLIPVisionModel, tf.CLIPVisionConfig),
@@ -97,3 +98,26 @@ def test_command(tmp_path, capsys):
     assert program.module()(**zoo.inputs(3)).logits.shape == (3, 5)
     assert run(["export", "--model", str(tmp_path / "model"), "--out", "model.tflite"]) == 1
     assert "ends in .onnx or .pt2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: (tensor,)], ids=["tensor", "tuple"])
+def test_what_people_pass_first_is_taken(wrap):
+    model = apply(VIT.make(), MergeConfig(r=4))
+    program = export_program(model, wrap(VIT.inputs(2)["pixel_values"]))
+    with torch.no_grad():
+        assert len(VIT.run(program.module(), inputs=VIT.inputs(3))) == 3
+
+
+def test_other_inputs_are_named():
+    with pytest.raises(TypeError, match="`inputs` is a str; it takes the model's keyword arguments"):
+        export_program(VIT.make(), "photo.jpg")
+    with pytest.raises(ValueError, match="a batch of 1, which would become a constant"):
+        export_program(VIT.make(), VIT.inputs(1))
+
+
+def test_axes_of_onnx_are_named(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    graph = onnx.load(export_onnx(apply(VIT.make(), MergeConfig(r=4)), tmp_path / "vit.onnx")).graph
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"

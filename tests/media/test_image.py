@@ -200,3 +200,10 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match=r"Cannot read pipe\.png as an image: it is not a regular file"):
         read_image(tmp_path / "pipe.png")
+
+
+def test_reasons_hold_no_python_objects():
+    with pytest.raises(ImageError) as refused:
+        read_image(b"no image at all")
+    assert "_io" not in str(refused.value)
+    assert "cannot identify image file" in str(refused.value)

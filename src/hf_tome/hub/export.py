@@ -30,7 +30,8 @@ def export_program(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
 
     Args:
         model: a transformers model, merged or not, in evaluation mode.
-        inputs: keyword arguments with a batch of at least two; by default random ones of the config's shape.
+        inputs: keyword arguments, or the main input alone, with a batch of at least two; by default random ones of
+            the config's shape.
 
     Raises:
         ValueError: the model is in training mode, or its number of tokens depends on the images.
@@ -68,6 +69,7 @@ def export_onnx(model: nn.Module, path: str | Path, inputs: Mapping[str, Tensor]
         )
         if exported is None:
             raise RuntimeError("torch.onnx.export returned no program.")
+        _name_batch(exported.model.graph)
         exported.save(str(path))
     return path
 
@@ -93,8 +95,30 @@ def difference_in_onnxruntime(model: nn.Module, path: str | Path, inputs: Mappin
     return max(float((one - other).abs().max()) for one, other in pairs)
 
 
-def _example(root: nn.Module, inputs: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    return example_inputs(root, EXAMPLE_BATCH) if inputs is None else dict(inputs)
+def _example(root: Any, inputs: Any) -> dict[str, Tensor]:
+    """Return the keyword arguments to export with; a tensor alone is the model's main input.
+
+    Raises:
+        TypeError: they are something else.
+        ValueError: the batch is too small to be told from a constant.
+    """
+    if inputs is None:
+        return example_inputs(root, EXAMPLE_BATCH)
+    if isinstance(inputs, (tuple, list)) and len(inputs) == 1:  # as torch.export and torch.onnx take it
+        inputs = inputs[0]
+    if isinstance(inputs, Tensor):
+        inputs = {root.main_input_name: inputs}
+    if not isinstance(inputs, Mapping) or not all(isinstance(value, Tensor) for value in inputs.values()):
+        raise TypeError(
+            f"`inputs` is a {type(inputs).__name__}; it takes the model's keyword arguments, as in "
+            f"{{{root.main_input_name!r}: torch.randn(2, 3, 224, 224)}}, or the tensor alone."
+        )
+    sizes = {name: value.shape[0] for name, value in inputs.items() if value.ndim}
+    if sizes and min(sizes.values()) < EXAMPLE_BATCH:
+        raise ValueError(
+            f"The inputs are a batch of 1, which would become a constant; pass a batch of {EXAMPLE_BATCH}."
+        )
+    return dict(inputs)
 
 
 def _outputs(output: Any) -> dict[str, Tensor]:
@@ -118,6 +142,16 @@ def _check(root: nn.Module) -> None:
 
 def _any_batch(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
     return {name: {0: torch.export.Dim("batch", min=1)} for name in inputs}
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the first axis of the inputs `batch` wherever it stands; the exporter gives it a name such as s77."""
+    names = {getattr(value.shape[0], "value", None) for value in graph.inputs} - {None}
+    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None and any(getattr(dim, "value", dim) in names for dim in value.shape):
+            value.shape = type(value.shape)(
+                ["batch" if getattr(dim, "value", dim) in names else dim for dim in value.shape]
+            )
 
 
 def _translations() -> dict[Any, Any]:

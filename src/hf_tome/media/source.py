@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from .limits import MediaLimits
 
 Source = str | Path | bytes
 """The path of a file, or its contents."""
+
+_OBJECT = re.compile(r",? ?'?<_io\.\w+[^>]*>'?")
+"""What Pillow and PyAV call a file in memory, as in `cannot identify image file <_io.BytesIO object at 0x7f>`."""
 
 
 @contextmanager
@@ -44,6 +48,6 @@ def source_name(source: Source, otherwise: str) -> str:
 
 
 def error_reason(error: Exception) -> str:
-    """Return the first line of an error, without the path that PyAV repeats and without a full stop."""
+    """Return the first line of an error, without the path that PyAV repeats, Python's objects and a full stop."""
     lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return _OBJECT.sub("", lines[0]).rstrip(".") if lines else type(error).__name__
