@@ -21,7 +21,9 @@ def parts():
     vae = diffusers.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
                                   down_block_types=("DownEncoderBlock2D",) * 2,
                                   up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
+    scheduler = diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
     none = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     return {"vae": vae, "unet": BY_ROW["UNet2DConditionModel"].make(), "scheduler": scheduler, **none}
 
