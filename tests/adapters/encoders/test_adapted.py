@@ -19,6 +19,7 @@ def output(zoo, model):
 
 
 @every_config
+@pytest.mark.filterwarnings("ignore:.*Deprecation:UserWarning")  # torchao before 0.18, of itself
 @pytest.mark.parametrize("name", ["vit", "clip-projection"])
 def test_int8_weights(name, config):
     quantization = pytest.importorskip("torchao.quantization")
