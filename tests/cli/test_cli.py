@@ -222,8 +222,8 @@ def test_unexpected_errors_name_their_kind(capsys, monkeypatch):
     ("arguments", "said"),
     [
         ((), "interrupted"),
-        (("--out", "{tmp}"), "interrupted; the same command goes on where it stopped"),
-        (("--out={tmp}", "--restart"), "interrupted; the same command, without --restart, goes on where it stopped"),
+        (("--out", "{tmp}"), "interrupted; the same command resumes where it stopped"),
+        (("--out={tmp}", "--restart"), "interrupted; the same command, without --restart, resumes where it stopped"),
     ],
 )
 def test_an_interrupted_run_is_one_line(capsys, digit_folder, tmp_path, monkeypatch, arguments, said):

@@ -201,7 +201,7 @@ def test_a_signal_ends_a_run_with_the_same_line(tmp_path, digit_folder, number):
     begun = time.monotonic()
     process.send_signal(number)
     _, printed = process.communicate(timeout=30)
-    assert printed.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert printed.splitlines()[-1] == "interrupted; the same command resumes where it stopped"
     assert process.returncode == 130
     assert time.monotonic() - begun < 20
 
