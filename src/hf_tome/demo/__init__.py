@@ -1,0 +1,1 @@
+"""The demo on handwriting: data, models and tables."""
