@@ -243,7 +243,10 @@ def test_card_needs_a_choice_and_results(swept, tmp_path, capsys):
         (lambda values: values["data"].pop("skipped"), r"data\.skipped"),
         (lambda values: values["rows"].clear(), "a row"),
         (lambda values: values["rows"][1].pop("top1"), "top1 of the row 'r=16'"),
-        (lambda values: [row.pop("top1") for row in values["rows"]], "the quality of the row 'unmerged'"),
+        (
+            lambda values: [row.pop(key) for row in values["rows"] for key in ("top1", "agreement")],
+            "the quality of the row 'unmerged'",
+        ),
     ],
 )
 def test_card_of_results_that_are_not_whole(swept, tmp_path, change, missing):

@@ -117,7 +117,9 @@ def _with_legend(image: Image.Image, shade: Any, largest: float) -> Image.Image:
     draw, left = ImageDraw.Draw(drawn), image.width + 2 * bar
     draw.text((left, 0), f"{largest:.4g}", fill="black", font=font(text))
     draw.text((left, image.height - 1), "1", fill="black", font=font(text), anchor="lb")
-    caption = Image.new("RGB", (image.height - 3 * text, text + 4), "white")
-    ImageDraw.Draw(caption).text((caption.width // 2, 0), _LEGEND, fill="black", font=font(text), anchor="mt")
-    drawn.paste(caption.rotate(90, expand=True), (left, 3 * text // 2))
+    between = image.height - 3 * text  # the two numbers
+    if between > 0:
+        caption = Image.new("RGB", (between, text + 4), "white")
+        ImageDraw.Draw(caption).text((caption.width // 2, 0), _LEGEND, fill="black", font=font(text), anchor="mt")
+        drawn.paste(caption.rotate(90, expand=True), (left, 3 * text // 2))
     return drawn

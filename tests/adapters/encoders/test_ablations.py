@@ -122,7 +122,7 @@ def test_a_ratio_follows_the_tokens_that_are_left():
     [
         ({"ratio": 0.5, "tile": 8}, "`tile` is 8, but with `where='tower'` it means nothing"),
         ({"where": "denoiser", "ratio": 0.5}, "where='denoiser'"),
-        ({"where": "cache", "keep_ratio": 0.5}, "where='cache'"),
+        ({"where": "cache", "keep_ratio": 0.5}, "does not generate text, so it keeps no keys"),
     ],
 )
 def test_another_place_is_refused(fields, message):
