@@ -32,19 +32,13 @@ def block_seed(step: Tensor, index: Tensor) -> Tensor:
     return (step + index * 0xC2B2AE35) % (1 << 31)
 
 
-def tokens_to_merge(config: MergeConfig, num_tokens: int) -> int:
-    """Return how many of a grid's tokens a block merges; the method cuts that to what the cells allow."""
-    # A product such as 0.29 * 100 may fall short of the integer that it stands for.
-    return int((config.ratio or 0.0) * num_tokens + 1e-9)
-
-
 def match_grid(config: MergeConfig, tokens: Tensor, shape: tuple[int, ...], seed: Tensor) -> Merge:
     """Match the tokens (B, N, C) of a grid by the config's method."""
     method = get_method(config.method)
     assert method.match_grid is not None  # the adapter has checked that
     inputs = GridInputs(
         metric=tokens.detach(),
-        r=tokens_to_merge(config, tokens.shape[1]),
+        r=config.requested_tokens(0, tokens.shape[1]),  # the method cuts that to what the cells allow
         shape=shape,
         tile=config.tile,
         stride=config.stride,
