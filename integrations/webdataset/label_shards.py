@@ -83,7 +83,7 @@ def embedder(args: argparse.Namespace) -> tuple[torch.nn.Module, Callable[[torch
     """Return a merged encoder, and what makes embeddings of pixels: theirs of CLIP and SigLIP, else class tokens."""
     model = load(AutoModel, args)
     dual = hasattr(model, "get_image_features")
-    if not dual and not hf_tome.report(model).towers[0].num_special:
+    if not dual and not hf_tome.report(model).towers[0].num_prefix_tokens:
         raise SystemExit(f"{type(model).__name__} has no class token to take for an embedding.")
 
     def run(pixels: torch.Tensor) -> Columns:

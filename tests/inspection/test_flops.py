@@ -36,7 +36,7 @@ def plain_shape(layers: int, width: int, heads: int, tokens: int, patch_values: 
         num_heads=heads,
         intermediate_size=4 * width,
         num_tokens=tokens,
-        num_special=1,
+        num_prefix_tokens=1,
         patch_flops=(tokens - 1) * patch_values * width,
         head_flops=width * classes,
     )
@@ -88,7 +88,7 @@ def test_all_published_figures_are_read():
 
 
 def test_hand_count():
-    shape = EncoderShape(2, 8, 2, 16, num_tokens=5, num_special=1, patch_flops=1000, head_flops=100)
+    shape = EncoderShape(2, 8, 2, 16, num_tokens=5, num_prefix_tokens=1, patch_flops=1000, head_flops=100)
     count = count_flops(shape, [(5, 4), (4, 4)], similarity_dim=4)
     first, second = count.blocks
     assert first.attention == 4 * 5 * 64 + 2 * 25 * 8
@@ -269,7 +269,7 @@ def test_a_config_protects_what_apply_protects(family):
     with torch.no_grad():
         model(**inputs)
     (tower,) = report(model).towers
-    assert encoder_shape(model.config).num_special == tower.num_special
+    assert encoder_shape(model.config).num_prefix_tokens == tower.num_prefix_tokens
     assert gflops(model.config, config) == pytest.approx(tower.gflops, rel=1e-12)
 
 

@@ -199,7 +199,7 @@ def test_a_distillation_token_is_protected():
     plain = run(model)
     assert torch.equal(run(hf_tome.apply(model, MergeConfig(r=0))), plain)
     direct = run(hf_tome.apply(model, MergeConfig(r=6)))
-    assert hf_tome.report(model).towers[0].num_special == 2
+    assert hf_tome.report(model).towers[0].num_prefix_tokens == 2
     torch.testing.assert_close(direct, run(hf_tome.apply(model, MergeConfig(r=6, restore=True))), **ROUNDING)
 
 

@@ -145,7 +145,7 @@ def merged_flops(
     method, fields = get_method(merge_config.method), merge_config.match_fields()
     comparing = _comparing_blocks(shape, tokens, merge_config)
     pairs = [
-        method.compared_pairs(before, after, shape.num_special, fields) if block in comparing else 0
+        method.compared_pairs(before, after, shape.num_prefix_tokens, fields) if block in comparing else 0
         for block, (before, after) in enumerate(tokens)
     ]
     return count_flops(
@@ -178,8 +178,8 @@ def planned_tokens(shape: EncoderShape, merge_config: MergeConfig) -> list[tuple
     for r, merges in zip(schedule, merge_config.merging_blocks(shape.num_layers)):
         after: int | None = num_tokens
         if merges:
-            r = merge_config.tokens_to_merge(r, max(num_tokens - shape.num_special, 0))
-            after = method.planned_tokens(num_tokens, shape.num_special, r, fields)
+            r = merge_config.tokens_to_merge(r, max(num_tokens - shape.num_prefix_tokens, 0))
+            after = method.planned_tokens(num_tokens, shape.num_prefix_tokens, r, fields)
         if after is None:
             value = getattr(merge_config, method.search_field)
             raise ValueError(
@@ -192,11 +192,11 @@ def planned_tokens(shape: EncoderShape, merge_config: MergeConfig) -> list[tuple
     return counts
 
 
-def token_counts(num_tokens: int, num_special: int, schedule: Sequence[int]) -> list[tuple[int, int]]:
+def token_counts(num_tokens: int, num_prefix_tokens: int, schedule: Sequence[int]) -> list[tuple[int, int]]:
     """Return the tokens into and out of each block for r of each, cut to half of what may merge (ToMe, 3)."""
     counts = []
     for r in schedule:
-        after = num_tokens - min(r, max(num_tokens - num_special, 0) // 2)
+        after = num_tokens - min(r, max(num_tokens - num_prefix_tokens, 0) // 2)
         counts.append((num_tokens, after))
         num_tokens = after
     return counts

@@ -25,7 +25,7 @@ class TowerReport:
         config: the config's plain values.
         backend: the attention implementation.
         proportional_attention: whether log(size) is added to the attention logits.
-        num_special: leading tokens that are never merged.
+        num_prefix_tokens: leading tokens that are never merged.
         heads: what is done with the tokens after the last block, in words.
         measured: whether the numbers below are those of the last forward pass; else they follow from the config.
         tokens: tokens into and out of each block, means over the images, padding left out; `None` where only a
@@ -44,7 +44,7 @@ class TowerReport:
     config: dict[str, Any]
     backend: str
     proportional_attention: bool
-    num_special: int
+    num_prefix_tokens: int
     heads: tuple[str, ...]
     measured: bool
     tokens: tuple[tuple[float, float], ...] | None
@@ -72,7 +72,7 @@ class TowerReport:
         in_blocks = [
             f"{name}: {self.method}, attention {self.backend}, "
             f"proportional attention {'on' if self.proportional_attention else 'off'}",
-            f"  protected: {self.num_special} leading tokens",
+            f"  protected: {self.num_prefix_tokens} leading tokens",
         ]
         lines = in_blocks
         if self.is_projected:
@@ -159,7 +159,7 @@ def _report_target(target: Target, path: str) -> TowerReport:
         config=target.config.to_dict(),
         backend=description.backend,
         proportional_attention=description.proportional_attention,
-        num_special=description.num_prefix_tokens,
+        num_prefix_tokens=description.num_prefix_tokens,
         heads=description.outputs,
         measured=summary is not None,
         tokens=None if tokens is None else tuple(tokens),
@@ -244,6 +244,6 @@ def depends_on_images(target: Target) -> bool:
 
 def _at_length(shape: EncoderShape, num_tokens: int) -> EncoderShape:
     """Return the shape for inputs of another size than the config's: patches cost in proportion."""
-    patches, now = shape.num_tokens - shape.num_special, num_tokens - shape.num_special
+    patches, now = shape.num_tokens - shape.num_prefix_tokens, num_tokens - shape.num_prefix_tokens
     patch_flops = round(shape.patch_flops * now / patches) if patches else shape.patch_flops
     return replace(shape, num_tokens=num_tokens, patch_flops=patch_flops)

@@ -18,13 +18,13 @@ class Trace:
         source (`Tensor`): (B, N) int64, for each input token the final token that holds it; -1 if it was pruned or was
             padding. A MaMe source, which is shared out, counts to its heaviest destination.
         size (`Tensor`): (B, M, 1), how many input tokens each final token stands for; 0 for padding.
-        num_special (`int`): leading tokens that are never merged.
+        num_prefix_tokens (`int`): leading tokens that are never merged.
         by_block (`tuple[Tensor, ...]`): (B, N) as `source`, after each block.
     """
 
     source: Tensor
     size: Tensor
-    num_special: int
+    num_prefix_tokens: int
     by_block: tuple[Tensor, ...]
 
 

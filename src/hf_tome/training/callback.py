@@ -138,7 +138,7 @@ class MergeCallback(TrainerCallback, ExportableState):
         """Raise a `ValueError` where a stage merges more tokens than there are, of a tower of that shape."""
         if shape is None or self.schedule is None:
             return
-        asked, mergeable = sum(config.schedule(shape.num_layers)), shape.num_tokens - shape.num_special
+        asked, mergeable = sum(config.schedule(shape.num_layers)), shape.num_tokens - shape.num_prefix_tokens
         if asked >= mergeable:
             raise ValueError(
                 f"From {self.schedule.unit} {start:g} on the schedule merges {asked} tokens in {shape.num_layers} "

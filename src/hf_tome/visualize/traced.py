@@ -103,7 +103,7 @@ def _arguments(module: Any, inputs: Any, grid: TokenGrid) -> dict[str, Any]:
 
 def _first_patch(module: Any, grid: TokenGrid, traced: Trace, padded: bool) -> int:
     """Return the number of tokens before the patches: the special ones, unless a protected token is itself a patch."""
-    tokens, special = traced.source.shape[1], traced.num_special
+    tokens, special = traced.source.shape[1], traced.num_prefix_tokens
     first = special if padded else tokens - grid.patches
     if 0 <= first <= special and tokens - first >= grid.patches:
         return first

@@ -85,7 +85,7 @@ def test_everything_follows_from_the_row(medium, registered):
 
     assert input_kind(model) == medium
     traced = trace_input(model, processor(), content, MergeConfig(r=R))
-    assert traced.grid.patches + row.num_special(model.config) == tower.tokens[0][0]
+    assert traced.grid.patches + row.num_prefix_tokens(model.config) == tower.tokens[0][0]
     assert traced.sources[-1].unique().numel() == traced.grid.patches - 3 * R
 
 
@@ -96,7 +96,7 @@ def test_a_row_that_is_not_known_here_reads_its_own_sizes(registered):
         row,
         tower="ToyModel",
         model_types=("toy",),
-        num_special=lambda config: 5,
+        num_prefix_tokens=lambda config: 5,
         sizes=replace(
             row.sizes, intermediate=lambda config: 64, head=lambda config: (7, 0), gated=lambda config: True
         ),
@@ -110,7 +110,7 @@ def test_a_row_that_is_not_known_here_reads_its_own_sizes(registered):
     assert gflops(config) == expected / 1e9
 
 
-@pytest.mark.parametrize(("field", "value"), [("inputs", "image"), ("sizes", None), ("num_special", 1)])
+@pytest.mark.parametrize(("field", "value"), [("inputs", "image"), ("sizes", None), ("num_prefix_tokens", 1)])
 def test_entries_are_checked(field, value, registered):
     row = replace(TOWERS["ViTModel"], tower="ToyModel", model_types=("toy",), **{field: value})
     with pytest.raises(ValueError, match=f"`{field}` of 'ToyModel' is {value!r}; it takes"):

@@ -27,7 +27,7 @@ HOUSE = replace(
     model_types=("house_vit",),
     tower="HouseModel",
     heads={"HouseModel": (CLASS_TOKEN, TOKENS)},
-    num_special=lambda _: 1,
+    num_prefix_tokens=lambda _: 1,
 )
 
 
@@ -72,7 +72,7 @@ def test_rows_are_not_replaced_by_accident(registered):
     ("fields", "message"),
     [
         ({"model_types": "house_vit"}, "`model_types` of 'HouseModel' is 'house_vit'; it takes a tuple of names"),
-        ({"num_special": 1}, "`num_special` of 'HouseModel' is 1; it takes a function"),
+        ({"num_prefix_tokens": 1}, "`num_prefix_tokens` of 'HouseModel' is 1; it takes a function"),
         ({"protected": 1}, "`protected` of 'HouseModel' is 1; it takes a function"),
         ({"layers": ""}, "`layers` of 'HouseModel' is ''; it takes a name"),
         ({"mlp": ["mlp"]}, "`mlp` of 'HouseModel'"),

@@ -67,7 +67,7 @@ WHISPER = replace(
     CLIP,
     model_types=("whisper",),
     tower="WhisperEncoder",
-    num_special=zero,
+    num_prefix_tokens=zero,
     heads={
         "WhisperEncoder": (TOKENS,),
         "WhisperModel": (HEARS,),

@@ -19,7 +19,7 @@ class EncoderShape:
 
     Args:
         num_tokens (`int`): tokens into the first block, the special ones among them.
-        num_special (`int`): leading tokens that never merge.
+        num_prefix_tokens (`int`): leading tokens that never merge.
         patch_flops (`int`): multiply-adds of the patch embedding.
         head_flops (`int`): multiply-adds of what follows the encoder.
         gated_mlp (`bool`): the MLP has three projections (SwiGLU) rather than two.
@@ -31,7 +31,7 @@ class EncoderShape:
     num_heads: int
     intermediate_size: int
     num_tokens: int
-    num_special: int
+    num_prefix_tokens: int
     patch_flops: int
     head_flops: int
     gated_mlp: bool = False
@@ -70,8 +70,8 @@ def family_shape(family: Family, config: PreTrainedConfig) -> EncoderShape:
         hidden_size=config.hidden_size,
         num_heads=config.num_attention_heads,
         intermediate_size=sizes.intermediate(config),
-        num_tokens=family.num_special(config) + sizes.visible(config, patches),
-        num_special=family.num_protected(config),
+        num_tokens=family.num_prefix_tokens(config) + sizes.visible(config, patches),
+        num_prefix_tokens=family.num_protected(config),
         patch_flops=patches * values * config.hidden_size,
         head_flops=head,
         gated_mlp=sizes.gated(config),
@@ -95,7 +95,7 @@ def timm_shape(module: Any) -> EncoderShape:
         num_heads=block.attn.num_heads,
         intermediate_size=block.mlp.fc2.in_features,
         num_tokens=patch.num_patches + module.num_prefix_tokens,
-        num_special=module.num_prefix_tokens,
+        num_prefix_tokens=module.num_prefix_tokens,
         patch_flops=patch.num_patches * values * module.embed_dim,
         head_flops=module.embed_dim * module.num_classes,
         gated_mlp=hasattr(block.mlp, "fc1_g") or block.mlp.fc1.out_features > block.mlp.fc2.in_features,

@@ -120,7 +120,7 @@ class Family:
         scales_query: whether queries are scaled before attention, which then scales nothing (Whisper).
         clamps_half: whether a block's output is clamped in half precision (Whisper).
         head_dim, scaling, dropout: the attention's attributes of these meanings.
-        num_special: the special tokens before the patches, from the tower's config; they are never merged.
+        num_prefix_tokens: the special tokens before the patches, from the tower's config; they are never merged.
         heads: what is done with the tokens, by class name of the model that does it; a class that is not listed is
             unsupported, and so is one that maps to a string, the reason.
         proportional: what `proportional_attention="auto"` means for ToMe here.
@@ -141,7 +141,7 @@ class Family:
 
     model_types: tuple[str, ...]
     tower: str
-    num_special: Callable[[Any], int]
+    num_prefix_tokens: Callable[[Any], int]
     heads: Mapping[str, tuple[OutputAdapter, ...] | str]
     layers: str = "layers"
     norm1: str = "layernorm_before"
@@ -173,16 +173,16 @@ class Family:
 
     def num_protected(self, config: Any, tower: Any = None) -> int:
         """Return the number of leading tokens that are never merged."""
-        return self.num_special(config) if self.protected is None else self.protected(config, tower)
+        return self.num_prefix_tokens(config) if self.protected is None else self.protected(config, tower)
 
     def num_class_tokens(self, config: Any, tower: Any = None) -> int:
         """Return the number of leading tokens whose attention tells what matters."""
-        return self.num_special(config) if self.class_tokens is None else self.class_tokens(config, tower)
+        return self.num_prefix_tokens(config) if self.class_tokens is None else self.class_tokens(config, tower)
 
     def check(self) -> None:
         """Raise a `ValueError` where an entry is not what it takes."""
-        for name in ("num_special", "protected", "class_tokens"):
-            if not (callable(getattr(self, name)) or (name != "num_special" and getattr(self, name) is None)):
+        for name in ("num_prefix_tokens", "protected", "class_tokens"):
+            if not (callable(getattr(self, name)) or (name != "num_prefix_tokens" and getattr(self, name) is None)):
                 raise ValueError(f"`{name}` of {self.tower!r} is {getattr(self, name)!r}; it takes a function.")
         for name, kind in (("inputs", InputFormat), ("sizes", Sizes)):
             if not isinstance(getattr(self, name), kind):

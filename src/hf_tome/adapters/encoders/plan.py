@@ -126,7 +126,7 @@ class EncoderPlan(Plan):
             shape = timm_shape(module) if is_timm else family_shape(self.family, module.config)
         except ValueError:
             return None  # it costs the report its GFLOPs, nothing else
-        return replace(shape, num_special=self.num_prefix_tokens)
+        return replace(shape, num_prefix_tokens=self.num_prefix_tokens)
 
 
 def find_towers(root: nn.Module, towers: Mapping[str, Family] = TOWERS) -> Iterator[tuple[str, nn.Module, Family]]:

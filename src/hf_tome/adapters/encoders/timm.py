@@ -184,7 +184,7 @@ def class_prefix(config: Any, tower: Any) -> int:
 TIMM_VIT = Family(
     model_types=("timm_wrapper",),
     tower="VisionTransformer",
-    num_special=zero,  # timm's modules have no config to read them from
+    num_prefix_tokens=zero,  # timm's modules have no config to read them from
     protected=prefix_tokens,
     class_tokens=class_prefix,
     heads={"VisionTransformer": (OWN_POOL,), **TIMM_WRAPPERS},

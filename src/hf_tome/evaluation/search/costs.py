@@ -53,7 +53,7 @@ class Costs:
         """Return the costs for images of so many tokens."""
         if num_tokens is None:
             return self
-        now, before = (count - self.shape.num_special for count in (num_tokens, self.shape.num_tokens))
+        now, before = (count - self.shape.num_prefix_tokens for count in (num_tokens, self.shape.num_tokens))
         patch_flops = round(self.shape.patch_flops * now / before)
         return replace(self, shape=replace(self.shape, num_tokens=num_tokens, patch_flops=patch_flops))
 

@@ -27,7 +27,7 @@ def sensitivities(trials: Trials, costs: Costs, fields: dict) -> list[float]:
         costs: of the model.
         fields: of the `MergeConfig`, besides `r`.
     """
-    r = max(1, round(SHARE * (costs.shape.num_tokens - costs.shape.num_special)))
+    r = max(1, round(SHARE * (costs.shape.num_tokens - costs.shape.num_prefix_tokens)))
     found = []
     for block in range(costs.blocks):
         config = MergeConfig(r=[0] * block + [r], **fields)

@@ -97,7 +97,7 @@ class Space:
             return None
         most, counts = costs.shape.num_tokens, []
         for number in r:  # what a block cannot merge is not asked of it
-            number = min(number, max(most - costs.shape.num_special, 0) // 2)
+            number = min(number, max(most - costs.shape.num_prefix_tokens, 0) // 2)
             counts.append(number)
             most -= number
         return self._named(make(counts), settings.image_size) if any(counts) else None

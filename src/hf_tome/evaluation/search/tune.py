@@ -110,7 +110,7 @@ def candidates(job: Job, method: str, where: str = "auto") -> list[MergeConfig]:
     tokens, blocks = int(counts[0][0]), len(counts)
     by_path: dict[tuple, MergeConfig] = {}
     for r in range(1, max(2, 2 * tokens // blocks) + 1):
-        path = tuple(token_counts(tokens, tower.num_special, [r] * blocks))
+        path = tuple(token_counts(tokens, tower.num_prefix_tokens, [r] * blocks))
         by_path.setdefault(path, MergeConfig(method=method, r=r, where=where))
     return list(by_path.values())
 

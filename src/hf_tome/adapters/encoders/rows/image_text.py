@@ -24,7 +24,7 @@ CLIP = Family(
     model_types=("clip_vision_model", "clip"),
     tower="CLIPVisionModel",
     sizes=sizes.PROJECTION,
-    num_special=one,
+    num_prefix_tokens=one,
     residual_first=True,
     heads={
         "CLIPVisionModel": (CLASS_TOKEN, TOKENS),
@@ -48,7 +48,7 @@ SIGLIP = replace(
     model_types=("siglip_vision_model", "siglip"),
     tower="SiglipVisionModel",
     sizes=sizes.ATTENTION_POOL,
-    num_special=zero,
+    num_prefix_tokens=zero,
     heads={
         "SiglipVisionModel": (attention_pool("head.attention"), TOKENS),
         "SiglipModel": (),
@@ -96,7 +96,7 @@ IMAGE_TEXT: tuple[Family, ...] = (
         model_types=("aimv2_vision_model", "aimv2"),
         tower="Aimv2VisionModel",
         sizes=replace(sizes.QUERY_POOL, gated=sizes.always_gated),
-        num_special=zero,
+        num_prefix_tokens=zero,
         heads={"Aimv2VisionModel": (OutputAdapter(FunctionalPool, "head", POOLS), TOKENS), "Aimv2Model": ()},
         norm1="rms_norm1",
         attention="attention",
@@ -108,7 +108,7 @@ IMAGE_TEXT: tuple[Family, ...] = (
         model_types=("tipsv2_vision_model", "tipsv2"),
         tower="Tipsv2VisionModel",
         sizes=sizes.DINOV2_TOWER,
-        num_special=class_and_registers,
+        num_prefix_tokens=class_and_registers,
         class_tokens=first_token,
         heads={
             "Tipsv2VisionModel": (CLASS_TOKEN, TOKENS),

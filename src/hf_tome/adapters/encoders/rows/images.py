@@ -24,7 +24,7 @@ from ..outputs import MeanInput, mean_of
 VIT = Family(
     model_types=("vit",),
     tower="ViTModel",
-    num_special=one,
+    num_prefix_tokens=one,
     heads={
         "ViTModel": (CLASS_TOKEN, TOKENS),
         "ViTForImageClassification": (CLASS_TOKEN,),
@@ -36,7 +36,7 @@ DINOV2 = Family(
     model_types=("dinov2",),
     tower="Dinov2Model",
     sizes=sizes.DINOV2,
-    num_special=one,
+    num_prefix_tokens=one,
     heads={
         "Dinov2Model": (CLASS_TOKEN, TOKENS),
         "Dinov2ForImageClassification": (CLASS_TOKEN, mean_of("dinov2.layernorm")),
@@ -55,7 +55,7 @@ IMAGES: tuple[Family, ...] = (
         model_types=("deit",),
         tower="DeiTModel",
         sizes=sizes.DEIT,
-        num_special=two,
+        num_prefix_tokens=two,
         heads={
             "DeiTModel": (CLASS_TOKEN, TOKENS),
             "DeiTForImageClassification": (CLASS_TOKEN,),
@@ -82,7 +82,7 @@ IMAGES: tuple[Family, ...] = (
         model_types=("pixio",),
         tower="PixioModel",
         sizes=sizes.DINOV2_TOWER,
-        num_special=class_tokens,
+        num_prefix_tokens=class_tokens,
         heads={"PixioModel": (CLASS_TOKEN, TOKENS)},
         after_attention=("dropout", "drop_path"),
         mlp=("mlp", "dropout", "drop_path"),
@@ -92,7 +92,7 @@ IMAGES: tuple[Family, ...] = (
         model_types=("ijepa",),
         tower="IJepaModel",
         protected=first_patch_if_pooled,
-        num_special=zero,
+        num_prefix_tokens=zero,
         heads={
             "IJepaModel": (TOKENS,),
             "IJepaForImageClassification": (mean_of("ijepa.layernorm", averages_prefix=True),),
@@ -116,7 +116,7 @@ IMAGES: tuple[Family, ...] = (
         DINOV2,
         model_types=("dinov2_with_registers",),
         tower="Dinov2WithRegistersModel",
-        num_special=class_and_registers,
+        num_prefix_tokens=class_and_registers,
         class_tokens=first_token,
         heads={
             "Dinov2WithRegistersModel": (CLASS_TOKEN, TOKENS),
@@ -128,7 +128,7 @@ IMAGES: tuple[Family, ...] = (
         model_types=("dinov3_vit",),
         tower="DINOv3ViTModel",
         sizes=replace(sizes.NO_HEAD, gated=sizes.gated_by_config),
-        num_special=class_and_registers,
+        num_prefix_tokens=class_and_registers,
         class_tokens=first_token,
         heads={"DINOv3ViTModel": (CLASS_TOKEN, TOKENS)},
         layers="model.layer",

@@ -16,7 +16,7 @@ VIDEO_AUDIO: tuple[Family, ...] = (
         tower="VideoMAEModel",
         protected=first_patch_unless_mean,
         inputs=VIDEO,
-        num_special=zero,
+        num_prefix_tokens=zero,
         heads={
             "VideoMAEModel": (TOKENS,),
             "VideoMAEForVideoClassification": (mean_of("videomae.encoder", averages_prefix=True),),
@@ -46,7 +46,7 @@ VIDEO_AUDIO: tuple[Family, ...] = (
         model_types=("audio-spectrogram-transformer",),
         tower="ASTModel",
         inputs=SPECTROGRAM,
-        num_special=two,
+        num_prefix_tokens=two,
         heads={"ASTModel": (CLASS_TOKEN, TOKENS), "ASTForAudioClassification": (CLASS_TOKEN,)},
         proportional=False,
     ),
