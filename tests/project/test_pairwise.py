@@ -11,6 +11,7 @@ import pairwise
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("tests", "tests/support", "src")
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 1), (5, 5), (7, 3), (3, 7), (38, 10)])
@@ -73,7 +74,7 @@ def chosen(tmp_path_factory):
     (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--pairwise", "-p", "no:cacheprovider"]
     options = ["-c", ROOT / "pyproject.toml", "--rootdir", folder, "--confcutdir", folder, "-p", "conftest"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)}
     done = subprocess.run([*command, *options, folder], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {}

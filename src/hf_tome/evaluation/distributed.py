@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+@contextmanager
+def _stdout_is_stderr() -> Iterator[None]:
+    """Send what is written to standard output to standard error: Gloo in torch 2.8 prints its connections there."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @dataclass(frozen=True)
@@ -43,5 +60,6 @@ def distributed_context(device: str = "cpu") -> DistributedContext:
         return DistributedContext()
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu")
+    with _stdout_is_stderr():
+        state = PartialState(cpu=device == "cpu")
     return DistributedContext(state.process_index, state.num_processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 FLOOR = 0.15
 """The least share of the peak that a block merges, to begin with."""
@@ -35,13 +36,9 @@ def decreasing(num_layers: int) -> list[float]:
 
 def scaled(weights: Sequence[float], total: float) -> list[int]:
     """Return integers in proportion to the weights that sum to `total`, rounded: each rounds what is due by then."""
-    whole, due, given = sum(weights), 0.0, 0
-    numbers = []
-    for weight in weights:
-        due += total * weight / whole
-        numbers.append(round(due) - given)
-        given = round(due)
-    return numbers
+    cumulative = list(accumulate(weights))
+    due = [round(total * (part / cumulative[-1])) for part in cumulative]  # exactly `total` at the end
+    return [after - before for before, after in pairwise([0, *due])]
 
 
 def fit(weights: Sequence[float], cost: Callable[[list[int]], float], budget: float, most: int) -> list[int] | None:
