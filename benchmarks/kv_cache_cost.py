@@ -17,7 +17,7 @@ from common import Row, run
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from hf_tome import MergeConfig, apply, remove
-from hf_tome.adapters.kv_cache.layer import MergingLayer
+from hf_tome.adapters.kv_cache.layers.layer import MergingLayer
 from hf_tome.api import plan_targets
 from hf_tome.profiling.rounds import interleave
 

@@ -17,7 +17,7 @@ from common import Row, run
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
-from hf_tome.adapters.encoders.dims import encoder_shape
+from hf_tome.adapters.encoders.families.dims import encoder_shape
 from hf_tome.inspection.flops import planned_tokens
 from hf_tome.profiling.example_inputs import example_inputs
 from hf_tome.profiling.measure import peak_memory_mib

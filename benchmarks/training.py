@@ -15,7 +15,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
-from hf_tome.adapters.encoders.dims import encoder_shape
+from hf_tome.adapters.encoders.families.dims import encoder_shape
 from hf_tome.inspection.flops import planned_tokens
 from hf_tome.profiling.example_inputs import example_inputs
 from hf_tome.profiling.rounds import Spread, interleave, ratio

@@ -19,7 +19,7 @@ import torch
 
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import to_markdown
-from hf_tome.evaluation.search.budget import Budget, tune_to_budget
+from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
 from hf_tome.evaluation.tasks.registry import build_job
 
 DATA = Path(os.environ.get("HF_TOME_TEST_DATA", "../shared/data"))

@@ -13,7 +13,7 @@ from hf_tome.demo import digits_scenes
 from hf_tome.demo.digits_demo import DEMOS
 from hf_tome.evaluation.data.digits import load_digits
 from hf_tome.evaluation.reporting.tables import unit
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 
 TEMPLATE = Path(__file__).with_name("demo_model_card.md")
 ALL = 10**6

@@ -17,8 +17,8 @@ from hf_tome.adapters.dense.towers import DENSE_FAMILIES
 from hf_tome.adapters.diffusion.denoisers import DENOISERS
 from hf_tome.adapters.diffusion.unsupported import BY_REASON as DENOISERS_BY_REASON
 from hf_tome.adapters.diffusion.unsupported import CHECKED as CHECKED_DIFFUSERS
-from hf_tome.adapters.encoders.families import FAMILIES, WRAPPERS
-from hf_tome.adapters.encoders.family import CLASS_TOKEN, TOKENS, UNMERGE, Family
+from hf_tome.adapters.encoders.families.family import CLASS_TOKEN, TOKENS, UNMERGE, Family
+from hf_tome.adapters.encoders.families.registry import FAMILIES, WRAPPERS
 from hf_tome.adapters.encoders.outputs import AttentionPool, FunctionalPool, LatentPool, MeanInput, MeanOutput
 from hf_tome.adapters.encoders.timm import TIMM_FAMILIES, TimmTower
 from hf_tome.adapters.encoders.unsupported import BY_REASON, CHECKED

@@ -20,7 +20,7 @@ import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.demo.digits_scenes import NAMES
 from hf_tome.evaluation.data.digits import TEMPLATES
-from hf_tome.evaluation.tasks.zero_shot_classes import class_embeddings, image_scores
+from hf_tome.evaluation.tasks.classification.zero_shot_classes import class_embeddings, image_scores
 from hf_tome.media.limits import parse_limits
 from hf_tome.merging.methods import get_method
 from hf_tome.visualize import compare_sheet, input_kind, process_input, trace_input

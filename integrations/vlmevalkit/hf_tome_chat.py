@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hf_tome.evaluation.runner import to_model
-from hf_tome.evaluation.tasks.generation_prompts import Turn, encode
+from hf_tome.evaluation.running.runner import to_model
+from hf_tome.evaluation.tasks.generation.prompts import Turn, encode
 
 CHOOSE = "Answer with the option's letter from the given choices directly."
 """With which LLaVA-1.5 was trained for options."""

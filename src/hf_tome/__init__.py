@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .adapters.encoders.families import register_family
+    from .adapters.encoders.families.registry import register_family
     from .api import apply, get_config, is_merged, merged, remove
     from .config import MergeConfig
     from .errors import UnsupportedModelError
@@ -81,7 +81,7 @@ _DEFINED_IN = {
     "is_merged": "api",
     "merged": "api",
     "pipeline": "pipelines",
-    "register_family": "adapters.encoders.families",
+    "register_family": "adapters.encoders.families.registry",
     "register_method": "merging.methods",
     "register_task": "evaluation.tasks.registry",
     "remove": "api",

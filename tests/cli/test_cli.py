@@ -230,7 +230,7 @@ def test_an_interrupted_run_is_one_line(capsys, digit_folder, tmp_path, monkeypa
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_tome.evaluation.runner.evaluate", interrupted)
+    monkeypatch.setattr("hf_tome.evaluation.running.runner.evaluate", interrupted)
     texts = [str(argument).format(tmp=tmp_path) for argument in (*EVAL, "--data", digit_folder, *arguments)]
     assert run(texts) == 130
     captured = capsys.readouterr()

@@ -12,13 +12,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hf_tome
 from hf_tome import MergeConfig
-from hf_tome.cli import demo as demo_module
 from hf_tome.cli.app import run
+from hf_tome.cli.commands import demo as demo_module
 from hf_tome.demo import digits_questions, digits_scenes
 from hf_tome.demo.digits_demo import DEMOS
 from hf_tome.evaluation.data.digits import MODELS
 from hf_tome.evaluation.reporting import tables as output
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.store.results import Results
 from hf_tome.merging import bipartite_soft_matching
 from hf_tome.merging import tome as matching

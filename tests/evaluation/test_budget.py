@@ -14,16 +14,16 @@ import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
-from hf_tome.evaluation.search.budget import Budget, tune_to_budget
-from hf_tome.evaluation.search.costs import Costs
-from hf_tome.evaluation.search.front import CONSTANT, MAME, START
-from hf_tome.evaluation.search.objective import DISTRIBUTIONS, divergence, label_divergence
-from hf_tome.evaluation.search.paired import samples_to_tell
-from hf_tome.evaluation.search.samples import split_samples
-from hf_tome.evaluation.search.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
-from hf_tome.evaluation.search.space import Space
-from hf_tome.evaluation.search.trials import FILE, Trial
-from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
+from hf_tome.evaluation.search.budget.costs import Costs
+from hf_tome.evaluation.search.budget.front import CONSTANT, MAME, START
+from hf_tome.evaluation.search.budget.objective import DISTRIBUTIONS, divergence, label_divergence
+from hf_tome.evaluation.search.budget.paired import samples_to_tell
+from hf_tome.evaluation.search.budget.samples import split_samples
+from hf_tome.evaluation.search.budget.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
+from hf_tome.evaluation.search.budget.space import Space
+from hf_tome.evaluation.search.budget.trials import FILE, Trial
+from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.evaluation.variants import Variant
 
 QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 6, "batch_size": 8, "controls": ("gflops",), "front": (0.7,)}

@@ -23,10 +23,10 @@ from hf_tome.evaluation.data.splits import DataError
 from hf_tome.evaluation.metrics.text_metrics import CaptionScores, SameText, caption_tokens
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import FORMATS, notes
-from hf_tome.evaluation.runner import evaluate
-from hf_tome.evaluation.tasks.captioning import captioning_job
-from hf_tome.evaluation.tasks.generation import Generator, read_by_language_model
-from hf_tome.evaluation.tasks.generation_prompts import Prompts, image_token_id
+from hf_tome.evaluation.running.runner import evaluate
+from hf_tome.evaluation.tasks.generation.captioning import captioning_job
+from hf_tome.evaluation.tasks.generation.generation import Generator, read_by_language_model
+from hf_tome.evaluation.tasks.generation.prompts import Prompts, image_token_id
 from hf_tome.evaluation.tasks.registry import build_job
 
 R8 = MergeConfig(r=8)

@@ -17,7 +17,7 @@ from hf_tome.evaluation.data.split_names import DataError, split_of_file
 from hf_tome.evaluation.data.splits import open_split
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import FORMATS, write_report
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.tasks.registry import build_job
 
 SUFFIX = {"Image": ".png", "Video": ".mp4", "Audio": ".wav"}

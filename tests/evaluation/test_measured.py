@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from hf_tome import MergeConfig, apply, get_config, is_merged
-from hf_tome.evaluation import loop as loops
-from hf_tome.evaluation.batches import rows_are_samples
 from hf_tome.evaluation.data.splits import DataError
 from hf_tome.evaluation.reporting.tables import to_markdown, to_table
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running import loop as loops
+from hf_tome.evaluation.running.batches import rows_are_samples
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.search.sweep import with_controls
 from hf_tome.evaluation.store.speed import doubtful_speeds, speed
-from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.profiling import rounds as timing
 
 R16 = MergeConfig(r=16)

@@ -20,17 +20,17 @@ from hf_tome import MergeConfig
 from hf_tome.evaluation.data import digits
 from hf_tome.evaluation.data.image_text import ImageTexts
 from hf_tome.evaluation.data.splits import DataError
-from hf_tome.evaluation.loop import ROUNDS
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import FORMATS
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.loop import ROUNDS
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.search.sweep import with_controls
 from hf_tome.evaluation.store.fingerprint import fingerprint
 from hf_tome.evaluation.store.run_store import Records, ResumeError
-from hf_tome.evaluation.tasks.generation import load_generator
-from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
+from hf_tome.evaluation.tasks.generation.generation import load_generator
+from hf_tome.evaluation.tasks.generation.vqa import vqa_job
 from hf_tome.evaluation.tasks.registry import build_job
-from hf_tome.evaluation.tasks.vqa import vqa_job
 
 CONFIGS = [MergeConfig(r=16), MergeConfig(method="mame", threshold=0.8)]
 

@@ -16,8 +16,8 @@ from hf_tome.evaluation.data import digits
 from hf_tome.evaluation.data import splits as data
 from hf_tome.evaluation.reporting import plots
 from hf_tome.evaluation.reporting import tables as output
-from hf_tome.evaluation.runner import JobOptions, evaluate
-from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.running.runner import JobOptions, evaluate
+from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.evaluation.variants import as_variants
 from hf_tome.hub.sources import SourceError

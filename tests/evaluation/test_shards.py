@@ -12,7 +12,7 @@ from hf_tome import MergeConfig
 from hf_tome.evaluation.data.samples import Skipped
 from hf_tome.evaluation.data.splits import DataError
 from hf_tome.evaluation.options import JobOptions
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.tasks.registry import build_job
 
 NAMES = ("cat", "dog", "tree")

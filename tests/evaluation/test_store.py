@@ -13,10 +13,10 @@ import yaml
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
 from hf_tome.evaluation.reporting import model_card
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.store.lock import LockedError, lock_folder
 from hf_tome.evaluation.store.run_store import ResumeError
-from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -186,7 +186,7 @@ def test_a_signal_ends_a_run_with_the_same_line(tmp_path, digit_folder, number):
     model = str(digits_model())
     command = ["eval", "--model", model, "--data", str(digit_folder), "--out", str(tmp_path), "--device", "cpu"]
     slow = (
-        "import sys, time\nimport hf_tome.evaluation.runner as runner\n"
+        "import sys, time\nimport hf_tome.evaluation.running.runner as runner\n"
         "def evaluate(*_, **__):\n    print('running', flush=True)\n    time.sleep(60)\n"
         "runner.evaluate = evaluate\nfrom hf_tome.cli.app import main\nmain(sys.argv[1:])"
     )

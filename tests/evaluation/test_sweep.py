@@ -17,11 +17,11 @@ from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting import model_card as results_card
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.search.sweep import Grid, with_controls
 from hf_tome.evaluation.search.tune import Target, candidates, tune
-from hf_tome.evaluation.tasks.captioning import captioning_job
-from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
+from hf_tome.evaluation.tasks.generation.captioning import captioning_job
 from hf_tome.evaluation.tasks.registry import build_job
 
 

@@ -23,9 +23,9 @@ from hf_tome.evaluation.data.samples import Skipped
 from hf_tome.evaluation.data.splits import DataError
 from hf_tome.evaluation.options import JobOptions, OptionError
 from hf_tome.evaluation.reporting import tables as output
-from hf_tome.evaluation.runner import evaluate
-from hf_tome.evaluation.tasks import audio
-from hf_tome.evaluation.tasks import zero_shot_classes as zero_shot
+from hf_tome.evaluation.running.runner import evaluate
+from hf_tome.evaluation.tasks.classification import audio
+from hf_tome.evaluation.tasks.classification import zero_shot_classes as zero_shot
 from hf_tome.evaluation.tasks.registry import COMMON_OPTIONS, TASKS, build_job, register_task
 from hf_tome.media.audio import read_audio
 from hf_tome.media.video import read_frames

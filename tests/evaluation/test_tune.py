@@ -10,10 +10,10 @@ from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
 from hf_tome.evaluation.metrics.bootstrap import unchanged_bound
 from hf_tome.evaluation.options import JobOptions
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.search import tune as tuning
 from hf_tome.evaluation.search.tune import Target, TuneError, _bisect, candidates, samples_needed, tune
-from hf_tome.evaluation.tasks.image_classification import digits_classification
+from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.evaluation.tasks.registry import build_job
 from hf_tome.inspection.flops import token_counts
 from hf_tome.merging.methods import METHODS

@@ -15,9 +15,9 @@ from hf_tome.evaluation.metrics.choices import read_choice, right_letter
 from hf_tome.evaluation.metrics.text_metrics import AnswerAccuracy, normal_answer
 from hf_tome.evaluation.metrics.texts import GeneratedText, score_answers
 from hf_tome.evaluation.options import JobOptions, OptionError
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
+from hf_tome.evaluation.tasks.generation.vqa import vqa_job
 from hf_tome.evaluation.tasks.registry import build_job
-from hf_tome.evaluation.tasks.vqa import vqa_job
 
 TASK = "visual-question-answering"
 R8 = MergeConfig(r=8)

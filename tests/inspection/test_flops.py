@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.kosmos2 import modeling_kosmos2 as kosmos_2
 
 from hf_tome import apply, report
-from hf_tome.adapters.encoders.families import FAMILIES as ROWS
+from hf_tome.adapters.encoders.families.registry import FAMILIES as ROWS
 from hf_tome.config import MergeConfig
 from hf_tome.inspection.flops import (
     EncoderShape,
@@ -24,7 +24,7 @@ from hf_tome.inspection.flops import (
     planned_tokens,
     token_counts,
 )
-from hf_tome.merging.mame import kept_tokens
+from hf_tome.merging.mame.matching import kept_tokens
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published_flops.json"
 

@@ -133,7 +133,7 @@ def test_the_same_answers_as_hf_tome_itself(plugin, model, tasks):
 
     from hf_tome import MergeConfig
     from hf_tome.evaluation.options import JobOptions
-    from hf_tome.evaluation.runner import evaluate
+    from hf_tome.evaluation.running.runner import evaluate
     from hf_tome.evaluation.tasks.registry import build_job
 
     rows = [json.loads(line) for line in (tasks / "questions.jsonl").read_text().splitlines()][1:]

@@ -13,7 +13,7 @@ from runs import results_in, without_time
 from hf_tome import MergeConfig
 from hf_tome.evaluation.data import digits
 from hf_tome.evaluation.options import JobOptions
-from hf_tome.evaluation.runner import evaluate
+from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.tasks.registry import build_job
 
 pytest.importorskip("accelerate", reason="several processes meet through accelerate")

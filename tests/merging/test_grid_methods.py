@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from hf_tome import MergeConfig
-from hf_tome.merging.mame import fusion_weights
+from hf_tome.merging.mame.matching import fusion_weights
+from hf_tome.merging.mame.tiled import TileMatrixMerge, tiled_matrix_matching
 from hf_tome.merging.method import GridInputs
 from hf_tome.merging.methods import get_method
-from hf_tome.merging.tile_matrix import TileMatrixMerge, tiled_matrix_matching
 from hf_tome.merging.tiles import tile_layout
 
 GRIDS = [(8, 8), (7, 9), (2, 7, 5)]

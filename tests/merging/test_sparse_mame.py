@@ -5,7 +5,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from hf_tome.merging import mame, matrix_matching
+from hf_tome.merging import matrix_matching
+from hf_tome.merging.mame import matching as mame
 
 
 def smooth_tokens(batch_size, num_tokens, channels, noise=0.5, seed=0):

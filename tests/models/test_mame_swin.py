@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, SwinConfig
 import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.inspection.flops import gflops
-from hf_tome.merging.hierarchical import matrix_downsample
+from hf_tome.merging.mame.hierarchical import matrix_downsample
 from hf_tome.models import (
     MameSwinConfig,
     MameSwinForImageClassification,

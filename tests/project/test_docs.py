@@ -11,7 +11,7 @@ import pytest
 import stand_ins
 from packaging.requirements import Requirement
 
-from hf_tome.adapters.encoders import families
+from hf_tome.adapters.encoders.families import registry as families
 from hf_tome.cli.app import run
 from hf_tome.evaluation.tasks.registry import TASKS
 from hf_tome.merging import methods as matching

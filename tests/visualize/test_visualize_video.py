@@ -127,7 +127,7 @@ def test_cells_of_overlapping_patches_lie_a_stride_apart():
     from small import AUDIO
     from transformers import ASTConfig
 
-    from hf_tome.adapters.encoders.inputs import SPECTROGRAM
+    from hf_tome.adapters.encoders.families.inputs import SPECTROGRAM
 
     config = ASTConfig(**{**AUDIO, "patch_size": 16, "frequency_stride": 10, "time_stride": 10, "max_length": 104})
     grid = SPECTROGRAM.grid(config, {"input_values": torch.zeros(1, 104, 128)})

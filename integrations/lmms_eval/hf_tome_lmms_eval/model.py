@@ -16,8 +16,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hf_tome
 from hf_tome.config import parse_config
-from hf_tome.evaluation.runner import to_model
-from hf_tome.evaluation.tasks.generation_prompts import encode
+from hf_tome.evaluation.running.runner import to_model
+from hf_tome.evaluation.tasks.generation.prompts import encode
 
 MAX_NEW_TOKENS = 1024
 GENERATION = ("max_new_tokens", "do_sample", "temperature", "top_p", "num_beams")

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from ..version import __version__
-from . import bench, card, demo, env, eval, export, generate, show, sweep, tune
+from .commands import bench, card, demo, env, eval, export, generate, show, sweep, tune
 from .extras import advice
 from .groups import GroupedCommand
 

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from ..files import write_whole
-from ..merging.mame import BATCHINGS
+from ..merging.mame.matching import BATCHINGS
 from ..merging.method import CHOICES, Fields, Method
 from ..merging.methods import METHODS, get_method
 from .places import PLACES, applicable_fields, method_fields, why_not

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .metrics.classes import ClassificationScorer
     from .metrics.texts import GeneratedText, TextScorer
     from .options import JobOptions
-    from .runner import evaluate
+    from .running.runner import evaluate
     from .store.record import Record, Scorer
     from .tasks import build_job, register_task
 
@@ -39,7 +39,7 @@ _DEFINED_IN = {
     "SkipSample": "data.samples",
     "TextScorer": "metrics.texts",
     "build_job": "tasks",
-    "evaluate": "runner",
+    "evaluate": "running.runner",
     "register_task": "tasks",
 }
 """Imported when first used: metrics and tasks bring `datasets` and `evaluate` along."""

@@ -12,13 +12,13 @@ from ..config import MergeConfig
 from ..config.text import configs_from
 from ..profiling.benchmark import benchmark as benchmark_model
 from ..profiling.example_inputs import example_inputs
-from .loop import Progress
 from .reporting.shown import MeasuredResults
 from .reporting.timings import BenchmarkResults
-from .runner import evaluate as evaluate_job
-from .search.budget import MAX_EVALUATIONS, Budget, tune_to_budget
-from .search.front import BUDGETS
-from .search.samples import COMMON
+from .running.loop import Progress
+from .running.runner import evaluate as evaluate_job
+from .search.budget.budget import MAX_EVALUATIONS, Budget, tune_to_budget
+from .search.budget.front import BUDGETS
+from .search.budget.samples import COMMON
 from .search.sweep import Grid, with_controls
 from .search.tuning import job_with_or_without_labels, save
 from .sources import image_tower, job_from, model_from

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..adapters.encoders.dims import EncoderShape, encoder_shape
+from ..adapters.encoders.families.dims import EncoderShape, encoder_shape
 from ..config import MergeConfig
 from ..merging.method import two_halves
 from ..merging.methods import get_method

@@ -1,12 +1,12 @@
 """Token merging on tensors: no models, no configs, nothing but torch."""
 
-from .attention_prune import prune_lowest
 from .base import HardMerge, Merge, identity_merge
 from .greedy import greedy_matching
 from .k_means import kmeans
-from .mame import MatrixMerge, matrix_matching
+from .mame.matching import MatrixMerge, matrix_matching
 from .method import MatchInputs, Method
-from .random_prune import prune_random
+from .pruning.attention import prune_lowest
+from .pruning.random import prune_random
 from .tome import bipartite_soft_matching
 
 __all__ = [

@@ -6,8 +6,12 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import attention_prune, cache_prune, downsample, greedy, k_means, mame, random_prune, tome
+from . import downsample, greedy, k_means, tome
+from .mame import matching as mame
 from .method import CHOICES, FIXED_METRICS, MATCH_FIELDS, Method
+from .pruning import attention as attention_prune
+from .pruning import cache as cache_prune
+from .pruning import random as random_prune
 
 _BUILT_IN = (
     tome.METHOD,

@@ -22,7 +22,7 @@ from transformers.models.swin.modeling_swin import (
     SwinStage,
 )
 
-from ..merging.hierarchical import matrix_downsample
+from ..merging.mame.hierarchical import matrix_downsample
 
 
 class MameSwinConfig(SwinConfig):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..adapters.encoders.families import family_of, tower_config
-from ..adapters.encoders.inputs import IMAGE
+from ..adapters.encoders.families.inputs import IMAGE
+from ..adapters.encoders.families.registry import family_of, tower_config
 from ..patching.unwrap import unwrap
 
 

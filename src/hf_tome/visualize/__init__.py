@@ -4,7 +4,7 @@
 imported only where something is drawn.
 """
 
-from ..adapters.encoders.inputs import TokenGrid
+from ..adapters.encoders.families.inputs import TokenGrid
 from .animation import save_animation
 from .compare import compare_pictures, compare_sheet
 from .drawing import PRUNED, count_tokens

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..adapters.encoders.inputs import TokenGrid
+from ..adapters.encoders.families.inputs import TokenGrid
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..adapters.encoders.inputs import TokenGrid
+from ..adapters.encoders.families.inputs import TokenGrid
 from .drawing import PRUNED, count_tokens, draw_tokens, hatch, owners, read_pixels, spread, to_image
 from .sheet import contact_sheet, font, readable_scale
 

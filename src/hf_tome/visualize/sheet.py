@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.encoders.inputs import TokenGrid
+from ..adapters.encoders.families.inputs import TokenGrid
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..adapters.encoders.inputs import TokenGrid
+from ..adapters.encoders.families.inputs import TokenGrid
 from ..api import merged, targets
 from ..config import MergeConfig
 from ..inspection.tracing import Trace, trace

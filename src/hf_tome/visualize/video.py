@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..adapters.encoders.inputs import TokenGrid
+from ..adapters.encoders.families.inputs import TokenGrid
 from .drawing import PRUNED, draw_tokens, mark_edges, owners, read_pixels, spread, to_image
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from small import picture
 from zoo import AUDIO, IMAGE, SMALL, VIDEO
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, register_family, remove, report
-from hf_tome.adapters.encoders.families import TOWERS
-from hf_tome.adapters.encoders.family import TOKENS
+from hf_tome.adapters.encoders.families.family import TOKENS
+from hf_tome.adapters.encoders.families.registry import TOWERS
 from hf_tome.inspection.flops import gflops
 from hf_tome.profiling.example_inputs import example_inputs
 from hf_tome.visualize import input_kind, trace_input

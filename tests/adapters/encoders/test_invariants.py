@@ -20,7 +20,7 @@ from hf_tome import (
     save_pretrained,
     trace,
 )
-from hf_tome.adapters.encoders.families import TOWERS
+from hf_tome.adapters.encoders.families.registry import TOWERS
 from hf_tome.api import targets
 from hf_tome.merging.methods import METHODS
 from hf_tome.patching.patch import CONTEXT, is_patched

@@ -11,7 +11,7 @@ from zoo import IMAGE, IMG, SMALL
 import hf_tome
 from hf_tome import MergeConfig, UnsupportedModelError, apply, register_family, remove, report
 from hf_tome.adapters.encoders import CLASS_TOKEN, TOKENS, VIT
-from hf_tome.adapters.encoders.families import TOWERS
+from hf_tome.adapters.encoders.families.registry import TOWERS
 
 
 class HouseConfig(tf.ViTConfig):

@@ -10,7 +10,7 @@ from hf_tome import MergeConfig, UnsupportedModelError, __version__, apply
 from hf_tome.adapters.dense.models import DENSE_MODELS
 from hf_tome.adapters.dense.towers import DENSE_FAMILIES
 from hf_tome.adapters.encoders import unsupported
-from hf_tome.adapters.encoders.families import FAMILIES, WRAPPERS
+from hf_tome.adapters.encoders.families.registry import FAMILIES, WRAPPERS
 from hf_tome.adapters.encoders.unsupported import BY_REASON, CHECKED, UNSUPPORTED, why_unsupported
 from hf_tome.adapters.vision_language.models import VISION_LANGUAGE
 

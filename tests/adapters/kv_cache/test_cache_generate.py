@@ -13,8 +13,8 @@ from transformers import DynamicCache, StaticCache
 
 import hf_tome
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
-from hf_tome.adapters.kv_cache import layer as cache_layer
-from hf_tome.adapters.kv_cache.layer import MergingLayer
+from hf_tome.adapters.kv_cache.layers import layer as cache_layer
+from hf_tome.adapters.kv_cache.layers.layer import MergingLayer
 
 HALF = MergeConfig(where="cache", keep_ratio=0.5, size="fitted")
 CONFIGS = {
@@ -98,7 +98,7 @@ def test_fitted_sizes_keep_the_attention_of_the_members(llama):
     apply(llama, HALF)
     layer = cache_of(run(llama, prompt(100))).layers[1]
     plain = cache_of(run(remove(llama), prompt(100))).layers[1]
-    from hf_tome.adapters.kv_cache.attended import FutureQueries, Turning
+    from hf_tome.adapters.kv_cache.layers.attended import FutureQueries, Turning
 
     turning = Turning(llama.model.rotary_emb.inv_freq, interleaved=False)
     future = FutureQueries.at(layer.sampled, 2, torch.tensor([99]), turning, 8**-0.5, None)

@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from hf_tome import MergeConfig, apply, remove
 from hf_tome.adapters.kv_cache.families import FAMILIES
-from hf_tome.adapters.kv_cache.layer import MergingLayer
-from hf_tome.adapters.kv_cache.rotary import rotate
+from hf_tome.adapters.kv_cache.layers.layer import MergingLayer
+from hf_tome.adapters.kv_cache.layers.rotary import rotate
 from hf_tome.api import targets
 from hf_tome.patching.patch import context_of, is_patched
 

@@ -10,8 +10,8 @@ from torch import nn
 from ...config import MergeConfig
 from ...errors import UnsupportedModelError
 from ...patching.plans import HOW_TO_GO_ON, Target
-from ..encoders.families import TOWERS, WRAPPERS
-from ..encoders.family import Family
+from ..encoders.families.family import Family
+from ..encoders.families.registry import TOWERS, WRAPPERS
 from ..encoders.plan import find_towers, plan_tower
 from .models import DENSE_MODELS, READ_WHOLE, why_unfit
 from .speech import WHISPER, whisper_for

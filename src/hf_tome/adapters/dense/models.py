@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..encoders.family import OutputAdapter
+from ..encoders.families.family import OutputAdapter
 from .reads import UnmergedReads
 from .towers import features_of
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from ...config import MergeConfig
 from ...merging.methods import get_method
 from ...patching.patch import PatchedModel, context_of
-from ..encoders.family import TOKENS, UNMERGE, Family, OutputAdapter, zero
-from ..encoders.inputs import InputFormat, TokenGrid
+from ..encoders.families.family import TOKENS, UNMERGE, Family, OutputAdapter, zero
+from ..encoders.families.inputs import InputFormat, TokenGrid
+from ..encoders.families.sizes import Sizes, no_head
 from ..encoders.outputs import mean_of
 from ..encoders.rows.image_text import CLIP
-from ..encoders.sizes import Sizes, no_head
 
 
 class TimestampsOfWords(PatchedModel):

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..encoders import sizes
-from ..encoders.families import TOWERS
-from ..encoders.family import (
+from ..encoders.families import sizes
+from ..encoders.families.family import (
     CLASS_TOKEN,
     TOKENS,
     UNMERGE,
@@ -19,6 +18,7 @@ from ..encoders.family import (
     one,
     zero,
 )
+from ..encoders.families.registry import TOWERS
 from ..encoders.rows.image_text import CLIP
 from ..encoders.rows.images import VIT
 from .reads import UnmergedFeatures, out_indices

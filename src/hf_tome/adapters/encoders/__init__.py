@@ -1,12 +1,12 @@
 """Plain vision and audio encoders of transformers and timm: merged tokens are carried from block to block."""
 
-from .families import register_family
-from .family import CLASS_TOKEN, TOKENS, UNMERGE, Family, OutputAdapter
-from .inputs import InputFormat
+from .families.family import CLASS_TOKEN, TOKENS, UNMERGE, Family, OutputAdapter
+from .families.inputs import InputFormat
+from .families.registry import register_family
+from .families.sizes import Sizes
 from .outputs import attention_pool, mean_of
 from .rows.image_text import CLIP, SIGLIP
 from .rows.images import DINOV2, VIT
-from .sizes import Sizes
 
 __all__ = [
     "CLASS_TOKEN",

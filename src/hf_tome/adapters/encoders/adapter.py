@@ -6,7 +6,7 @@ from torch import nn
 
 from ...config import MergeConfig
 from ...patching.plans import Target
-from .families import WRAPPERS
+from .families.registry import WRAPPERS
 from .plan import find_towers, plan_tower, why_not
 
 

@@ -14,7 +14,7 @@ from ...patching.patch import PatchedModule, context_of
 from .packing import PADDED, PaddedLayout, attend_per_image
 
 if TYPE_CHECKING:
-    from .family import Family
+    from .families.family import Family
 
 MASK_BACKENDS = ("eager", "sdpa")
 """Attention functions that take an additive mask."""

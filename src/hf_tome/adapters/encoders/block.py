@@ -18,7 +18,7 @@ from .packing import layout_of
 
 if TYPE_CHECKING:
     from ...merging import Merge
-    from .family import Family
+    from .families.family import Family
     from .plan import EncoderPlan
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...patching.patch import PatchedModule, context_of
-from .family import OutputAdapter
+from .families.family import OutputAdapter
 from .outputs import SizeReader, final_tokens
 
 

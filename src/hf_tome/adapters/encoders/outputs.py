@@ -11,7 +11,7 @@ from ...patching.patch import PatchedModule, context_of
 from ...patching.recorder import Recorder
 from .attention import log_size
 from .carry import NOTHING_MERGED, FinalTokens, stale
-from .family import OutputAdapter
+from .families.family import OutputAdapter
 
 
 class SizeReader(PatchedModule):

@@ -26,9 +26,9 @@ from ...patching.plans import (
 from ...patching.recorder import PassSummary, Recorder
 from .attention import MergedAttention, backend_of, check_backend
 from .block import MergedBlock
-from .dims import EncoderShape, family_shape, timm_shape
-from .families import TOWERS, WRAPPERS
-from .family import Family, OutputAdapter
+from .families.dims import EncoderShape, family_shape, timm_shape
+from .families.family import Family, OutputAdapter
+from .families.registry import TOWERS, WRAPPERS
 from .timm import TIMM_TOWERS, TimmAttention, check_timm, is_timm
 from .unsupported import why_unsupported
 

@@ -17,7 +17,7 @@ from ...errors import UnsupportedModelError
 from ...patching.patch import PatchedModule, context_of
 from .attention import AttentionCall, attention_paid, attention_received, log_size
 from .block import begin_pass, end_pass
-from .family import CLASS_TOKEN, TOKENS, Family, OutputAdapter, zero
+from .families.family import CLASS_TOKEN, TOKENS, Family, OutputAdapter, zero
 from .outputs import SizeReader, final_size
 from .packing import attend_per_image
 

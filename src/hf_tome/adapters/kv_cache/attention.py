@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from ...errors import UnsupportedModelError
 from ...patching.patch import PatchedModule, context_of
 from .decisions import CacheDetail, CachePlan, entries_of
-from .layer import Call, MergingLayer
+from .layers.layer import Call, MergingLayer
 from .mask import check_backend, dense, real_columns, with_bias
 from .unsupported import COMPILED, why_no_cache
 

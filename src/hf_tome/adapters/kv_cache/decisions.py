@@ -12,9 +12,9 @@ from ...merging.methods import get_method
 from ...patching.patch import own_class
 from ...patching.plans import CachedEntries, Description, Plan
 from ...patching.recorder import PassSummary, Recorder
-from .attended import Turning
 from .families import Family
-from .layer import MergingLayer
+from .layers.attended import Turning
+from .layers.layer import MergingLayer
 from .rule import Rule
 
 

@@ -9,7 +9,7 @@ import torch
 from ...patching.patch import context_of, is_patched
 from ...patching.unwrap import unwrap
 from .attention import MergingAttention, softcap_of
-from .layer import Call, MergingLayer
+from .layers.layer import Call, MergingLayer
 
 
 def merge_cache(model: object, cache: Any) -> Any:

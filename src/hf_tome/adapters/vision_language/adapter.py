@@ -6,7 +6,7 @@ from torch import nn
 
 from ...config import MergeConfig
 from ...patching.plans import Target
-from ..encoders.families import WRAPPERS
+from ..encoders.families.registry import WRAPPERS
 from ..encoders.plan import find_towers, plan_tower, why_not
 from .connectors import CONNECTORS
 from .models import VISION_LANGUAGE

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..encoders.family import UNMERGE, OutputAdapter
+from ..encoders.families.family import UNMERGE, OutputAdapter
 from .features import configured_layers, cropped_tokens, read_layers
-from .generate import MergedGenerator
 from .grid import GridLayers, GridVideoLayers
+from .prompts.generate import MergedGenerator
 from .vlm import MergedImageModel, ProjectedImageModel, ProjectedVideoModel
 
 SHORTEN_PROMPT = (

@@ -16,7 +16,6 @@ from ...patching.patch import PatchedModel, context_of
 from ...patching.plans import Target
 from ..encoders.carry import ForwardState
 from ..encoders.plan import check_reads
-from .cache import NEW_IMAGE, continue_forward, remember, remembered
 from .call_args import arguments, cache_argument, cache_of, has_images, pad_token_id
 from .connectors import OLD_LAYERS, Connector, connector_of
 from .features import (
@@ -27,9 +26,10 @@ from .features import (
     read_layers,
     split_real,
 )
-from .mrope import continued_positions, shortened_positions
 from .projected import merge_features
-from .prompt import Shortening, plan_shortening, shorten_call
+from .prompts.cache import NEW_IMAGE, continue_forward, remember, remembered
+from .prompts.mrope import continued_positions, shortened_positions
+from .prompts.prompt import Shortening, plan_shortening, shorten_call
 
 FULL, PLACES = "hf_tome_placeholders", "hf_tome_places"
 """Attributes of image features that have merged: how many placeholders each image has in the prompt, which stay."""

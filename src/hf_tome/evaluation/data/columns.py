@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .files.text_files import composed
 from .labels import ClassNames
 from .split_names import DataError
-from .text_files import composed
 
 LABELS = ("label", "labels", "fine_label")
 """Names of a column of labels, in the order of preference."""

@@ -20,12 +20,12 @@ from ...hub.sources import is_folder, public_name
 from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from ..options import JobOptions
 from .columns import content_columns, first_of
+from .files.paths import PathError, find_inside, joined
+from .files.text_files import read_csv, read_json, read_json_lines, split_values
 from .memory import in_memory, open_memory
-from .paths import PathError, find_inside, joined
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
 from .splits import OpenedSplit, open_image, open_split, take
-from .text_files import read_csv, read_json, read_json_lines, split_values
 
 IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
 

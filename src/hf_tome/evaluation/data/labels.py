@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .text_files import composed, read_csv, read_lines
+from .files.text_files import composed, read_csv, read_lines
 
 CLASSES_FILE = "classes.csv"
 NAMES_FILE = "classnames.txt"

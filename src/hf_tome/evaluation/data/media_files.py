@@ -10,13 +10,13 @@ from ...hub.sources import is_folder, public_name
 from ..options import JobOptions
 from . import labels
 from .columns import LABELS, content_and_label_columns, first_of, label_names
-from .folders import find_splits, nothing_there
+from .files.folders import find_splits, nothing_there
+from .files.paths import joined
+from .files.text_files import composed, read_csv, split_values
 from .memory import in_memory, open_memory
-from .paths import joined
 from .samples import LabelledSamples, SkipSample, stored_path
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
 from .splits import OpenedSplit, is_data_set, open_class_folders, open_split, take
-from .text_files import composed, read_csv, split_values
 
 if TYPE_CHECKING:
     import datasets

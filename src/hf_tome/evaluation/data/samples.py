@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .files.paths import PathError, find_inside
 from .left_out import LeftOut
-from .paths import PathError, find_inside
 
 logger = logging.getLogger(__name__)
 

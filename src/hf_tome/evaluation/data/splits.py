@@ -13,11 +13,11 @@ from ...hub.sources import is_folder, not_opened
 from ...media.image import read_image, to_rgb
 from ...media.limits import DEFAULT_LIMITS, MediaLimits
 from .columns import content_columns
-from .folders import all_classes, choose_folder, list_class_folders
+from .files.folders import all_classes, choose_folder, list_class_folders
+from .files.metadata import find_metadata, open_metadata
+from .files.shards import find_shards, open_parquet, open_shards
 from .left_out import LeftOut
-from .metadata import find_metadata, open_metadata
 from .samples import SkipSample
-from .shards import find_shards, open_parquet, open_shards
 from .split_names import DataError, choose_split, refuse_streaming
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..options import JobOptions
+from .files.text_files import read_text
 from .left_out import LeftOut
 from .samples import Sample, SampleInfo, Skipped
 from .splits import DataError
-from .text_files import read_text
 
 SUFFIXES = (".txt", ".md")
 

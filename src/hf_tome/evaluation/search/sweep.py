@@ -15,11 +15,11 @@ from ...config import MergeConfig, format_config
 from ...config.text import is_unmerged
 from ...inspection.reports import Report, report
 from ...merging.methods import get_method
-from ..batches import prepare
 from ..data.samples import Sample
 from ..job import Inputs, Job
-from ..loop import gflops
 from ..model_state import plain_model
+from ..running.batches import prepare
+from ..running.loop import gflops
 from ..variants import Variant
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from ...inspection.reports import Report, report
 from ...merging.methods import get_method
 from ...profiling.rounds import interleave
 from ...profiling.slice_oracle import shallow_copy
-from ..batches import first_batch
 from ..job import Job
-from ..loop import Progress, gflops
 from ..metrics.bootstrap import unchanged_bound
 from ..model_state import plain_model
 from ..reporting.tables import quality
-from ..runner import evaluate
+from ..running.batches import first_batch
+from ..running.loop import Progress, gflops
+from ..running.runner import evaluate
 from ..store.results import Results
 from ..store.speed import doubtful_speeds, speed
 from ..variants import UNMERGED

@@ -14,7 +14,7 @@ from ..options import JobOptions
 from ..store.results import Results
 from ..tasks.registry import build_job
 from ..tasks.unlabelled import TASK_NAME, unlabelled_images
-from .sensitivity import plot_sensitivities
+from .budget.sensitivity import plot_sensitivities
 
 logger = logging.getLogger(__name__)
 

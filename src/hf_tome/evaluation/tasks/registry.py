@@ -8,7 +8,9 @@ from dataclasses import fields
 
 from ..job import Job
 from ..options import JobOptions, OptionError
-from . import audio, captioning, image_classification, text_cache, video_classification, vqa, zero_shot
+from . import text_cache
+from .classification import audio, image_classification, video_classification, zero_shot
+from .generation import captioning, vqa
 from .task import Task
 
 TASKS: dict[str, Task] = {

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from ...hub.sources import public_name
 from ..data import splits
 from ..data.columns import content_columns
-from ..data.folders import SUFFIXES
+from ..data.files.folders import SUFFIXES
 from ..data.memory import in_memory, open_memory
 from ..data.samples import Sample, Samples
 from ..data.split_names import DataError
@@ -26,7 +26,7 @@ from ..options import JobOptions
 from ..store.fingerprint import processor_settings
 from ..store.record import Record
 from ..store.record_checks import Check, is_index, is_number, list_of
-from .labelled import prepare_images
+from .classification.labelled import prepare_images
 
 TASK_NAME = "image-classification"
 CLASSIFIER = "ForImageClassification"

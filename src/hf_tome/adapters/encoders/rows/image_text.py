@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import sizes
-from ..family import (
+from ..families import sizes
+from ..families.family import (
     CLASS_TOKEN,
     TOKENS,
     UNMERGE,
@@ -16,7 +16,7 @@ from ..family import (
     one,
     zero,
 )
-from ..inputs import PADDED_IMAGE
+from ..families.inputs import PADDED_IMAGE
 from ..outputs import POOLS, DropMask, FunctionalPool, attention_pool, mean_of
 from .images import DINOV2
 

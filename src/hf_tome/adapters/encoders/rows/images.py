@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import sizes
-from ..family import (
+from ..families import sizes
+from ..families.family import (
     CLASS_TOKEN,
     PIXEL_DECODER,
     TOKENS,

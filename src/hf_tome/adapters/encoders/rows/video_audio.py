@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..family import CLASS_TOKEN, PIXEL_DECODER, TOKENS, Family, first_patch_unless_mean, two, zero
-from ..inputs import SPECTROGRAM, VIDEO
+from ..families.family import CLASS_TOKEN, PIXEL_DECODER, TOKENS, Family, first_patch_unless_mean, two, zero
+from ..families.inputs import SPECTROGRAM, VIDEO
 from ..outputs import mean_of
 from .images import VIT
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import sizes
-from ..family import CLASS_TOKEN, TOKENS, Family, OutputAdapter, first_patch
+from ..families import sizes
+from ..families.family import CLASS_TOKEN, TOKENS, Family, OutputAdapter, first_patch
 from ..outputs import POOLS, LatentPool
 from .image_text import CLIP, SIGLIP
 from .images import VIT

@@ -1,0 +1,1 @@
+"""Shortened prompts: image tokens removed before the language model, and the caches built on them."""

@@ -1,0 +1,1 @@
+"""The commands of `hf-tome`, one file each."""

@@ -1,0 +1,1 @@
+"""Data sets as files: class folders, metadata, shards, tables and texts."""

@@ -1,0 +1,1 @@
+"""Running a job: batches, the loop over samples and configs, and the description of the run."""

@@ -1,0 +1,1 @@
+"""Tuning to a budget of compute or time."""

@@ -1,0 +1,121 @@
+"""What the search chooses from, and how a choice becomes a config that costs what it may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ....config import MergeConfig, format_config
+from ....merging.methods import get_method
+from ...variants import Variant
+from .costs import Costs
+from .schedules import FLOOR, constant, decreasing, fit, peaked
+
+Size = tuple[int, int]
+KEEP_STEPS = 1000
+"""Into how many steps the share of the tokens that MaMe keeps is divided."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One choice; the budget decides how many tokens merge.
+
+    Attributes:
+        centre, width, floor: of the schedule (see `schedules.peaked`); without a centre it is constant.
+        fields: of the `MergeConfig`, besides `r`.
+        image_size: height and width that images are downsampled to; `None` for the model's own.
+    """
+
+    centre: float | None = 0.4
+    width: float = 0.5
+    floor: float = FLOOR
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    image_size: Size | None = None
+
+    def having(self, **fields: Any) -> Settings:
+        """Return the same with other fields of the config."""
+        return replace(self, fields={**self.fields, **fields})
+
+
+@dataclass(frozen=True)
+class Space:
+    """Configs of one model at given costs.
+
+    Attributes:
+        costs: of the model at full size.
+        sizes: the tokens of each smaller image size that the model takes.
+    """
+
+    costs: Costs
+    sizes: Mapping[Size, int] = field(default_factory=dict)
+
+    def gflops(self, budget: float) -> float:
+        """Return the GFLOPs that a share of the unmerged model's stands for."""
+        return budget * self.costs.unmerged
+
+    def variant(self, settings: Settings, budget: float) -> Variant | None:
+        """Return the mildest variant of these settings within the budget; `None` where there is none."""
+        costs, limit = self._costs(settings.image_size), self.gflops(budget)
+        if settings.image_size is not None and costs.unmerged <= limit:
+            return self._named(MergeConfig(), settings.image_size)
+        if not get_method(settings.fields.get("method", "tome")).takes_r:
+            return self._by_keep_ratio(settings, costs, limit)
+        num_layers = costs.blocks
+        weights = constant(num_layers)
+        if settings.centre is not None:
+            weights = peaked(num_layers, settings.centre, settings.width, settings.floor)
+            if costs.last_queries is not None:
+                weights[-1] = 0.0  # nothing reads what merges there
+        return self._by_r(weights, settings, costs, limit)
+
+    def decreasing(self, budget: float) -> Variant | None:
+        """Return ToMe's decreasing schedule within the budget."""
+        weights = decreasing(self.costs.blocks)
+        return self._by_r(weights, Settings(), self.costs, self.gflops(budget))
+
+    def smaller_images(self, budget: float) -> Variant | None:
+        """Return the unmerged model on the largest images within the budget, its last block exact or not."""
+        within = [size for size in self.sizes if self._costs(size).unmerged <= self.gflops(budget)]
+        return self._named(MergeConfig(), max(within, key=lambda size: self.sizes[size])) if within else None
+
+    def nearest_images(self, budget: float) -> Variant | None:
+        """Return the unmerged model on the images whose GFLOPs are nearest to the budget."""
+        if not self.sizes:
+            return None
+        wanted = self.gflops(budget)
+        size = min(self.sizes, key=lambda size: abs(self._costs(size).unmerged - wanted))
+        return self._named(MergeConfig(), size)
+
+    def _costs(self, size: Size | None) -> Costs:
+        return self.costs.at(None if size is None else self.sizes[size])
+
+    def _by_r(self, weights: list[float], settings: Settings, costs: Costs, limit: float) -> Variant | None:
+        make: Callable[[list[int]], MergeConfig] = lambda r: MergeConfig(r=r, **settings.fields)  # noqa: E731
+        r = fit(weights, lambda r: costs.gflops(make(r)), limit, costs.shape.num_tokens)
+        if r is None:
+            return None
+        most, counts = costs.shape.num_tokens, []
+        for number in r:  # what a block cannot merge is not asked of it
+            number = min(number, max(most - costs.shape.num_prefix_tokens, 0) // 2)
+            counts.append(number)
+            most -= number
+        return self._named(make(counts), settings.image_size) if any(counts) else None
+
+    def _by_keep_ratio(self, settings: Settings, costs: Costs, limit: float) -> Variant | None:
+        make: Callable[[int], MergeConfig] = lambda step: MergeConfig(  # noqa: E731
+            keep_ratio=step / KEEP_STEPS, **settings.fields
+        )
+        low, high = KEEP_STEPS // 2, KEEP_STEPS
+        if costs.gflops(make(low)) > limit:
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if costs.gflops(make(middle)) <= limit else (low, middle)
+        return self._named(make(low), settings.image_size)
+
+    def _named(self, config: MergeConfig, size: Size | None) -> Variant:
+        name = format_config(config)
+        if size is not None:
+            name = f"{size[0]}x{size[1]} px" + ("" if config == MergeConfig() else f", {name}")
+        return Variant(name, config, size)

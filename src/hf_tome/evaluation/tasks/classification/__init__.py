@@ -1,0 +1,1 @@
+"""Tasks with one label, or several, a sample."""

@@ -1,0 +1,1 @@
+"""Tasks whose model writes text about an image."""

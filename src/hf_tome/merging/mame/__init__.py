@@ -1,0 +1,1 @@
+"""MaMe: matrix-based merging, dense, sparse and by tiles."""

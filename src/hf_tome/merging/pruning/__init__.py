@@ -1,0 +1,1 @@
+"""Methods that drop tokens instead of merging them."""
