@@ -3,7 +3,8 @@
 from .base import HardMerge, Merge, identity_merge
 from .greedy import greedy_matching
 from .k_means import kmeans
-from .mame.matching import MatrixMerge, matrix_matching
+from .mame.matching import matrix_matching
+from .mame.matrix_merge import MatrixMerge
 from .method import MatchInputs, Method
 from .pruning.attention import prune_lowest
 from .pruning.random import prune_random

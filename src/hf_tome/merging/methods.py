@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from . import downsample, greedy, k_means, tome
-from .mame import matching as mame
+from .mame import row as mame
 from .method import CHOICES, FIXED_METRICS, MATCH_FIELDS, Method
 from .pruning import attention as attention_prune
 from .pruning import cache as cache_prune

@@ -1,4 +1,4 @@
-"""MaMe: matrix merging, and MaRe, its restoration (Huo & Li, CVPR 2026 Findings, section 3)."""
+"""MaMe: matrix merging (Huo & Li, CVPR 2026 Findings, section 3)."""
 
 from __future__ import annotations
 
@@ -7,157 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..base import Merge, check_arguments, check_tokens, ones_or_checked
+from ..base import check_arguments
 from ..indexing import take
-from ..method import Fields, GridInputs, MatchInputs, Method, two_halves
 from ..partition import sources_beside, split
-from ..similarity import full_precision, similarity
-from .sparse import LOWEST_THRESHOLD, TIE, Connections, find_connections, in_range, merge_connected
+from ..similarity import similarity
+from .matrix_merge import MatrixMerge, grouped_positions
+from .sparse import LOWEST_THRESHOLD, TIE, find_connections
 
 BATCHINGS = ("pad", "union")
 """How images of a batch that keep unequal numbers of tokens go together; see `matrix_matching`."""
-
-
-class MatrixMerge(Merge):
-    """A merge in which a source is shared out among several destinations.
-
-    Attributes:
-        connections (`Connections`, *optional*): the weights, where they are kept as pairs.
-        sources, destinations (`Tensor`): their positions in the input, (S,) and (T,), or (B, S) and (B, T).
-        order (`Tensor`): (B, M) int64, the rows of [special, destinations, sources] that come out.
-        real (`Tensor` or `None`): (B, M) bool, False where a row of `order` is padding.
-    """
-
-    def __init__(
-        self,
-        weights: Tensor | Connections,
-        sources: Tensor,
-        destinations: Tensor,
-        order: Tensor,
-        num_special: int,
-        real: Tensor | None = None,
-    ):
-        self.sources, self.destinations = sources, destinations
-        self.order, self.real, self.num_special = order, real, num_special
-        self.connections = weights if isinstance(weights, Connections) else None
-        self._weights = None if isinstance(weights, Connections) else weights
-        self._lengths = [num_special, destinations.shape[-1], sources.shape[-1]]
-        self.num_input, self.num_output = sum(self._lengths), order.shape[1]
-        self._positions: Tensor | None = None
-
-    @property
-    def _grouped(self) -> Tensor:
-        """The input positions in the order [special, destinations, sources], (N,) or (B, N)."""
-        if self._positions is None:  # (`functools.cached_property` has a lock, which breaks graphs)
-            self._positions = _grouped(self.num_special, self.destinations, self.sources)
-        return self._positions
-
-    @property
-    def preserved(self) -> Tensor:
-        """The sources that stay tokens of their own (the mask m of section 3.3), (B, S) bool."""
-        gone = self.weights.detach().sum(dim=1) > 0 if self.connections is None else self.connections.gone
-        return ~gone
-
-    @property
-    def weights(self) -> Tensor:
-        """The fusion weights W^F of equation 8, (B, T, S), columns of preserved sources zero."""
-        if self.connections is not None and self._weights is None:
-            self._weights = self.connections.dense()
-        assert self._weights is not None
-        return self._weights
-
-    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Fuse sources into destinations (equation 9) and concatenate (equation 10); see the base class.
-
-        A source's size is shared out by its column, so that sizes still sum to N.
-        """
-        check_tokens(x, self.order.shape[0], self.num_input)
-        size = ones_or_checked(size, x)
-        if self.connections is not None and not (torch.is_grad_enabled() and x.requires_grad):
-            out, out_size = merge_connected(x, size, self.connections, self.num_special, self.representative)
-            return out, out_size if self.real is None else out_size * self.real[..., None]
-        special, destinations, sources = take(x, self._grouped).split(self._lengths, dim=1)
-        # Normalised before the product: a sum of tokens may be beyond half precision where their mean is not.
-        own = 1 / (1 + self.weights.sum(dim=-1, keepdim=True))  # (B, T, 1)
-        weights = (self.weights * own).to(x.dtype)
-        # A weight of 0 times NaN would be NaN, so that one such source would spoil every destination.
-        with full_precision(x.device):
-            shares = weights @ sources.nan_to_num(0.0, 0.0, 0.0)
-        fused = in_range(destinations * own.to(x.dtype) + shares, destinations)
-        out = take(torch.cat([special, fused, sources], dim=1), self.order)
-
-        # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
-        # columns a little short of 1; a source's size is shared out whole.
-        special_size, destination_size, source_size = take(size, self._grouped).split(self._lengths, dim=1)
-        share = self.weights.detach().to(size.dtype)
-        total = share.sum(dim=1)[..., None].masked_fill(self.preserved[..., None], 1)
-        with full_precision(x.device):
-            fused_size = destination_size + share @ (source_size / total)
-        out_size = take(torch.cat([special_size, fused_size, source_size], dim=1), self.order)
-        return out, out_size if self.real is None else out_size * self.real[..., None]
-
-    def unmerge(self, x: Tensor) -> Tensor:
-        """Read a fused source back as its column's weighted sum of destinations (MaRe); see the base class."""
-        check_tokens(x, self.order.shape[0], self.num_output)
-        home = self._home()
-        grouped = take(x, home.clamp(min=0))  # (B, M, C) -> (B, N, C), [special, destinations, sources]
-        if self.real is not None:
-            grouped = grouped.masked_fill((home < 0)[..., None], 0)
-        special, destinations, sources = grouped.split(self._lengths, dim=1)
-        with full_precision(x.device):
-            restored = self.weights.to(x.dtype).transpose(1, 2) @ destinations.nan_to_num(0.0, 0.0, 0.0)
-        restored = in_range(restored, restored.new_zeros(()))
-        restored = torch.where(self.preserved[..., None], sources, restored)
-        grouped = torch.cat([special, destinations, restored], dim=1)
-        return take(grouped, self._grouped.argsort())
-
-    def detach(self) -> MatrixMerge:
-        """Return the same merge with constant weights (see the base class)."""
-        return MatrixMerge(
-            self.weights.detach(), self.sources, self.destinations, self.order, self.num_special, self.real
-        )
-
-    def weights_of_grad(self) -> Tensor | None:
-        """Return the fusion weights (see the base class)."""
-        return None if self.connections is not None else self.weights
-
-    def to(self, device: torch.device) -> Merge:
-        """Return the same merge of tokens on `device`; pairs become a matrix there (see the base class)."""
-        if self.connections is None or device == self.order.device:
-            return super().to(device)
-        dense = MatrixMerge(self.weights, self.sources, self.destinations, self.order, self.num_special, self.real)
-        return dense.to(device)
-
-    def may_pad(self, was_padded: bool) -> bool:
-        """Whether some output is padding (see the base class)."""
-        return self.real is not None
-
-    @property
-    def source(self) -> Tensor:
-        """Where each input token went, a shared source to its heaviest destination (see the base class)."""
-        home = self._home()
-        special, destinations, sources = home.split(self._lengths, dim=1)
-        if destinations.shape[1] > 0:
-            heaviest = destinations.gather(1, self.weights.argmax(dim=1))  # (B, S)
-            home = torch.cat([special, destinations, torch.where(self.preserved, sources, heaviest)], dim=1)
-        return take(home, self._grouped.argsort())
-
-    def _home(self) -> Tensor:
-        """Return the output row of each of [special, destinations, sources], (B, N); -1 for fused sources, padding."""
-        home = self.order.new_full((self.order.shape[0], self.num_input), -1)
-        outputs = torch.arange(self.num_output, device=home.device).expand(home.shape[0], -1)
-        return home.scatter(1, self.order, outputs if self.real is None else torch.where(self.real, outputs, -1))
-
-    @property
-    def representative(self) -> Tensor:
-        """The input token that each output token started from (see the base class)."""
-        return self._grouped.expand(self.order.shape[0], -1).gather(1, self.order)
-
-
-def _grouped(num_special: int, destinations: Tensor, sources: Tensor) -> Tensor:
-    """Return the input positions in the order [special, destinations, sources], (N,) or (B, N)."""
-    special = torch.arange(num_special, device=sources.device).expand(*sources.shape[:-1], -1)
-    return torch.cat([special, destinations, sources], dim=-1)
 
 
 def matrix_matching(
@@ -320,7 +178,7 @@ def _order(
     """Return the rows of [special, destinations, sources] that come out where the sources `gone` (B, S) are fused."""
     gone = nn.functional.pad(gone, (num_special + destinations.shape[-1], 0))  # (B, N)
     if padding is not None:
-        gone = gone | take(padding, _grouped(num_special, destinations, sources))
+        gone = gone | take(padding, grouped_positions(num_special, destinations, sources))
     return _arrange(gone, num_output, is_padded=padding is not None)
 
 
@@ -345,69 +203,3 @@ def _arrange(gone: Tensor, num_output: int | None, is_padded: bool) -> tuple[Ten
 def kept_tokens(num_tokens: int, keep_ratio: float) -> int:
     """Return how many of the unprotected tokens `keep_ratio` keeps: the share rounded up, at least destinations."""
     return max(math.ceil(keep_ratio * num_tokens), num_tokens // 2)
-
-
-def _match(inputs: MatchInputs) -> Merge:
-    fields = inputs.fields
-    return matrix_matching(
-        inputs.metric,
-        fields["threshold"],
-        inputs.num_prefix_tokens,
-        adaptive_pruning=fields["adaptive_pruning"],
-        batching=fields["batching"],
-        keep_ratio=fields["keep_ratio"],
-        size=inputs.size,
-        distance=fields["distance"],
-        partition=fields["partition"],
-        seed=inputs.seed,
-        causal=inputs.causal,
-        destinations=inputs.destinations,
-    )
-
-
-def _match_grid(inputs: GridInputs) -> Merge:
-    from .tiled import tiled_matrix_matching
-
-    fields = inputs.fields
-    return tiled_matrix_matching(
-        inputs.metric,
-        inputs.shape,
-        threshold=fields["threshold"],
-        keep_ratio=fields["keep_ratio"],
-        adaptive_pruning=fields["adaptive_pruning"],
-        tile=inputs.tile,
-        stride=inputs.stride,
-        seed=inputs.seed,
-    )
-
-
-def _first_two_thirds(num_layers: int) -> range:
-    return range(2 * num_layers // 3)
-
-
-def _planned_tokens(num_tokens: int, num_prefix_tokens: int, r: int, fields: Fields) -> int | None:
-    if fields["keep_ratio"] is None:
-        return None
-    return num_prefix_tokens + kept_tokens(num_tokens - num_prefix_tokens, fields["keep_ratio"])
-
-
-def _compared_pairs(before: float, after: float, num_prefix_tokens: int, fields: Fields) -> float:
-    return two_halves(before - num_prefix_tokens)
-
-
-METHOD = Method(
-    "mame",
-    _match,
-    match_grid=_match_grid,
-    fields=("threshold", "adaptive_pruning", "keep_ratio", "batching", "distance", "partition", "seed"),
-    defaults={"metric": "x", "head_aggregation": "concat"},
-    proportional=False,
-    bipartite=True,
-    layers=_first_two_thirds,
-    planned_tokens=_planned_tokens,
-    compared_pairs=_compared_pairs,
-    search_field="threshold",
-    search_values=tuple(step / 100 for step in range(98, 38, -2)),  # hardly anything merges to nearly everything
-    label="MaMe",
-    colour="#d55e00",
-)

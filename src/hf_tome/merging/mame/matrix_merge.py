@@ -1,0 +1,153 @@
+"""What MaMe's matching gives: a merge whose sources are shared out, and MaRe, which unmerges it (section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import Merge, check_tokens, ones_or_checked
+from ..indexing import take
+from ..similarity import full_precision
+from .sparse import Connections, in_range, merge_connected
+
+
+class MatrixMerge(Merge):
+    """A merge in which a source is shared out among several destinations.
+
+    Attributes:
+        connections (`Connections`, *optional*): the weights, where they are kept as pairs.
+        sources, destinations (`Tensor`): their positions in the input, (S,) and (T,), or (B, S) and (B, T).
+        order (`Tensor`): (B, M) int64, the rows of [special, destinations, sources] that come out.
+        real (`Tensor` or `None`): (B, M) bool, False where a row of `order` is padding.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor | Connections,
+        sources: Tensor,
+        destinations: Tensor,
+        order: Tensor,
+        num_special: int,
+        real: Tensor | None = None,
+    ):
+        self.sources, self.destinations = sources, destinations
+        self.order, self.real, self.num_special = order, real, num_special
+        self.connections = weights if isinstance(weights, Connections) else None
+        self._weights = None if isinstance(weights, Connections) else weights
+        self._lengths = [num_special, destinations.shape[-1], sources.shape[-1]]
+        self.num_input, self.num_output = sum(self._lengths), order.shape[1]
+        self._positions: Tensor | None = None
+
+    @property
+    def _grouped(self) -> Tensor:
+        """The input positions in the order [special, destinations, sources], (N,) or (B, N)."""
+        if self._positions is None:  # (`functools.cached_property` has a lock, which breaks graphs)
+            self._positions = grouped_positions(self.num_special, self.destinations, self.sources)
+        return self._positions
+
+    @property
+    def preserved(self) -> Tensor:
+        """The sources that stay tokens of their own (the mask m of section 3.3), (B, S) bool."""
+        gone = self.weights.detach().sum(dim=1) > 0 if self.connections is None else self.connections.gone
+        return ~gone
+
+    @property
+    def weights(self) -> Tensor:
+        """The fusion weights W^F of equation 8, (B, T, S), columns of preserved sources zero."""
+        if self.connections is not None and self._weights is None:
+            self._weights = self.connections.dense()
+        assert self._weights is not None
+        return self._weights
+
+    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fuse sources into destinations (equation 9) and concatenate (equation 10); see the base class.
+
+        A source's size is shared out by its column, so that sizes still sum to N.
+        """
+        check_tokens(x, self.order.shape[0], self.num_input)
+        size = ones_or_checked(size, x)
+        if self.connections is not None and not (torch.is_grad_enabled() and x.requires_grad):
+            out, out_size = merge_connected(x, size, self.connections, self.num_special, self.representative)
+            return out, out_size if self.real is None else out_size * self.real[..., None]
+        special, destinations, sources = take(x, self._grouped).split(self._lengths, dim=1)
+        # Normalised before the product: a sum of tokens may be beyond half precision where their mean is not.
+        own = 1 / (1 + self.weights.sum(dim=-1, keepdim=True))  # (B, T, 1)
+        weights = (self.weights * own).to(x.dtype)
+        # A weight of 0 times NaN would be NaN, so that one such source would spoil every destination.
+        with full_precision(x.device):
+            shares = weights @ sources.nan_to_num(0.0, 0.0, 0.0)
+        fused = in_range(destinations * own.to(x.dtype) + shares, destinations)
+        out = take(torch.cat([special, fused, sources], dim=1), self.order)
+
+        # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
+        # columns a little short of 1; a source's size is shared out whole.
+        special_size, destination_size, source_size = take(size, self._grouped).split(self._lengths, dim=1)
+        share = self.weights.detach().to(size.dtype)
+        total = share.sum(dim=1)[..., None].masked_fill(self.preserved[..., None], 1)
+        with full_precision(x.device):
+            fused_size = destination_size + share @ (source_size / total)
+        out_size = take(torch.cat([special_size, fused_size, source_size], dim=1), self.order)
+        return out, out_size if self.real is None else out_size * self.real[..., None]
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """Read a fused source back as its column's weighted sum of destinations (MaRe); see the base class."""
+        check_tokens(x, self.order.shape[0], self.num_output)
+        home = self._home()
+        grouped = take(x, home.clamp(min=0))  # (B, M, C) -> (B, N, C), [special, destinations, sources]
+        if self.real is not None:
+            grouped = grouped.masked_fill((home < 0)[..., None], 0)
+        special, destinations, sources = grouped.split(self._lengths, dim=1)
+        with full_precision(x.device):
+            restored = self.weights.to(x.dtype).transpose(1, 2) @ destinations.nan_to_num(0.0, 0.0, 0.0)
+        restored = in_range(restored, restored.new_zeros(()))
+        restored = torch.where(self.preserved[..., None], sources, restored)
+        grouped = torch.cat([special, destinations, restored], dim=1)
+        return take(grouped, self._grouped.argsort())
+
+    def detach(self) -> MatrixMerge:
+        """Return the same merge with constant weights (see the base class)."""
+        return MatrixMerge(
+            self.weights.detach(), self.sources, self.destinations, self.order, self.num_special, self.real
+        )
+
+    def weights_of_grad(self) -> Tensor | None:
+        """Return the fusion weights (see the base class)."""
+        return None if self.connections is not None else self.weights
+
+    def to(self, device: torch.device) -> Merge:
+        """Return the same merge of tokens on `device`; pairs become a matrix there (see the base class)."""
+        if self.connections is None or device == self.order.device:
+            return super().to(device)
+        dense = MatrixMerge(self.weights, self.sources, self.destinations, self.order, self.num_special, self.real)
+        return dense.to(device)
+
+    def may_pad(self, was_padded: bool) -> bool:
+        """Whether some output is padding (see the base class)."""
+        return self.real is not None
+
+    @property
+    def source(self) -> Tensor:
+        """Where each input token went, a shared source to its heaviest destination (see the base class)."""
+        home = self._home()
+        special, destinations, sources = home.split(self._lengths, dim=1)
+        if destinations.shape[1] > 0:
+            heaviest = destinations.gather(1, self.weights.argmax(dim=1))  # (B, S)
+            home = torch.cat([special, destinations, torch.where(self.preserved, sources, heaviest)], dim=1)
+        return take(home, self._grouped.argsort())
+
+    def _home(self) -> Tensor:
+        """Return the output row of each of [special, destinations, sources], (B, N); -1 for fused sources, padding."""
+        home = self.order.new_full((self.order.shape[0], self.num_input), -1)
+        outputs = torch.arange(self.num_output, device=home.device).expand(home.shape[0], -1)
+        return home.scatter(1, self.order, outputs if self.real is None else torch.where(self.real, outputs, -1))
+
+    @property
+    def representative(self) -> Tensor:
+        """The input token that each output token started from (see the base class)."""
+        return self._grouped.expand(self.order.shape[0], -1).gather(1, self.order)
+
+
+def grouped_positions(num_special: int, destinations: Tensor, sources: Tensor) -> Tensor:
+    """Return the input positions in the order [special, destinations, sources], (N,) or (B, N)."""
+    special = torch.arange(num_special, device=sources.device).expand(*sources.shape[:-1], -1)
+    return torch.cat([special, destinations, sources], dim=-1)
