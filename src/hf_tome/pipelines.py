@@ -25,7 +25,7 @@ from transformers.pipelines.zero_shot_object_detection import ZeroShotObjectDete
 
 from .api import apply, get_config, targets
 from .config import MergeConfig
-from .config.merge_config import CONFIG_NAME
+from .config.json_file import CONFIG_NAME
 from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
 from .hub.sources import is_folder
 from .media.audio import AudioError, read_audio, resample

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_tome import MergeConfig
-from hf_tome.config import merge_config as module
-from hf_tome.config.merge_config import CONFIG_NAME, FORMAT_VERSION
+from hf_tome.config import json_file as module
+from hf_tome.config.json_file import CONFIG_NAME, FORMAT_VERSION
 from hf_tome.config.places import PLACES, applicable_fields, method_fields, why_not
 from hf_tome.config.validation import PerBlock
 from hf_tome.merging import similarity

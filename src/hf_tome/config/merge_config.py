@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi
 
 from ..files import write_whole
 from ..merging.mame.matching import BATCHINGS
 from ..merging.method import CHOICES, Fields, Method
-from ..merging.methods import METHODS, get_method
-from .places import PLACES, applicable_fields, method_fields, why_not
-from .validation import (
-    PerBlock,
-    check_choice,
-    check_flag,
-    index,
-    normalise_layers,
-    normalise_pair,
-    normalise_r,
-    normalise_span,
-    number,
-    shown,
-)
-
-CONFIG_NAME = "merge_config.json"
-FORMAT_VERSION = 1
-"""Raised when an older `hf_tome` could no longer read what a newer one writes."""
+from ..merging.methods import get_method
+from .applicable import check_applicable, check_together, set_fields
+from .json_file import CONFIG_NAME, FORMAT_VERSION, check_version, find_config_file, read_json, to_json
+from .places import PLACES
+from .schedule import numbers_per_block
+from .validation import PerBlock, check_choice, check_flag, normalised, shown
 
 MODULES = ("auto", "attention", "block", "kv")
 DESTINATIONS = ("alternating", "keydiff")
@@ -163,7 +149,7 @@ class MergeConfig:
     def __post_init__(self):
         get_method(self.method)
         check_choice("where", self.where, PLACES)
-        for name, value in self._normalised().items():
+        for name, value in normalised(self).items():
             object.__setattr__(self, name, value)
         for name in ("adaptive_pruning", "trace", "restore", "exact_last_block", "causal"):
             check_flag(name, getattr(self, name))
@@ -176,82 +162,11 @@ class MergeConfig:
             raise ValueError(
                 f"`proportional_attention` is {shown(self.proportional_attention)}; it takes True, False or 'auto'."
             )
-        self._check_applicable()
-        self._check_together()
-
-    def _normalised(self) -> dict[str, Any]:
-        """Return the fields that are kept in another form than they may be given in."""
-        values: dict[str, Any] = {
-            "r": normalise_r(self.r),
-            "layers": normalise_layers(self.layers),
-            "threshold": number("threshold", self.threshold, -1.0, 1.0),
-            "seed": index("seed", self.seed),
-            "protect_attended": number("protect_attended", self.protect_attended, 0.0, 10.0),
-            "kmeans_iterations": index("kmeans_iterations", self.kmeans_iterations, minimum=1),
-            "every": index("every", self.every, minimum=1),
-            "min_tokens": index("min_tokens", self.min_tokens),
-            "stride": normalise_pair("stride", self.stride, minimum=1),
-            "steps": normalise_span("steps", self.steps),
-            "protect": normalise_pair("protect", self.protect),
-        }
-        if self.keep_ratio is not None:
-            least = 0.0 if self.where == "cache" else 0.5
-            values["keep_ratio"] = number(
-                "keep_ratio", self.keep_ratio, least, 1.0, "None, or ", low_excluded=not least
-            )
-        if self.ratio is not None:
-            values["ratio"] = number("ratio", self.ratio, 0.0, 1.0, "None, or ", high_excluded=True)
-        if self.tile is not None:
-            values["tile"] = index("tile", self.tile, minimum=2, also="None, or ")
-        return values
-
-    def _check_applicable(self) -> None:
-        """Raise where a field is set that means nothing to the method, or in the place."""
-        method = get_method(self.method)
-        reason = why_not(method, self.where)
-        if reason is not None:
-            raise ValueError(f"`where` is {self.where!r}, but method {self.method!r} {reason}. Change one of them.")
-        applicable, of_method = applicable_fields(method, self.where), method_fields(method)
-        for name in self._set_fields():
-            if name in applicable:
-                continue
-            found = f"`{name}` is {shown(getattr(self, name))}"
-            places = [place for place, row in PLACES.items() if name in row.adds]
-            if self.where in places:
-                raise ValueError(f"{found}, but it means nothing to method {self.method!r}. Leave it out.")
-            if name not in of_method and places:
-                raise ValueError(f"{found}, but with `where={self.where!r}` it means nothing; {_applies(places)}")
-            if name not in of_method:
-                methods = [other.name for other in METHODS.values() if name in method_fields(other)]
-                raise ValueError(
-                    f"{found}, but method {self.method!r} does not use it; it applies to "
-                    f"{', '.join(map(repr, methods))}. Leave it out, or change `method`."
-                )
-            raise ValueError(f"{found}, but with `where={self.where!r}` {PLACES[self.where].merges}. Leave it out.")
-
-    def _check_together(self) -> None:
-        """Raise where fields exclude each other."""
-        if self.ratio is not None and self.r != 0:
-            raise ValueError(
-                f"`r` is {shown(self.r)} and `ratio` is {self.ratio:g}; both say how many tokens merge. Leave one out."
-            )
-        if self.keep_ratio is not None and self.batching == "union":
-            raise ValueError(
-                "`batching` is 'union', but with `keep_ratio` every image keeps the same number of tokens, so there "
-                "is nothing to unite. Leave one of them out."
-            )
-        if self.where == "projected" and not isinstance(self.r, int):
-            raise ValueError(
-                f"`r` is {shown(self.r)}; with `where='projected'` tokens merge once, so it takes one integer, the "
-                "tokens to merge of each image."
-            )
-
-    def _set_fields(self) -> list[str]:
-        """Return the names of the fields that differ from their defaults."""
-        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        check_applicable(self)
+        check_together(self)
 
     def __repr__(self) -> str:
-        names = sorted(self._set_fields(), key=lambda name: name != "method")  # the method first, if it is named
+        names = sorted(set_fields(self), key=lambda name: name != "method")  # the method first, if it is named
         return f"MergeConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def choice(self, field: str) -> str:
@@ -306,15 +221,7 @@ class MergeConfig:
         Raises:
             ValueError: a list of `r` or `layers` is longer than the model.
         """
-        r = self.r
-        if isinstance(r, int):
-            numbers = [r] * num_layers
-        elif isinstance(r, PerBlock):
-            if len(r) > num_layers:
-                raise ValueError(f"`r` lists {len(r)} blocks, but the model has {num_layers}; shorten the list.")
-            numbers = list(r) + [0] * (num_layers - len(r))
-        else:
-            numbers = _inflected(r[0], r[1], num_layers)
+        numbers = numbers_per_block(self.r, num_layers)
         layers = set(self.merging_layers(num_layers))
         return tuple(number if layer in layers else 0 for layer, number in enumerate(numbers))
 
@@ -363,18 +270,11 @@ class MergeConfig:
         if not isinstance(values, Mapping):
             raise ValueError(f"A merge config is a JSON object; got {type(values).__name__}.")
         values = dict(values)
-        version = values.pop("format_version", FORMAT_VERSION)
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise ValueError(f"The merge config has format_version {version!r}; it takes an integer of at least 1.")
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"The merge config has format_version {version!r}; this hf_tome reads up to {FORMAT_VERSION}. "
-                "Update it with `pip install -U hf_tome`."
-            )
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known), key=str)
+        check_version(values.pop("format_version", FORMAT_VERSION))
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(names), key=str)
         if unknown:
-            raise ValueError(f"Unknown merge config fields {shown(unknown)}; known are {known}.")
+            raise ValueError(f"Unknown merge config fields {shown(unknown)}; known are {names}.")
         r = values.get("r")
         if isinstance(r, Mapping):
             if set(r) != {"r", "inflection"}:
@@ -386,7 +286,7 @@ class MergeConfig:
         """Write `merge_config.json` into a folder, made if need be, and return its path."""
         path = Path(save_directory) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, self._to_json())
+        write_whole(path, to_json(self.to_dict()))
         return path
 
     @classmethod
@@ -401,29 +301,22 @@ class MergeConfig:
             ValueError: the file is not valid JSON or not a merge config.
             OSError: there is no such file.
         """
-        path = _find_file(Path(id_or_dir), id_or_dir, hub_kwargs)
+        path = find_config_file(id_or_dir, hub_kwargs)
+        values = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_bytes()))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}.") from error
-        except RecursionError:
-            raise ValueError(f"{path} is no merge config: its JSON is nested too deeply.") from None
+            return cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Add the merge config", **hub_kwargs: Any) -> Any:
         """Upload `merge_config.json` to a Hub repository that exists (`hub_kwargs` go to `HfApi.upload_file`)."""
         return HfApi().upload_file(
-            path_or_fileobj=self._to_json(),
+            path_or_fileobj=to_json(self.to_dict()),
             path_in_repo=CONFIG_NAME,
             repo_id=repo_id,
             commit_message=commit_message,
             **hub_kwargs,
         )
-
-    def _to_json(self) -> bytes:
-        text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=2)
-        return f"{text}\n".encode()
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -432,30 +325,3 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "destinations": DESTINATIONS,
     "size": SIZES,
 }
-
-
-def _applies(places: Sequence[str]) -> str:
-    return f"it applies with `where` {' or '.join(map(repr, places))}. Leave it out, or change `where`."
-
-
-def _inflected(r: int, inflection: float, num_layers: int) -> list[int]:
-    # A line from `first` to `2r - first`, so that every inflection removes r * num_layers tokens (up to truncation).
-    first = int(r * (1 - inflection))
-    step = (2 * r - 2 * first) / (num_layers - 1) if num_layers > 1 else 0.0
-    return [int(first + step * layer) for layer in range(num_layers)]
-
-
-def _find_file(path: Path, id_or_dir: str | Path, hub_kwargs: dict[str, Any]) -> Path:
-    if path.is_file():
-        return path
-    if path.is_dir():
-        path = path / (hub_kwargs.get("subfolder") or "") / CONFIG_NAME
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"No {CONFIG_NAME} in {path.parent}; write one with `MergeConfig.save_pretrained`."
-            )
-        return path
-    try:
-        return Path(hf_hub_download(str(id_or_dir), CONFIG_NAME, **hub_kwargs))
-    except HFValidationError:
-        raise FileNotFoundError(f"{str(id_or_dir)!r} is neither a folder, a file nor a Hub id.") from None

@@ -7,7 +7,10 @@ import reprlib
 from collections.abc import Iterable
 from itertools import islice
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .merge_config import MergeConfig
 
 MAX_TOKENS = 2**31 - 1
 """The largest number of tokens that a field takes; more do not fit a tensor's index on all devices."""
@@ -188,3 +191,28 @@ def number(
 def _is_number(value: Any, low: float, high: float) -> bool:
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     return is_real and bool(low <= value <= high)
+
+
+def normalised(config: MergeConfig) -> dict[str, Any]:
+    """Return the fields that are kept in another form than they may be given in."""
+    values: dict[str, Any] = {
+        "r": normalise_r(config.r),
+        "layers": normalise_layers(config.layers),
+        "threshold": number("threshold", config.threshold, -1.0, 1.0),
+        "seed": index("seed", config.seed),
+        "protect_attended": number("protect_attended", config.protect_attended, 0.0, 10.0),
+        "kmeans_iterations": index("kmeans_iterations", config.kmeans_iterations, minimum=1),
+        "every": index("every", config.every, minimum=1),
+        "min_tokens": index("min_tokens", config.min_tokens),
+        "stride": normalise_pair("stride", config.stride, minimum=1),
+        "steps": normalise_span("steps", config.steps),
+        "protect": normalise_pair("protect", config.protect),
+    }
+    if config.keep_ratio is not None:
+        least = 0.0 if config.where == "cache" else 0.5
+        values["keep_ratio"] = number("keep_ratio", config.keep_ratio, least, 1.0, "None, or ", low_excluded=not least)
+    if config.ratio is not None:
+        values["ratio"] = number("ratio", config.ratio, 0.0, 1.0, "None, or ", high_excluded=True)
+    if config.tile is not None:
+        values["tile"] = index("tile", config.tile, minimum=2, also="None, or ")
+    return values

@@ -12,7 +12,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ..api import apply, check_config, targets
 from ..config import MergeConfig
-from ..config.merge_config import CONFIG_NAME
+from ..config.json_file import CONFIG_NAME
 from ..patching.unwrap import unwrap
 from .card import write_card
 from .sources import find_adapter, hub_id, naming

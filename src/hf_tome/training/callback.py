@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..api import apply, check_config, get_config, plan_targets, remove
 from ..config import MergeConfig
-from ..config.merge_config import CONFIG_NAME
+from ..config.json_file import CONFIG_NAME
 from ..config.text import format_config, is_unmerged
 from ..hub.save_load import CONFIG_KEY
 from ..hub.sources import ADAPTER_CONFIG_NAME

@@ -88,7 +88,7 @@ def tune_command(
         options = {"image_size": image_size.value, "choose": choose, "time_limit": time_limit, "by_block": by_block}
         _tune_to_budget(arguments, Path(out), format, method, {"share": budget, "by": criterion}, options)
         return
-    from ...config.merge_config import CONFIG_NAME
+    from ...config.json_file import CONFIG_NAME
     from ...evaluation.running.runner import Progress
     from ...evaluation.search.tune import Target, TuneError, tune
 

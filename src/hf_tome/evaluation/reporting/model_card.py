@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
 
 from ...config import MergeConfig, parse_config
-from ...config.merge_config import CONFIG_NAME
+from ...config.json_file import CONFIG_NAME
 from ...escaping import markdown_code, markdown_text
 from ...files import write_whole
 from ..store.results import Results
