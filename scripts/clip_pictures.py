@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from hf_tome.cli.app.pictures import load_model
 
 from hf_tome import MergeConfig
 from hf_tome.demo import digits_scenes
 from hf_tome.evaluation.data.digits import MODELS
 from hf_tome.visualize import compare_pictures, compare_sheet, save_animation, trace_input
+from hf_tome.visualize.inputs import load_model
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 CONFIGS = {"ToMe, r=56": MergeConfig(r=56), "MaMe, threshold 0.8": MergeConfig(method="mame", threshold=0.8)}

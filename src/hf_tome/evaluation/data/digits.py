@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import datasets
 
 MODEL_DIR = MODELS / "digits-vit"
-"""The small ViT that `scripts/train_digits_model.py` trained on the train split."""
+"""The small ViT that `scripts/training/train_digits_model.py` trained on the train split."""
 
 DATA_NAME = "digits"
 """What `--data` and `hf_tome.evaluate` call these digits, unless there is a local folder of that name."""

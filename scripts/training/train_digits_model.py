@@ -1,6 +1,6 @@
 """Train the demo's model, a small ViT on scikit-learn's handwritten digits, and write it with its model card.
 
-    python scripts/train_digits_model.py
+    python scripts/training/train_digits_model.py
 
 It takes about ten minutes on one CPU core. Most epochs run at half the resolution (64 tokens), the last few at the
 full one (256 tokens), which is several times cheaper than the full resolution throughout.

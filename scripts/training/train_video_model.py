@@ -1,6 +1,6 @@
 """Train the demo's VideoMAE, which tells a handwritten digit and the way it moves, and write it with its model card.
 
-    python scripts/train_video_model.py
+    python scripts/training/train_video_model.py
 
 It takes about ten minutes on one CPU core: most epochs show the encoder one or two of the eight slices of time, at the
 positions that they have in the clip; the last few show all.

@@ -1,7 +1,7 @@
 """Train the demo's CLIP and SigLIP on pictures of handwritten digits and sentences about them.
 
-    python scripts/train_zero_shot_models.py clip
-    python scripts/train_zero_shot_models.py siglip
+    python scripts/training/train_zero_shot_models.py clip
+    python scripts/training/train_zero_shot_models.py siglip
 
 They take about ten and five minutes on one CPU core; the SigLIP starts from the CLIP's tower. Most epochs show the
 tower only the cell of the picture that the digit is in, 49 of 196 patches, which is several times cheaper; the last

@@ -1,7 +1,7 @@
 """Train the demo's LLaVA, which answers questions about pictures of four handwritten digits, and write its model card.
 
-    python scripts/train_zero_shot_models.py clip     # makes the tower that this one starts from
-    python scripts/train_llava_model.py
+    python scripts/training/train_zero_shot_models.py clip     # makes the tower that this one starts from
+    python scripts/training/train_llava_model.py
 
 It takes about half an hour on one CPU core. First the tower learns to tell four digits apart; then projector and
 language model learn to answer, from the tower's tokens of pictures that are drawn once. All questions about a picture

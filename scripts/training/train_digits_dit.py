@@ -1,6 +1,6 @@
 """Train the demo's diffusion model, a small DiT on scikit-learn's handwritten digits, and write it with its card.
 
-    python scripts/train_digits_dit.py [--card]
+    python scripts/training/train_digits_dit.py [--card]
 
 It takes about five minutes on one CPU core: half of them at half the resolution (64 tokens), the rest at the full one
 (256 tokens). `--card` only measures the stored model again and writes its card.
