@@ -52,21 +52,21 @@ def apply_seconds(rounds: int) -> Spread:
 
 
 def import_seconds(rounds: int) -> tuple[Spread, str]:
-    seconds, found = [], set()
+    seconds, all_imports = [], set()
     for _ in range(rounds):
         done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
         took, imported = json.loads(done.stdout)
         seconds.append(took)
-        found |= set(imported)
-    return Spread.of(seconds), ", ".join(sorted(found)) or "none"
+        all_imports |= set(imported)
+    return Spread.of(seconds), ", ".join(sorted(all_imports)) or "none"
 
 
 def measure(quick: bool) -> list[Row]:
     imported, unwanted = import_seconds(2 if quick else 7)
     values = {"apply on ViT-L": (apply_seconds(3 if quick else 20), "-"), "import hf_tome": (imported, unwanted)}
     return [
-        {"what": what, "seconds": seconds, "limit": LIMITS[what], "imports": imports}
-        for what, (seconds, imports) in values.items()
+        {"what": action, "seconds": seconds, "limit": LIMITS[action], "imports": imports}
+        for action, (seconds, imports) in values.items()
     ]
 
 

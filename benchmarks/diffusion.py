@@ -92,21 +92,21 @@ def half_attention(block: Any) -> Any:
 def cases() -> dict[str, dict[str, Callable[[], Any]]]:
     """Return what is timed: block -> variant -> a call."""
     x, text = torch.randn(2, TOKENS, 320), torch.randn(2, 77, 768)
-    found: dict[str, dict[str, Callable[[], Any]]] = {}
+    all_cases: dict[str, dict[str, Callable[[], Any]]] = {}
 
     def call(block: Any, **inputs: Any) -> Callable[[], Any]:
         return lambda: block(**inputs)
 
     whole = {"hidden_states": x, "encoder_hidden_states": text}
     part = {**whole, "hidden_states": x[:, : TOKENS // 2]}
-    found["SD 1.5, around attention"] = {
+    all_cases["SD 1.5, around attention"] = {
         "unmerged": call(basic(), **whole),
         "oracle": call(half_attention(basic()), **whole),
         **{name: call(merge(basic(), BASIC, "attention", config), **whole) for name, config in METHODS.items()},
         "tomesd": call(tomesd_block(), **whole),
     }
-    found["SD 1.5, whole block"] = {
-        "unmerged": found["SD 1.5, around attention"]["unmerged"],
+    all_cases["SD 1.5, whole block"] = {
+        "unmerged": all_cases["SD 1.5, around attention"]["unmerged"],
         "oracle": call(basic(), **part),
         **{name: call(merge(basic(), BASIC, "block", config), **whole) for name, config in METHODS.items()},
     }
@@ -122,12 +122,12 @@ def cases() -> dict[str, dict[str, Callable[[], Any]]]:
             stream = {"hidden_states": tokens[:, :count], "encoder_hidden_states": words, "temb": temb}
             return {**stream, "image_rotary_emb": rotary}
 
-        found[name] = {
+        all_cases[name] = {
             "unmerged": call(flux(cls), **inputs(TOKENS)),
             "oracle": call(flux(cls), **inputs(TOKENS // 2)),
             **{key: call(merge(flux(cls), row, "block", config), **inputs(TOKENS)) for key, config in METHODS.items()},
         }
-    return found
+    return all_cases
 
 
 @torch.inference_mode()

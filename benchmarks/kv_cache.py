@@ -159,7 +159,7 @@ def measure_document(model: Any, tokenizer: Any, context: Tensor, following: Ten
                 "agreement": float((full.argmax(dim=-1) == logits.argmax(dim=-1)).float().mean()),
                 "nll": float(nll),
                 "digits": statistics.mean(map(statistics.mean, digits)),
-                "whole": sum(all(found) for found in digits),
+                "whole": sum(all(digits_right) for digits_right in digits),
                 "bytes": sum(layer.num_bytes() for layer in cache.layers),
             }
         )

@@ -63,7 +63,7 @@ def differences(metric: Tensor, x: Tensor, size: Tensor, r: int) -> tuple[float,
         (out * weight).sum().backward()
         outputs.append(out.detach())
         gradients.append(start.grad)
-    return tuple(float((one - other).abs().max()) for one, other in (outputs, gradients))  # type: ignore[return-value]
+    return tuple(float((ours - other).abs().max()) for ours, other in (outputs, gradients))  # type: ignore[return-value]
 
 
 def measure(quick: bool) -> list[Row]:

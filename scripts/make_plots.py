@@ -66,7 +66,7 @@ def draw_growth(path: Path) -> None:
         axis.set_xlabel(label)
         axis.set_ylabel("times as fast as unmerged")
         axis.grid(color="#dddddd", linewidth=0.6)
-        handles = [found for part in (axis, overhead) for found in part.get_legend_handles_labels()[0]]
+        handles = [handle for part in (axis, overhead) for handle in part.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=100)
 
@@ -78,10 +78,10 @@ def draw_vlm(path: Path) -> None:
 
 def _spread(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[list[float]]]:
     """Return medians, and how far the quartiles are below and above them."""
-    found = [row[key] for row in rows]
-    medians = [value["median"] for value in found]
-    below = [max(0.0, value["median"] - value["low"]) for value in found]
-    above = [max(0.0, value["high"] - value["median"]) for value in found]
+    values = [row[key] for row in rows]
+    medians = [value["median"] for value in values]
+    below = [max(0.0, value["median"] - value["low"]) for value in values]
+    above = [max(0.0, value["high"] - value["median"]) for value in values]
     return medians, [below, above]
 
 

@@ -220,4 +220,4 @@ def fill(text: str) -> str:
     Raises:
         KeyError: a section of an unknown name.
     """
-    return MARKED.sub(lambda found: f"{found[1]}{SECTIONS[found[2]]()}{found[3]}", text)
+    return MARKED.sub(lambda match: f"{match[1]}{SECTIONS[match[2]]()}{match[3]}", text)

@@ -52,9 +52,9 @@ def wait_for(address: str) -> None:
 
 
 def photograph(address: str) -> None:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = tools.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1240, "height": 900})
         page.goto(address, wait_until="domcontentloaded")
         page.wait_for_selector("#merged img", timeout=1000 * PATIENCE)

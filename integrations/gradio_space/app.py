@@ -71,20 +71,20 @@ def show(
     """Return what the page shows: an error in words, the picture, the classes, the table and the plot."""
     try:
         given = dict(zip(KINDS, (image, video, audio)))
-        found = merge(name, given[load(name).kind], method, r, schedule, threshold)
+        outcome = merge(name, given[load(name).kind], method, r, schedule, threshold)
     except Exception as error:  # a page says what is wrong, whatever it is
         return [_problem(error), None, *[gr.update(visible=False)] * 3, None, None]
-    tops = [gr.update(value=found.top.get(name), visible=name in found.top) for name in COLOURS]
-    return [_problem(None), found.picture, *tops, found.table(), plot(found)]
+    tops = [gr.update(value=outcome.top.get(name), visible=name in outcome.top) for name in COLOURS]
+    return [_problem(None), outcome.picture, *tops, outcome.table(), plot(outcome)]
 
 
-def plot(found: Outcome) -> Figure:
+def plot(outcome: Outcome) -> Figure:
     """Plot the tokens after each block, a line a method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    for name, tokens in found.tokens.items():
+    for name, tokens in outcome.tokens.items():
         axes.plot(range(len(tokens)), tokens, color=COLOURS[name], label=name, linewidth=2, marker="o", markersize=4)
     axes.set(xlabel="blocks done", ylabel="tokens", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)

@@ -172,7 +172,7 @@ def _measure(loaded: Loaded, content: Any, chosen: dict[str, MergeConfig], pictu
     """Run each config in turns, so that what else the machine does slows all of them; times are medians."""
     inputs = process_input(loaded.kind, loaded.processor, content)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    found = Outcome(picture, {}, {}, {})
+    outcome = Outcome(picture, {}, {}, {})
     try:
         for turn in range(1 + ROUNDS):
             for name, config in chosen.items():
@@ -181,11 +181,11 @@ def _measure(loaded: Loaded, content: Any, chosen: dict[str, MergeConfig], pictu
                 outputs = _run(loaded, inputs)
                 seconds[name].append(time.perf_counter() - start)
                 if turn == 0:
-                    _note(found, name, loaded, outputs)
+                    _note(outcome, name, loaded, outputs)
     finally:
         hf_tome.remove(loaded.model)
-    found.milliseconds.update({name: 1000 * statistics.median(taken[1:]) for name, taken in seconds.items()})
-    return found
+    outcome.milliseconds.update({name: 1000 * statistics.median(taken[1:]) for name, taken in seconds.items()})
+    return outcome
 
 
 def _run(loaded: Loaded, inputs: Any) -> Any:
@@ -196,16 +196,16 @@ def _run(loaded: Loaded, inputs: Any) -> Any:
     return loaded.model(**inputs)
 
 
-def _note(found: Outcome, name: str, loaded: Loaded, outputs: Any) -> None:
+def _note(outcome: Outcome, name: str, loaded: Loaded, outputs: Any) -> None:
     tower = hf_tome.report(loaded.model).towers[0]
-    found.tokens[name] = [tower.tokens[0][0], *(after for _, after in tower.tokens)]
-    found.gflops[name] = tower.gflops
+    outcome.tokens[name] = [tower.tokens[0][0], *(after for _, after in tower.tokens)]
+    outcome.gflops[name] = tower.gflops
     if loaded.scores is not None:
-        found.top[name] = _best(outputs[0], dict(enumerate(NAMES)))
+        outcome.top[name] = _best(outputs[0], dict(enumerate(NAMES)))
         return
     logits = getattr(outputs, "logits", None)
     if logits is not None and logits.dim() == 2:
-        found.top[name] = _best(logits[0].float().softmax(dim=-1), loaded.model.config.id2label)
+        outcome.top[name] = _best(logits[0].float().softmax(dim=-1), loaded.model.config.id2label)
 
 
 def _best(probabilities: torch.Tensor, labels: Mapping[int, str]) -> dict[str, float]:

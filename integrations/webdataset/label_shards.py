@@ -88,8 +88,8 @@ def embedder(args: argparse.Namespace) -> tuple[torch.nn.Module, Callable[[torch
 
     def run(pixels: torch.Tensor) -> Columns:
         out = model.get_image_features(pixel_values=pixels) if dual else model(pixel_values=pixels)
-        found = out.pooler_output if dual else out.last_hidden_state[:, 0]  # (B, C)
-        return {"embedding": found.float().cpu().tolist()}
+        embeddings = out.pooler_output if dual else out.last_hidden_state[:, 0]  # (B, C)
+        return {"embedding": embeddings.float().cpu().tolist()}
 
     return model, run
 
@@ -150,7 +150,7 @@ def do_shard(shard: str, target: Path, args: argparse.Namespace, processor, mode
     target.parent.mkdir(parents=True, exist_ok=True)
     if skipped:
         write_whole(
-            Path(f"{target.with_suffix('')}.skipped.jsonl"), "".join(json.dumps(one) + "\n" for one in skipped)
+            Path(f"{target.with_suffix('')}.skipped.jsonl"), "".join(json.dumps(record) + "\n" for record in skipped)
         )
     table = pa.table(columns or {"key": pa.array([], pa.string())})
     with replacing(target) as unfinished:  # whole or not at all
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         name = targets[shard].relative_to(args.out).with_suffix(Path(shard).suffix).as_posix()
         try:
             count, unread = do_shard(shard, targets[shard], args, processor, model, run)
-            images, skipped = images + count, skipped + [{"shard": name, **one} for one in unread]
+            images, skipped = images + count, skipped + [{"shard": name, **record} for record in unread]
         except (OSError, ValueError, EOFError, tarfile.TarError) as error:  # no tar, or cut short
             failed.append({"shard": name, "reason": f"{type(error).__name__}: {error}"})
         print(f"{shard}: {images} images, {len(skipped)} skipped so far", file=sys.stderr)

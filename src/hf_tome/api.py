@@ -80,8 +80,10 @@ def plan_targets(model: object, config: MergeConfig) -> list[Target]:
             check_patches(planned)
             return planned
     reasons = (reason for adapter in serving if (reason := adapter.reason(root)))
-    known = ", ".join(repr(place) for adapter in ADAPTERS for place in adapter.places)
-    default = f"Nothing merges with `where={config.where!r}` in a {type(root).__name__}; `where` takes {known} here."
+    supported = ", ".join(repr(place) for adapter in ADAPTERS for place in adapter.places)
+    default = (
+        f"Nothing merges with `where={config.where!r}` in a {type(root).__name__}; `where` takes {supported} here."
+    )
     raise UnsupportedModelError(next(reasons, default))
 
 
@@ -139,17 +141,17 @@ def is_merged(model: object) -> bool:
 
 def get_config(model: object) -> MergeConfig | None:
     """Return the config that `apply` was called with; `None` where nothing merges, the first of several."""
-    found = targets(model)
-    return found[0].config if found else None
+    merge_targets = targets(model)
+    return merge_targets[0].config if merge_targets else None
 
 
 def targets(model: object) -> list[Target]:
     """Return where in a model tokens merge, in the order of its modules."""
-    found: dict[int, Target] = {}
+    by_module: dict[int, Target] = {}
     for module in _patched(unwrap(model)):
         target = context_of(module).target
-        found.setdefault(id(target), target)
-    return list(found.values())
+        by_module.setdefault(id(target), target)
+    return list(by_module.values())
 
 
 def check_config(config: object, name: str = "config") -> None:
@@ -200,7 +202,7 @@ def _check_root(root: nn.Module) -> None:
 def _is_at(root: nn.Module, path: str, module: nn.Module) -> bool:
     """Return whether `module` is at a dotted path of `root`, or wrapped there."""
     try:
-        found = root.get_submodule(path)
+        submodule = root.get_submodule(path)
     except AttributeError:
         return False
-    return any(inner is module for inner in found.modules())
+    return any(inner is module for inner in submodule.modules())

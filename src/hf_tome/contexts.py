@@ -69,8 +69,8 @@ class ContextPipeline:
         return before, after
 
     def _tokens(self, text: str, add_special_tokens: bool) -> torch.Tensor:
-        found = self.tokenizer(text, return_tensors="pt", add_special_tokens=add_special_tokens)
-        return found.input_ids.to(self.model.device)
+        encoding = self.tokenizer(text, return_tensors="pt", add_special_tokens=add_special_tokens)
+        return encoding.input_ids.to(self.model.device)
 
     def _answer(
         self, ids: torch.Tensor, asked: torch.Tensor, cache: Any, max_new_tokens: int, more: dict[str, Any]

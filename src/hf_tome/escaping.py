@@ -21,9 +21,9 @@ def markdown_text(value: Any) -> str:
     """Return the text as Markdown that shows it as it is, in one line, in a paragraph, a list or a table's cell."""
     line = " ".join(str(value).split())
     brackets = "" if _PLAIN_BRACKETS.fullmatch(line) else "[]"
-    line = _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line)
+    line = _SPECIAL.sub(lambda match: _ENTITIES.get(match[0], f"\\{match[0]}"), line)
     line = "".join(f"\\{letter}" if letter in brackets else letter for letter in line)
-    return _BLOCK_START.sub(lambda found: f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}", line)
+    return _BLOCK_START.sub(lambda match: f"{match[0]}\\" if match[0].isdigit() else f"\\{match[0]}", line)
 
 
 def markdown_code(value: Any) -> str:

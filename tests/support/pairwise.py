@@ -39,7 +39,10 @@ def _off_diagonal(test: list[pytest.Item], number: int) -> list[pytest.Item]:
 def _parameters(item: pytest.Item) -> list[list[str]]:
     """Return the parameters of a test, each as the names that one `parametrize` gives values to."""
     names = [mark.args[0] for mark in item.iter_markers("parametrize")]
-    return [[name.strip() for name in (one.split(",") if isinstance(one, str) else one)] for one in names]
+    return [
+        [name.strip() for name in (names_given.split(",") if isinstance(names_given, str) else names_given)]
+        for names_given in names
+    ]
 
 
 def _places(test: list[pytest.Item], names: list[str]) -> list[int]:

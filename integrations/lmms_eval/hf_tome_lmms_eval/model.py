@@ -147,12 +147,12 @@ class HfTome(lmms):
 
 def _generation(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `generate` for a task's settings; without a temperature above 0 it is greedy."""
-    found = {name: settings[name] for name in GENERATION if settings.get(name) is not None}
-    found.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    if not found.get("temperature"):
+    options = {name: settings[name] for name in GENERATION if settings.get(name) is not None}
+    options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+    if not options.get("temperature"):
         greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
-        return {**found, **greedy}
-    return {**found, "do_sample": True}
+        return {**options, **greedy}
+    return {**options, "do_sample": True}
 
 
 def _before(text: str, ends: Sequence[str]) -> str:

@@ -241,12 +241,12 @@ def benchmark(
         loaded = image_tower(loaded)
         on_cpu = next(loaded.parameters()).device.type == "cpu"
         inputs = example_inputs(loaded, batch_size or (16 if on_cpu else 256))
-    found = []
+    benchmarks = []
     with progress_bar(f"{len(configs)} configs", progress) as update:
         for done, merge_config in enumerate(configs):
             update(done, len(configs))
-            found.append(benchmark_model(loaded, inputs, merge_config, rounds=rounds, warmup=warmup, clock=clock))
-    return BenchmarkResults(found)
+            benchmarks.append(benchmark_model(loaded, inputs, merge_config, rounds=rounds, warmup=warmup, clock=clock))
+    return BenchmarkResults(benchmarks)
 
 
 def _run(

@@ -62,10 +62,10 @@ def load_processor(auto_class: Any, options: JobOptions) -> Any:
     part, base, words = PROCESSORS[auto_class]
     given = options.processor
     if given is not None:
-        found = getattr(given, part, given) if part else given
-        if not isinstance(found, base):
+        processor_part = getattr(given, part, given) if part else given
+        if not isinstance(processor_part, base):
             raise ValueError(f"`processor` is a {type(given).__name__}; this task takes {words} of transformers.")
-        return found
+        return processor_part
     try:
         with naming(options.model, "processor of the model"):
             return auto_class.from_pretrained(options.model, trust_remote_code=False)

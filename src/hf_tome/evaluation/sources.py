@@ -103,14 +103,14 @@ def _model_options(model: Any, processor: Any, device: str | None) -> dict[str, 
     if device is not None:
         raise ValueError(f"The model is in memory on {root.device} already; move it with `model.to({device!r})`.")
     name = getattr(root.config, "_name_or_path", "") or type(root).__name__
-    found = processor if processor is not None else getattr(model, "processor", None) or _pipeline_processor(model)
-    return {"model": str(name), "loaded": root, "processor": found, "device": str(root.device)}
+    chosen = processor if processor is not None else getattr(model, "processor", None) or _pipeline_processor(model)
+    return {"model": str(name), "loaded": root, "processor": chosen, "device": str(root.device)}
 
 
 def _pipeline_processor(model: Any) -> Any:
     """Return what a pipeline reads its images or sound with, `None` where `model` is no pipeline."""
     names = ("image_processor", "feature_extractor")
-    return next((found for name in names if (found := getattr(model, name, None)) is not None), None)
+    return next((candidate for name in names if (candidate := getattr(model, name, None)) is not None), None)
 
 
 def _data_options(data: Any) -> dict[str, Any]:

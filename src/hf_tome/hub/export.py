@@ -92,7 +92,7 @@ def difference_in_onnxruntime(model: nn.Module, path: str | Path, inputs: Mappin
         outputs = _outputs(root(**inputs))
     names = [output.name for output in session.get_outputs()]
     pairs = [(torch.from_numpy(value), outputs[name].cpu()) for name, value in zip(names, values)]
-    return max(float((one - other).abs().max()) for one, other in pairs)
+    return max(float((exported - other).abs().max()) for exported, other in pairs)
 
 
 def _example(root: Any, inputs: Any) -> dict[str, Tensor]:

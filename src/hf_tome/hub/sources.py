@@ -17,7 +17,7 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 
 @contextmanager
-def naming(source: str, what: str) -> Iterator[None]:
+def naming(source: str, kind: str) -> Iterator[None]:
     """Name a model or data set in errors of loading it that do not, such as those of a Hub that cannot be reached.
 
     Raises:
@@ -28,14 +28,14 @@ def naming(source: str, what: str) -> Iterator[None]:
     except OSError as error:
         if source in str(error):
             raise
-        raise OSError(not_opened(source, what, error)) from error
+        raise OSError(not_opened(source, kind, error)) from error
 
 
-def not_opened(source: str, what: str, error: Exception) -> str:
+def not_opened(source: str, kind: str, error: Exception) -> str:
     """Return the message for an id that cannot be opened."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return (
-        f"Cannot open the {what} {source!r}: {first}. There is no local folder of that name either; check the id, the "
+        f"Cannot open the {kind} {source!r}: {first}. There is no local folder of that name either; check the id, the "
         "network and, for a gated one, `hf auth login`."
     )
 
@@ -44,8 +44,8 @@ class SourceError(ValueError):
     """Something looks like a local folder and is not one."""
 
 
-def is_folder(source: str, what: str) -> bool:
-    """Tell whether `source` is a local folder; if not, it can be the id of a `what` on the Hub.
+def is_folder(source: str, kind: str) -> bool:
+    """Tell whether `source` is a local folder; if not, it can be the id of a `kind` on the Hub.
 
     Raises:
         SourceError: it can be neither.
@@ -54,7 +54,7 @@ def is_folder(source: str, what: str) -> bool:
     if path.is_dir():
         return True
     if path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise SourceError(f"{source} is not a folder; give a local folder or the id of a {what} on the Hub.")
+        raise SourceError(f"{source} is not a folder; give a local folder or the id of a {kind} on the Hub.")
     return False
 
 

@@ -34,14 +34,14 @@ def trace(model: object, tower: int = 0) -> Trace:
     Raises:
         ValueError: the model was not applied with `MergeConfig(trace=True)`, or has not run since.
     """
-    found = targets(model)
-    if not found:
+    merge_targets = targets(model)
+    if not merge_targets:
         raise ValueError(
             "No tokens are merged in this model; call `hf_tome.apply(model, MergeConfig(..., trace=True))`."
         )
-    if not 0 <= tower < len(found):
-        raise ValueError(f"`tower` is {tower}; the model has {len(found)} merged tower(s), counted from 0.")
-    chosen = found[tower]
+    if not 0 <= tower < len(merge_targets):
+        raise ValueError(f"`tower` is {tower}; the model has {len(merge_targets)} merged tower(s), counted from 0.")
+    chosen = merge_targets[tower]
     if not chosen.config.trace:
         raise ValueError("The model was applied with trace=False; apply it again with `MergeConfig(..., trace=True)`.")
     summary = chosen.recorder.summary

@@ -41,7 +41,7 @@ class MediaLimits:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"The media limit {name} is {value!r}; it takes an integer of at least 1.")
 
-    def check(self, name: str, value: float, found: str) -> None:
+    def check(self, name: str, value: float, description: str) -> None:
         """Compare a value with the limit `name`; `found` describes the value, as in "it has 9000 x 9000 pixels".
 
         Raises:
@@ -49,7 +49,7 @@ class MediaLimits:
         """
         limit = getattr(self, name)
         if value > limit:
-            raise MediaLimitError(f"{found}, above the limit {name}={limit}")
+            raise MediaLimitError(f"{description}, above the limit {name}={limit}")
 
 
 DEFAULT_LIMITS = MediaLimits()

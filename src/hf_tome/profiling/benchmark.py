@@ -183,8 +183,8 @@ def why_no_speedup(
 
 def total(counts: Sequence[float | None]) -> float | None:
     """Return the sum, or `None` where a part is not known."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    known_counts = [count for count in counts if count is not None]
+    return sum(known_counts) if len(known_counts) == len(counts) else None
 
 
 def _runner(model: Any, inputs: Mapping[str, Tensor]) -> Callable[[], object]:

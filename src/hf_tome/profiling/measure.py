@@ -39,7 +39,7 @@ class _LiveStorages(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         # A view of a weight is no new memory.
-        self.known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        self.counted = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -49,15 +49,15 @@ class _LiveStorages(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self.known:
+        if storage._cdata in self.counted:
             return
-        self.known.add(storage._cdata)
+        self.counted.add(storage._cdata)
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes()).atexit = False
 
     def _drop(self, address: int, size: int) -> None:
-        self.known.discard(address)
+        self.counted.discard(address)
         self.live -= size
 
 

@@ -55,8 +55,8 @@ def compare_sheet(
         return _clip_sheet(traced, names, all_blocks, follow, input_label, after)
     view, grid = traced[0].frames[0], traced[0].grid
     scale, blocks = enlarge * readable_scale(view, grid), _blocks(traced[0], all_blocks)
-    columns = [[_drawn(one, block, scale, heat) for block in blocks] for one in traced]
-    labels = [[_label(one, name, block, all_blocks) for block in blocks] for one, name in zip(traced, names)]
+    columns = [[_drawn(item, block, scale, heat) for block in blocks] for item in traced]
+    labels = [[_label(item, name, block, all_blocks) for block in blocks] for item, name in zip(traced, names)]
     for texts, more in zip(labels, after):
         texts[-1] += f", {more}" * (more is not None)
     wide = view.width > _WIDE * view.height
@@ -83,8 +83,8 @@ def compare_pictures(
     shown = enlarged(view, scale)
     pictures = []
     for block in _blocks(traced[0], True):
-        merged = [_drawn(one, block, scale, heat) for one in traced]
-        labels = ["input", *(_label(one, name, block, True) for one, name in zip(traced, names))]
+        merged = [_drawn(item, block, scale, heat) for item in traced]
+        labels = ["input", *(_label(item, name, block, True) for item, name in zip(traced, names))]
         pictures.append(contact_sheet([shown, *merged], 1 if wide else None, labels))
     return pictures
 
@@ -114,14 +114,14 @@ def _clip_sheet(
     labels = [f"frame {step * grid.tubelet}" for step in steps]
     if input_label != "input":
         labels = [f"{input_label}, from frame 0 to {steps[-1] * grid.tubelet}", *[""] * (len(steps) - 1)]
-    for one, name, more in zip_longest(traced, names, after[: len(traced)]):
-        for block in _blocks(one, all_blocks):
-            merged = merged_frames(frames, one.sources[block], grid, scale=scale)
+    for item, name, more in zip_longest(traced, names, after[: len(traced)]):
+        for block in _blocks(item, all_blocks):
+            merged = merged_frames(frames, item.sources[block], grid, scale=scale)
             pictures += [merged[step] for step in steps]
-            last = f", {more}" * (more is not None and block == len(one.sources) - 1)
-            labels += [_label(one, name, block, all_blocks) + last, *[""] * (len(steps) - 1)]
+            last = f", {more}" * (more is not None and block == len(item.sources) - 1)
+            labels += [_label(item, name, block, all_blocks) + last, *[""] * (len(steps) - 1)]
         if follow:
-            followed, label = _followed(one, follow, scale)
+            followed, label = _followed(item, follow, scale)
             pictures += [followed[step] for step in steps]
             labels += [f"{name}: {label}", *[""] * (len(steps) - 1)]
     return contact_sheet(pictures, len(steps), labels)
@@ -132,12 +132,12 @@ def _clip_pictures(traced: Sequence[Traced], names: Sequence[str], follow: Follo
     scale = readable_scale(frames[0], grid)
     rows = [[enlarged(frame, scale) for frame in frames]]
     labels = ["input"]
-    for one, name in zip(traced, names):
-        last = len(one.sources) - 1
-        rows.append(merged_frames(frames, one.sources[last], grid, scale=scale))
-        labels.append(_label(one, name, last, False))
+    for item, name in zip(traced, names):
+        last = len(item.sources) - 1
+        rows.append(merged_frames(frames, item.sources[last], grid, scale=scale))
+        labels.append(_label(item, name, last, False))
         if follow:
-            followed, label = _followed(one, follow, scale)
+            followed, label = _followed(item, follow, scale)
             rows.append(followed)
             labels.append(label)
     shown = [[row[index if row is rows[0] else index // grid.tubelet] for row in rows] for index in range(len(frames))]

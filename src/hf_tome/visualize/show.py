@@ -75,7 +75,7 @@ def labelled_sheet(
         options: for `compare_sheet`.
     """
     names = [short_name(format_config(config)) for config in configs]
-    first, *others = (None if found is None else str(found) for found in predictions)
+    first, *others = (None if prediction is None else str(prediction) for prediction in predictions)
     return compare_sheet(traced, names, enlarge=2, input_label=_with("input", first), after=others, **options)
 
 

@@ -37,8 +37,10 @@ class DiffusionAdapter:
             ValueError: the config does not fit.
         """
         _check_version()
-        found = [(path, module) for path, module in root.named_modules() if _is_denoiser(module)]
-        return [plan_denoiser(path, module, DENOISERS[own_class(module).__name__], config) for path, module in found]
+        denoisers = [(path, module) for path, module in root.named_modules() if _is_denoiser(module)]
+        return [
+            plan_denoiser(path, module, DENOISERS[own_class(module).__name__], config) for path, module in denoisers
+        ]
 
     def reason(self, root: nn.Module) -> str | None:
         """Return why nothing can merge in a model of diffusers; `None` for others."""

@@ -61,13 +61,13 @@ def check_processors(module: Any, detail: BlockDetail) -> None:
         name = type(getattr(attention, "processor", None)).__name__
         if name != SELF_ATTENTION_GUIDANCE and not name.startswith(PERTURBED_ATTENTION):
             continue
-        what = (
+        reason = (
             "self-attention guidance lays its attention maps out on the grid of tokens"
             if name == SELF_ATTENTION_GUIDANCE
             else "perturbed-attention guidance changes the attention of a part of the batch"
         )
         raise UnsupportedModelError(
-            f"{detail.path!r} merges tokens and has the processor {name}: {what}, which merged tokens do not fit. "
+            f"{detail.path!r} merges tokens and has the processor {name}: {reason}, which merged tokens do not fit. "
             "Use classifier-free guidance, or leave this block out with `layers` or a larger `min_tokens`."
         )
 

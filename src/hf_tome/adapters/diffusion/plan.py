@@ -107,9 +107,9 @@ def plan_denoiser(path: str, module: nn.Module, row: DenoiserRow, config: MergeC
         ValueError: the config does not fit, as a ratio that the cells do not allow.
     """
     check_config(config)
-    found = list(_blocks(module, row))
+    blocks = list(_blocks(module, row))
     modules = _modules_of(module, row, config)
-    numbers = config.merging_layers(len(found)) if config.layers is not None else range(len(found))
+    numbers = config.merging_layers(len(blocks)) if config.layers is not None else range(len(blocks))
     chosen = [index for index in numbers if index % config.every == 0]
     proportional = get_method(config.method).grid_proportional
     if config.proportional_attention != "auto":
@@ -118,7 +118,7 @@ def plan_denoiser(path: str, module: nn.Module, row: DenoiserRow, config: MergeC
     details: list[BlockDetail] = []
     patches: list[Patch] = []
     for number in chosen if _merges(config) else ():
-        block_path, block, block_row = found[number]
+        block_path, block, block_row = blocks[number]
         for name, part, call in _parts(block, block_row, modules):
             detail = BlockDetail(
                 call=call,
@@ -155,8 +155,8 @@ def check_config(config: MergeConfig) -> None:
     """
     method = get_method(config.method)
     if method.match_grid is None:
-        known = ", ".join(repr(name) for name, row in METHODS.items() if row.match_grid is not None)
-        raise ValueError(f"`method` is {config.method!r}, which has no form for denoisers; supported are {known}.")
+        supported = ", ".join(repr(name) for name, row in METHODS.items() if row.match_grid is not None)
+        raise ValueError(f"`method` is {config.method!r}, which has no form for denoisers; supported are {supported}.")
     most = 1 - 1 / (config.stride[0] * config.stride[1])
     if config.ratio is not None and config.ratio > most:
         raise ValueError(

@@ -65,8 +65,9 @@ UNSUPPORTED: dict[str, str] = {name: reason for reason, names in BY_REASON.items
 def reason_of(root: nn.Module) -> str:
     """Return why nothing can merge in a model of diffusers, what is supported and what to do."""
     names = [type(module).__name__ for module in root.modules()]
-    known = next((name for name in names if name in UNSUPPORTED), names[0])
+    class_name = next((name for name in names if name in UNSUPPORTED), names[0])
+    reason = UNSUPPORTED.get(class_name, NO_ROW)
     return (
-        f"Found no denoiser to merge tokens in: {known} is not supported, because {UNSUPPORTED.get(known, NO_ROW)}. "
+        f"Found no denoiser to merge tokens in: {class_name} is not supported, because {reason}. "
         f"Supported are {', '.join(sorted(DENOISERS))}."
     )

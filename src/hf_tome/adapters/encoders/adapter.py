@@ -22,7 +22,7 @@ class EncodersAdapter:
 
     def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
         """Plan merging for every encoder in a model."""
-        return [plan_tower(root, *found, config, WRAPPERS) for found in find_towers(root)]
+        return [plan_tower(root, *tower, config, WRAPPERS) for tower in find_towers(root)]
 
     def reason(self, root: nn.Module) -> str:
         """Return why there is no encoder to merge tokens in; there is a reason for any model."""

@@ -185,10 +185,10 @@ class FinalTokens:
 NOTHING_MERGED = FinalTokens(None, False)
 
 
-def stale(target: Target, found: str) -> RuntimeError:
+def stale(target: Target, reason: str) -> RuntimeError:
     """Return the error for a model whose blocks are not those that were planned for."""
     return RuntimeError(
-        f"The blocks of this {target.plan.family.tower} are not those that merging was planned for: {found}. Call "
+        f"The blocks of this {target.plan.family.tower} are not those that merging was planned for: {reason}. Call "
         "`hf_tome.apply(model, config)` again after every change to a model's layers, or `hf_tome.remove(model)`."
     )
 

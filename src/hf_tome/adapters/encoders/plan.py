@@ -197,8 +197,8 @@ def plan_tower(
 
 def patches_of(owned: Sequence[Owned]) -> list[Patch]:
     """Return how the modules that output adapters name are patched; a model may have been built without one."""
-    found = [(row, _at(owner, row.target)) for owner, row in owned if row.mixin is not None]
-    return [Patch(module, row.mixin, detail=row) for row, module in found if module is not None]  # type: ignore[arg-type]
+    modules = [(row, _at(owner, row.target)) for owner, row in owned if row.mixin is not None]
+    return [Patch(module, row.mixin, detail=row) for row, module in modules if module is not None]  # type: ignore[arg-type]
 
 
 def descriptions(rows: Iterator[OutputAdapter]) -> tuple[str, ...]:
@@ -256,19 +256,19 @@ def _reads_of(
 def why_not(root: nn.Module, hint: str = "") -> str:
     """Return why no encoder is found in a model, what is supported and what to do; `hint` goes before the latter."""
     model_type = getattr(getattr(root, "config", None), "model_type", None)
-    found = f"Found no encoder to merge tokens in: {type(root).__name__}"
+    problem = f"Found no encoder to merge tokens in: {type(root).__name__}"
     if model_type is not None:
-        found += f" (model type {model_type!r})"
+        problem += f" (model type {model_type!r})"
     how = f"{hint}{HOW_TO_GO_ON}"
     reason = why_unsupported(model_type)
     if reason is not None:
-        return f"{found} is not supported, because {reason}. {how}"
+        return f"{problem} is not supported, because {reason}. {how}"
     inner = (getattr(root.config, name, None) for name in ("vision_config", "backbone_config") if model_type)
     tower_type = next((config.model_type for config in inner if config is not None), None)
     reason = why_unsupported(tower_type)
     if reason is not None:
-        return f"{found} is not supported around a tower of type {tower_type!r}: {reason}. {how}"
-    return f"{found} holds none of the supported {', '.join(sorted(TOWERS))}. {how}"
+        return f"{problem} is not supported around a tower of type {tower_type!r}: {reason}. {how}"
+    return f"{problem} holds none of the supported {', '.join(sorted(TOWERS))}. {how}"
 
 
 def _unmerges(root: nn.Module, owned: Sequence[Owned], config: MergeConfig) -> bool:
@@ -331,10 +331,10 @@ def _outputs_of(root: nn.Module, path: str, family: Family, wrappers: Wrappers) 
 def _unknown_owner(owner: Any, family: Family) -> str:
     name = type(owner).__name__
     reason = why_unsupported(getattr(getattr(owner, "config", None), "model_type", None)) or "its head is not known"
-    known = ", ".join(name for name, rows in {**family.heads, **WRAPPERS}.items() if not isinstance(rows, str))
+    supported = ", ".join(name for name, rows in {**family.heads, **WRAPPERS}.items() if not isinstance(rows, str))
     return (
         f"{name} holds a {family.tower}, in which tokens can be merged, but {name} itself is not supported: "
-        f"{reason}. Supported around this tower: {known}, and vision-language models. {HOW_TO_GO_ON}"
+        f"{reason}. Supported around this tower: {supported}, and vision-language models. {HOW_TO_GO_ON}"
     )
 
 

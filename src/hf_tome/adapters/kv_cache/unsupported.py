@@ -64,13 +64,13 @@ MODELS = {
 
 def reason_of(root: nn.Module) -> str | None:
     """Return why no cache merges in a model."""
-    known = ", ".join(FAMILIES)
+    supported = ", ".join(FAMILIES)
     for module in root.modules():
         name = own_class(module).__name__
         if name in MODELS:
-            return f"The cache of a {name} cannot merge: {MODELS[name]}. Supported are {known}."
+            return f"The cache of a {name} cannot merge: {MODELS[name]}. Supported are {supported}."
     if not isinstance(root, PreTrainedModel):
         return None
     generates = bool(getattr(root, "can_generate", lambda: False)())
     why = "has no row yet" if generates else "does not generate text, so it keeps no keys and values"
-    return f"A {own_class(root).__name__} {why}; the caches that merge are those of {known}."
+    return f"A {own_class(root).__name__} {why}; the caches that merge are those of {supported}."

@@ -29,7 +29,7 @@ class VisionTowerAdapter:
     def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
         """Plan merging for every encoder in a model."""
         wrappers = {**WRAPPERS, **VISION_LANGUAGE}
-        return [plan_tower(root, *found, config, wrappers) for found in find_towers(root)]
+        return [plan_tower(root, *tower, config, wrappers) for tower in find_towers(root)]
 
     def reason(self, root: nn.Module) -> str | None:
         """Return why there is no tower to merge tokens in, for a model whose projected tokens can be merged."""

@@ -19,10 +19,10 @@ def check_image_size(pixel_values: Any, config: Any) -> None:
     vision = config.vision_config
     if vision.model_type not in FIXED_SIZE or not isinstance(pixel_values, Tensor):
         return
-    found, side = tuple(pixel_values.shape[-2:]), vision.image_size
-    if found != (side, side):
+    size, side = tuple(pixel_values.shape[-2:]), vision.image_size
+    if size != (side, side):
         raise ValueError(
-            f"`pixel_values` hold images of {found[0]} x {found[1]} pixels, but the image size of this vision tower "
+            f"`pixel_values` hold images of {size[0]} x {size[1]} pixels, but the image size of this vision tower "
             f"is {side} x {side}. Use the model's own processor."
         )
 

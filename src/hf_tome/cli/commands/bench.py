@@ -47,12 +47,12 @@ def bench_command(
     device = common.pick_device(device)
     loaded = image_tower(model_from(model, device, dtype.value))
     inputs = example_inputs(loaded, common.pick_batch_size(batch_size, device))
-    found = []
+    benchmarks = []
     with common.progress(f"{len(configs)} configs") as update:
         for done, merge_config in enumerate(configs):
             update(done, len(configs))
-            found.append(benchmark(loaded, inputs, merge_config, rounds=rounds, warmup=warmup, clock=clock))
-    described = {Format.json: lambda one: one.to_dict(), Format.csv: in_numbers}.get(format, in_words)
-    write_rows([described(one) for one in found], format, environment=describe_environment(device))
-    for line in BenchmarkResults(found).warnings if format is not Format.json else ():
+            benchmarks.append(benchmark(loaded, inputs, merge_config, rounds=rounds, warmup=warmup, clock=clock))
+    described = {Format.json: lambda result: result.to_dict(), Format.csv: in_numbers}.get(format, in_words)
+    write_rows([described(result) for result in benchmarks], format, environment=describe_environment(device))
+    for line in BenchmarkResults(benchmarks).warnings if format is not Format.json else ():
         print(line, file=sys.stderr)

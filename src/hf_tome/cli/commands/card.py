@@ -49,11 +49,11 @@ def card_command(
     """
     from ...evaluation.reporting import model_card as results_card
 
-    found = results_card.read_results(results)
-    row = results_card.choose_row(found, config)
+    evaluation = results_card.read_results(results)
+    row = results_card.choose_row(evaluation, config)
     plot = (results if results.is_dir() else results.parent) / results_card.PLOT
     files = results_card.write_results_card(
-        found,
+        evaluation,
         row,
         out,
         base_model=base_model,
@@ -63,7 +63,7 @@ def card_command(
         force=force,
         **({"repository": push} if push else {}),
     )
-    for doubt in results_card.doubts_of_publishing(found, row, dataset or found.data["id"]):
+    for doubt in results_card.doubts_of_publishing(evaluation, row, dataset or evaluation.data["id"]):
         print(f"{'forced' if force else 'no benchmark results'}: {doubt}", file=sys.stderr)
     names = [str(file.relative_to(out)) for file in files]
     if push and not dry_run:

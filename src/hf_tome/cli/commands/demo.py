@@ -105,8 +105,8 @@ def _choose(task: str) -> dict[str, Demo]:
 
     chosen = {name: demo for name, demo in DEMOS.items() if task in (ALL, demo.task)}
     if not chosen:
-        known = ", ".join(dict.fromkeys(demo.task for demo in DEMOS.values()))
-        raise ValueError(f"There is no demo of the task {task!r}; known are {known}, and {ALL} for all of them.")
+        tasks = ", ".join(dict.fromkeys(demo.task for demo in DEMOS.values()))
+        raise ValueError(f"There is no demo of the task {task!r}; known are {tasks}, and {ALL} for all of them.")
     return chosen
 
 
@@ -153,7 +153,7 @@ def _show_together(results: Mapping[str, Results], form: Format) -> None:
     if len(results) == 1:
         show_results(next(iter(results.values())), form)
     elif form is Format.json:
-        found = {name: one.to_dict() for name, one in results.items()}
-        sys.stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        documents = {name: result.to_dict() for name, result in results.items()}
+        sys.stdout.write(json.dumps(documents, indent=2, allow_nan=False) + "\n")
     else:
-        show_results(join({one.run["model"]: one for one in results.values()}), form)
+        show_results(join({result.run["model"]: result for result in results.values()}), form)

@@ -48,9 +48,9 @@ def export_command(
     apply(loaded, merge_config)
     path = _exported_path(loaded)
     difference = writer(attrgetter(path)(loaded) if path else loaded, out, check)
-    what = {"config": format_config(merge_config), "part": path or "all", "difference": difference}
+    description = {"config": format_config(merge_config), "part": path or "all", "difference": difference}
     files = [out, *sorted(out.parent.glob(f"{out.name}.data"))]  # of a large model the weights are beside the graph
-    write_rows([{**file_row(file), **what} for file in files], format)
+    write_rows([{**file_row(file), **description} for file in files], format)
 
 
 def _exported_path(model: Any) -> str:

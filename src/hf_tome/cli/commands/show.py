@@ -93,9 +93,9 @@ def show_command(
     kind = input_kind(loaded)
     _check_options(kind, {"--heatmap": heatmap, "--follow": follow is not None})
     content = open_input(image, loaded, processor, limits)
-    traced = [trace_input(loaded, processor, content, one) for one in configs]
-    texts = [format_config(one) for one in configs]
-    predictions = [predict(loaded, processor, content, one) for one in (MergeConfig(), *configs)]
+    traced = [trace_input(loaded, processor, content, each) for each in configs]
+    texts = [format_config(each) for each in configs]
+    predictions = [predict(loaded, processor, content, each) for each in (MergeConfig(), *configs)]
     out.parent.mkdir(parents=True, exist_ok=True)
     if animated:
         names = [short_name(text) for text in texts]
@@ -103,11 +103,14 @@ def show_command(
     else:
         options = {"all_blocks": all_blocks, "follow": followed, "heat": heatmap}
         labelled_sheet(traced, configs, predictions, **options).save(out)
-    unmerged, *merged = ({} if found is None else {"prediction": str(found)} for found in predictions)
+    unmerged, *merged = ({} if prediction is None else {"prediction": str(prediction)} for prediction in predictions)
     if unmerged:
         say(f"unmerged: {unmerged['prediction']}")
     rows = zip(texts, traced, merged)
-    write_rows([{**file_row(out), "config": text, **_tokens(one), **more} for text, one, more in rows], format)
+    write_rows(
+        [{**file_row(out), "config": text, **_tokens(item), **more} for text, item, more in rows],
+        format,
+    )
 
 
 def _tokens(traced: Traced) -> dict[str, Any]:

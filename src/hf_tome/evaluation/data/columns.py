@@ -18,7 +18,7 @@ def content_columns(rows: Any, kind: str) -> list[str]:
     import datasets
 
     feature = getattr(datasets, kind)
-    return [name for name, found in (rows.features or {}).items() if isinstance(found, feature)]
+    return [name for name, column_feature in (rows.features or {}).items() if isinstance(column_feature, feature)]
 
 
 def content_and_label_columns(rows: Any, kind: str, source: str) -> tuple[str, str]:
@@ -80,11 +80,11 @@ def label_names(rows: Any, column: str, source: str, described: ClassNames | Non
     if described is not None and is_text and not hasattr(rows, "unique"):
         return list(described.names)
     if not is_text or not hasattr(rows, "unique"):
-        what = "strings in a stream" if is_text else f"{feature.dtype} without names"
+        label_type = "strings in a stream" if is_text else f"{feature.dtype} without names"
         raise DataError(
-            f"The labels in column {column!r} of {source} are {what}, so they cannot be matched to the model's by "
-            "name. Put a classes.csv (columns index,label,name) or a classnames.txt (a name a line, in the order of "
-            "the numbers) beside the data, use --labels, or cast the column to ClassLabel with names."
+            f"The labels in column {column!r} of {source} are {label_type}, so they cannot be matched to the model's "
+            "by name. Put a classes.csv (columns index,label,name) or a classnames.txt (a name a line, in the order "
+            "of the numbers) beside the data, use --labels, or cast the column to ClassLabel with names."
         )
     values = {name for names in rows[column] for name in names or ()} if several else set(rows.unique(column))
     return sorted({composed(name) for name in values if name})

@@ -119,16 +119,16 @@ def data_name(options: JobOptions) -> str:
     return path.stem if path.is_file() else public_name(options.data)
 
 
-def find_column(columns: Sequence[str], known: Sequence[str], what: str, source: str) -> str:
+def find_column(columns: Sequence[str], names: Sequence[str], content: str, source: str) -> str:
     """Return the first known column that there is.
 
     Raises:
         DataError: there is none; the message lists the columns.
     """
-    column = first_of(known, columns)
+    column = first_of(names, columns)
     if column is None:
         raise DataError(
-            f"The data in {source} have no column of {what}; it can be called {', '.join(known)}. The columns are "
+            f"The data in {source} have no column of {content}; it can be called {', '.join(names)}. The columns are "
             f"{', '.join(columns) or 'unknown'}."
         )
     return column
@@ -147,9 +147,9 @@ def as_values(value: Any, key: str = "") -> list[Any]:
         value = value[key] if key in value else list(value.values())
     if not isinstance(value, (list, tuple)):
         value = [value]
-    values = [one[key] if isinstance(one, Mapping) else one for one in value]
-    values = [one.strip() if isinstance(one, str) else one for one in values]
-    return [one for one in values if one is not None and str(one).strip()]
+    values = [item[key] if isinstance(item, Mapping) else item for item in value]
+    values = [item.strip() if isinstance(item, str) else item for item in values]
+    return [item for item in values if item is not None and str(item).strip()]
 
 
 def first_values(row: Mapping[str, Any], columns: Sequence[str], key: str = "") -> list[Any]:

@@ -97,12 +97,12 @@ def match_labels(
     names = dict(described) if any(label in described for label in data_labels) else {}
     for label in data_labels:
         names.setdefault(label, label)
-    found = _resolve_same_names(_look_up(names, model_labels))
-    wrong = [label for label in data_labels if len(found[label]) != 1]
+    matches = _resolve_same_names(_look_up(names, model_labels))
+    wrong = [label for label in data_labels if len(matches[label]) != 1]
     if wrong:
-        raise LabelError(_explain(wrong, names, found, model_labels, class_names))
-    _refuse_shared(data_labels, names, found, model_labels)
-    return {label: found[label][0] for label in data_labels}
+        raise LabelError(_explain(wrong, names, matches, model_labels, class_names))
+    _refuse_shared(data_labels, names, matches, model_labels)
+    return {label: matches[label][0] for label in data_labels}
 
 
 def _exact(name: str) -> str:
@@ -149,13 +149,13 @@ def _candidates(name: str, by_form: Sequence[Mapping[str, list[int]]]) -> tuple[
     return ()
 
 
-def _resolve_same_names(found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _resolve_same_names(matches: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Deal out the indices of a name that the model has several times, where as many labels claim it."""
     claims = defaultdict(list)
-    for label, indices in found.items():
+    for label, indices in matches.items():
         if len(indices) > 1:
             claims[indices].append(label)
-    resolved = dict(found)
+    resolved = dict(matches)
     for indices, labels in claims.items():
         if len(labels) == len(indices):
             resolved.update({label: (index,) for label, index in zip(labels, indices)})
@@ -165,16 +165,16 @@ def _resolve_same_names(found: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
 def _refuse_shared(
     data_labels: Sequence[str],
     names: Mapping[str, str],
-    found: Mapping[str, tuple[int, ...]],
+    matches: Mapping[str, tuple[int, ...]],
     model_labels: Mapping[Any, str],
 ) -> None:
     """Refuse two labels of the data that are one of the model's, unless the labels file gives both the same name."""
     first: dict[int, str] = {}
     by_index = {int(index): label for index, label in model_labels.items()}
     for label in data_labels:
-        other = first.setdefault(found[label][0], label)
+        other = first.setdefault(matches[label][0], label)
         if _normalised(names[other]) != _normalised(names[label]):
-            shared = by_index[found[label][0]]
+            shared = by_index[matches[label][0]]
             raise LabelError(
                 f"The labels {other!r} and {label!r} of the data could both be the model's {shared!r}. If they are, "
                 "give both that name in a labels file with --labels; else give a model that tells them apart."
@@ -184,12 +184,12 @@ def _refuse_shared(
 def _explain(
     wrong: Sequence[str],
     names: Mapping[str, str],
-    found: Mapping[str, tuple[int, ...]],
+    matches: Mapping[str, tuple[int, ...]],
     model_labels: Mapping[Any, str],
     class_names: ClassNames | None,
 ) -> str:
     described = [repr(label) if names[label] == label else f"{label!r} ({names[label]!r})" for label in wrong]
-    if found[wrong[0]]:
+    if matches[wrong[0]]:
         problem = f"{_some(described)} could be any of several of the model's labels of the same name"
     else:
         problem = f"The model has no label {_some(described)}"
@@ -199,8 +199,8 @@ def _explain(
         advice = (
             f"These are wnids: put a {CLASSES_FILE} (columns index,wnid,name) beside the split folder, or use --labels"
         )
-    known = _some([repr(str(label)) for _, label in sorted(model_labels.items())])
-    return f"{problem}{source}. Its {len(model_labels)} labels are {known}. {advice}."
+    names_of_labels = _some([repr(str(label)) for _, label in sorted(model_labels.items())])
+    return f"{problem}{source}. Its {len(model_labels)} labels are {names_of_labels}. {advice}."
 
 
 def _some(items: Sequence[str]) -> str:

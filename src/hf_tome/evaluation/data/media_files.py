@@ -71,7 +71,7 @@ def match_rows(
         return to_model[composed(label) if isinstance(label, str) else names[label]]
 
     def model_label(label: Any) -> int | tuple[int, ...]:
-        given = [one for one in (label if isinstance(label, list) else [label]) if one not in NO_LABEL]
+        given = [name for name in (label if isinstance(label, list) else [label]) if name not in NO_LABEL]
         if not given:
             raise SkipSample("it has no label")
         return tuple(sorted(map(index, given))) if isinstance(label, list) else index(label)

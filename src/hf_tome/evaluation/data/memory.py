@@ -49,7 +49,7 @@ def _with_contents(rows: Any, options: JobOptions, kind: str) -> Any:
     if content_columns(rows, kind):
         return undecoded(rows, kind)
     features = rows.features or {}
-    column = first_of(CONTENTS[kind], [name for name, found in features.items() if _is_text(found)])
+    column = first_of(CONTENTS[kind], [name for name, column_feature in features.items() if _is_text(column_feature)])
     if column is None:
         listed = ", ".join(f"{name}: {type(feature).__name__}" for name, feature in features.items())
         raise DataError(

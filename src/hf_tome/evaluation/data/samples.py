@@ -78,7 +78,7 @@ class Samples(ABC):
         return len(self.rows) if hasattr(self.rows, "__len__") else 0
 
     def __iter__(self) -> Iterator[Sample]:
-        return (found for found in self.read() if isinstance(found, Sample))
+        return (entry for entry in self.read() if isinstance(entry, Sample))
 
     def listed(self) -> list[SampleInfo] | None:
         """Return what is known of every sample without reading its content; `None` for a stream."""
@@ -91,10 +91,10 @@ class Samples(ABC):
     def read(self, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[Sample | Skipped]:
         """Yield the samples at the wanted positions, in order, and those that cannot be read with the reason."""
         for position, row in self._rows(wanted):
-            found = self._sample(row, sample_name(row[self.column], position, self.folder), position)
-            if isinstance(found, Skipped):
-                logger.warning("Skipped %s: %s", found.sample, found.reason)
-            yield found
+            entry = self._sample(row, sample_name(row[self.column], position, self.folder), position)
+            if isinstance(entry, Skipped):
+                logger.warning("Skipped %s: %s", entry.sample, entry.reason)
+            yield entry
 
     def stored(self, row: Any) -> Any:
         """Return the undecoded content of a row, its path found inside `roots`; contents with bytes as they are.

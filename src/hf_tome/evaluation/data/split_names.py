@@ -101,7 +101,7 @@ def file_split(path: Path, split: str | None) -> str:
     return path.stem
 
 
-def refuse_streaming(streaming: bool, source: str, what: str) -> None:
+def refuse_streaming(streaming: bool, source: str, detail: str) -> None:
     """Refuse to stream data that are read piece by piece anyway.
 
     Raises:
@@ -109,6 +109,6 @@ def refuse_streaming(streaming: bool, source: str, what: str) -> None:
     """
     if streaming:
         raise OptionError(
-            f"--streaming means nothing to {source}, {what}, which is read as it is needed; it is for data sets of "
+            f"--streaming means nothing to {source}, {detail}, which is read as it is needed; it is for data sets of "
             "the Hub, Parquet files and shards. Leave it out."
         )

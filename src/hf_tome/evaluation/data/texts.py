@@ -30,7 +30,7 @@ class Texts:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (found for found in self.read() if isinstance(found, Sample))
+        return (entry for entry in self.read() if isinstance(entry, Sample))
 
     def listed(self) -> list[SampleInfo]:
         """Return the names of the files, and their bytes as what stands for a label."""

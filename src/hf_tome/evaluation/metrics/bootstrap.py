@@ -96,9 +96,9 @@ def _count(which: np.ndarray) -> np.ndarray:
 def _mean_precision(scores: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the mean average precision of each resample; classes that it has no positive sample of are left out."""
     total, present = np.zeros(counts.shape[1]), np.zeros(counts.shape[1])
-    for found, right in zip(scores.T, targets.T):
+    for class_scores, right in zip(scores.T, targets.T):
         if right.any():
-            precision = _average_precision(found, right, counts)
+            precision = _average_precision(class_scores, right, counts)
             total += np.nan_to_num(precision)
             present += ~np.isnan(precision)
     return np.divide(total, present, out=np.full(len(total), np.nan), where=present > 0)

@@ -76,19 +76,19 @@ def read_choice(text: str, choices: Sequence[str]) -> str:
     alone = _ALONE.fullmatch(text)
     if alone and alone[1].upper() in options:
         return alone[1].upper()
-    found = set(_by_letter(text, options)) or _by_words(text, options)
-    return found.pop() if len(found) == 1 else ""
+    letters = set(_by_letter(text, options)) or _by_words(text, options)
+    return letters.pop() if len(letters) == 1 else ""
 
 
 def _by_letter(text: str, options: Mapping[str, str]) -> Iterator[str]:
     """Yield the letters that a text gives as its choice, and those of other options that it ties to them."""
     first = _FIRST.match(text)
     later = [match for pattern in _LATER for match in pattern.finditer(text)]
-    for match in [*([first] if first else []), *(one for one in later if not _NEGATED.search(text[: one.start()]))]:
+    for match in [*([first] if first else []), *(mark for mark in later if not _NEGATED.search(text[: mark.start()]))]:
         letter = (match[1] or match[2]).upper() if match is first else match[1]
         if letter in options:
-            said = _beginning(text[match.end() :], options) | _same(text[: match.start()], options)
-            yield from {letter} if letter in said else {letter} | said
+            named = _beginning(text[match.end() :], options) | _same(text[: match.start()], options)
+            yield from {letter} if letter in named else {letter} | named
     for match in _BEFORE_WORDS.finditer(text):
         if match[1] in _beginning(text[match.end() :], options) and not _NEGATED.search(text[: match.start()]):
             yield match[1]
@@ -99,8 +99,8 @@ def _by_words(text: str, options: Mapping[str, str]) -> set[str]:
     """Return the options that the whole text is, or else what it gives as the answer."""
     given = [match for match in _GIVEN_WORDS.finditer(text) if not _NEGATED.search(text[: match.start()])]
     for words in (text, *(text[match.end() :] for match in given)):
-        if found := _same(words, options):
-            return found
+        if letters := _same(words, options):
+            return letters
     return set()
 
 
@@ -114,13 +114,13 @@ def _beginning(text: str, options: Mapping[str, str]) -> set[str]:
 def _listed(text: str, options: Mapping[str, str]) -> set[str]:
     """Return the options of which the text repeats letter and words, where these are several."""
     marks = [match for match in _MARKED.finditer(text) if options.get(match[1])]
-    found = {match[1] for match in marks if _normal(text[match.end() :]).startswith(options[match[1]])}
-    return found if len(found) > 1 else set()
+    letters = {match[1] for match in marks if _normal(text[match.end() :]).startswith(options[match[1]])}
+    return letters if len(letters) > 1 else set()
 
 
 def _same(text: str, options: Mapping[str, str]) -> set[str]:
-    said = _normal(text)
-    return {letter for letter, option in options.items() if said and option == said}
+    normal = _normal(text)
+    return {letter for letter, option in options.items() if normal and option == normal}
 
 
 def _normal(text: str) -> str:

@@ -80,13 +80,13 @@ class CacheScorer:
         num_next = output.logits.shape[1]
         with torch.inference_mode():
             full = self.model(output.ids[:, :-1], use_cache=False).logits[:, -num_next:].float().log_softmax(dim=-1)
-        found = output.logits.float().log_softmax(dim=-1)  # (B, n, V)
+        log_probabilities = output.logits.float().log_softmax(dim=-1)  # (B, n, V)
         right = output.ids[:, -num_next:]
         values = {
-            "kl": (full.exp() * (full - found)).sum(dim=-1).clamp(min=0),
-            "same": (full.argmax(dim=-1) == found.argmax(dim=-1)).float(),
-            "hit": (found.argmax(dim=-1) == right).float(),
-            "nll": -found.gather(2, right[..., None])[..., 0],
+            "kl": (full.exp() * (full - log_probabilities)).sum(dim=-1).clamp(min=0),
+            "same": (full.argmax(dim=-1) == log_probabilities.argmax(dim=-1)).float(),
+            "hit": (log_probabilities.argmax(dim=-1) == right).float(),
+            "nll": -log_probabilities.gather(2, right[..., None])[..., 0],
         }
         means = {key: value.mean(dim=1).tolist() for key, value in values.items()}
         return [

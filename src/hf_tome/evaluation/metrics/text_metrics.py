@@ -92,11 +92,11 @@ class CaptionScores(evaluate.Metric):
         except ImportError as error:
             raise ImportError(NEEDS) from error
 
-        said, right = _tokenized(predictions, references)
-        bleu = Bleu(4).compute_score(right, said, verbose=0)[0]
+        predicted, right = _tokenized(predictions, references)
+        bleu = Bleu(4).compute_score(right, predicted, verbose=0)[0]
         return {
             **{f"bleu{n}": 100 * float(value) for n, value in enumerate(bleu, start=1)},
-            "rouge_l": 100 * float(Rouge().compute_score(right, said)[0]),
+            "rouge_l": 100 * float(Rouge().compute_score(right, predicted)[0]),
             "cider": float(np.mean(cider_scores(predictions, references))),
         }
 
@@ -114,7 +114,7 @@ class AnswerAccuracy(evaluate.Metric):
     def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
         values = {"accuracy": percent(np.array(hits(predictions, references)))}
         if all(len(texts) == CONSENSUS for texts in references):
-            shares = [_consensus(said, texts) for said, texts in zip(predictions, references)]
+            shares = [_consensus(predicted, texts) for predicted, texts in zip(predictions, references)]
             values["vqa_accuracy"] = 100 * sum(shares) / len(shares)
         return values
 
@@ -126,7 +126,9 @@ class SameText(evaluate.Metric):
         return info(self, {"predictions": _TEXT, "unmerged": _TEXT})
 
     def _compute(self, predictions: Any, unmerged: Any, **_: Any) -> dict[str, float]:
-        return {"agreement": percent(np.array([one == other for one, other in zip(predictions, unmerged)]))}
+        return {
+            "agreement": percent(np.array([prediction == other for prediction, other in zip(predictions, unmerged)]))
+        }
 
 
 def cider_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -139,25 +141,26 @@ def cider_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
         from pycocoevalcap.cider.cider import Cider
     except ImportError as error:
         raise ImportError(NEEDS) from error
-    said, right = _tokenized(predictions, references)
-    return 100 * np.asarray(Cider().compute_score(right, said)[1])
+    predicted, right = _tokenized(predictions, references)
+    return 100 * np.asarray(Cider().compute_score(right, predicted)[1])
 
 
 def _tokenized(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    said = {index: [caption_tokens(text)] for index, text in enumerate(predictions)}
+    predicted = {index: [caption_tokens(text)] for index, text in enumerate(predictions)}
     right = {index: [caption_tokens(text) for text in texts] for index, texts in enumerate(references)}
-    return said, right
+    return predicted, right
 
 
 def hits(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[bool]:
     """Tell of each answer whether it is one of the right ones."""
     return [
-        normal_answer(said) in {normal_answer(text) for text in texts} for said, texts in zip(predictions, references)
+        normal_answer(answer) in {normal_answer(text) for text in texts}
+        for answer, texts in zip(predictions, references)
     ]
 
 
-def _consensus(said: str, answers: Sequence[str]) -> float:
-    same = [normal_answer(answer) == normal_answer(said) for answer in answers]
+def _consensus(prediction: str, answers: Sequence[str]) -> float:
+    same = [normal_answer(answer) == normal_answer(prediction) for answer in answers]
     return sum(min((sum(same) - left_out) / AGREEING, 1) for left_out in same) / len(same)

@@ -127,10 +127,10 @@ def choose_row(results: Results, config: str | None) -> dict[str, Any]:
             raise ValueError(f"The results hold these merge configs: {names}. Choose the card's with --config.")
         return rows[0]
     wanted = parse_config(config)
-    found = [row for row in rows if MergeConfig.from_dict(row["config"]) == wanted]
-    if not found:
+    matching = [row for row in rows if MergeConfig.from_dict(row["config"]) == wanted]
+    if not matching:
         raise ValueError(f"The results have no config {config!r}; they have {names}.")
-    return found[0]
+    return matching[0]
 
 
 def write_results_card(

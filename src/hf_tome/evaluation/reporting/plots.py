@@ -37,13 +37,13 @@ _PADDING = 2  # pixels kept free around labels
 
 def panels(results: Results) -> list[tuple[str, str]]:
     """Return what can be drawn against: the keys that any row has a value of, and the labels of their axes."""
-    found = []
+    columns = []
     for key, label in PANELS:
-        known = len(_rows_with(results.rows, key))
-        some = "" if known == len(results.rows) else f", known of {known} of {len(results.rows)} configs"
-        if known:
-            found.append((key, label.format(unit=unit(results)) + some))
-    return found
+        num_known = len(_rows_with(results.rows, key))
+        some = "" if num_known == len(results.rows) else f", known of {num_known} of {len(results.rows)} configs"
+        if num_known:
+            columns.append((key, label.format(unit=unit(results)) + some))
+    return columns
 
 
 def plot_pareto(results: Results, path: Path) -> None:

@@ -284,8 +284,8 @@ def summary(results: Results) -> str:
     data = results.data
     skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
     left_out = f", {_left_out(data)}" if "left_out" in data else ""
-    what = f"{data['num_samples']} {unit(results)} of {data['id']}, split {data['split']}{skipped}{left_out}"
-    return f"{results.run['model']} on {what}"
+    description = f"{data['num_samples']} {unit(results)} of {data['id']}, split {data['split']}{skipped}{left_out}"
+    return f"{results.run['model']} on {description}"
 
 
 def _left_out(data: Mapping[str, Any]) -> LeftOut:

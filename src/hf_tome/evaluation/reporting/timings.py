@@ -27,23 +27,23 @@ class BenchmarkResults:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """A dictionary of plain JSON values for each config."""
-        return [found.to_dict() for found in self.benchmarks]
+        return [result.to_dict() for result in self.benchmarks]
 
     @property
     def warnings(self) -> list[str]:
         """Why there is no speed-up, or why one should not be trusted, a line each."""
-        lines = [(found, line) for found in self.benchmarks for line in (found.why, *found.warnings) if line]
-        return [f"{config_name(found)}: {line}" for found, line in lines]
+        lines = [(result, line) for result in self.benchmarks for line in (result.why, *result.warnings) if line]
+        return [f"{config_name(result)}: {line}" for result, line in lines]
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a data frame with a row for each config, indexed by its name; numbers are plain."""
         import pandas
 
-        return pandas.DataFrame([in_numbers(found) for found in self.benchmarks]).set_index("config")
+        return pandas.DataFrame([in_numbers(result) for result in self.benchmarks]).set_index("config")
 
     def to_markdown(self) -> str:
         """Return the rows as a Markdown table."""
-        rows = [in_words(found) for found in self.benchmarks]
+        rows = [in_words(result) for result in self.benchmarks]
         cells = [[markdown_text("-" if value is None else value) for value in row.values()] for row in rows]
         lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *cells]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -56,25 +56,25 @@ class BenchmarkResults:
         figure = Figure(figsize=(7, 1.6 + 0.7 * len(self.benchmarks)), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
-        for place, found in enumerate(self.benchmarks):
-            colour = get_method(found.config["method"]).colour
-            _bar(axis, place - 0.2, found.speedup, colour)
-            _bar(axis, place + 0.2, found.oracle_speedup, "#bbbbbb")
+        for place, result in enumerate(self.benchmarks):
+            colour = get_method(result.config["method"]).colour
+            _bar(axis, place - 0.2, result.speedup, colour)
+            _bar(axis, place + 0.2, result.oracle_speedup, "#bbbbbb")
         axis.axvline(1, color="#222222", linewidth=0.8, linestyle=":")
-        axis.set_yticks(range(len(self.benchmarks)), [config_name(found) for found in self.benchmarks])
+        axis.set_yticks(range(len(self.benchmarks)), [config_name(result) for result in self.benchmarks])
         axis.invert_yaxis()
         axis.set_xlabel("speed-up over unmerged, median and quartiles (grey: the slice oracle)")
         return figure
 
     def __str__(self) -> str:
-        rows = [in_words(found) for found in self.benchmarks]
+        rows = [in_words(result) for result in self.benchmarks]
         cells = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         return "\n".join([*lines, *self.warnings])
 
     def _repr_html_(self) -> str:
-        rows = [in_words(found) for found in self.benchmarks]
+        rows = [in_words(result) for result in self.benchmarks]
         header = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
         cells = ["".join(f"<td>{escape(str(value))}</td>" for value in row.values()) for row in rows]
         body = "".join(f"<tr>{row}</tr>" for row in cells)
@@ -82,43 +82,43 @@ class BenchmarkResults:
         return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{lines}"
 
 
-def config_name(found: Benchmark) -> str:
+def config_name(result: Benchmark) -> str:
     """Return the config as `--config` takes it."""
-    return format_config(MergeConfig.from_dict(found.config))
+    return format_config(MergeConfig.from_dict(result.config))
 
 
-def in_words(found: Benchmark) -> dict[str, Any]:
+def in_words(result: Benchmark) -> dict[str, Any]:
     """Return what a reader compares, each pair and each spread in one cell."""
-    rate, memory = found.images_per_second, found.peak_memory_mib
+    rate, memory = result.images_per_second, result.peak_memory_mib
     words = {
-        "config": config_name(found),
-        "tokens": f"{found.tokens[0]:.0f} to {found.tokens[1]:.0f}",
-        "GFLOPs (MACs)": None if found.gflops is None else f"{found.gflops_unmerged:.3f} to {found.gflops:.3f}",
+        "config": config_name(result),
+        "tokens": f"{result.tokens[0]:.0f} to {result.tokens[1]:.0f}",
+        "GFLOPs (MACs)": None if result.gflops is None else f"{result.gflops_unmerged:.3f} to {result.gflops:.3f}",
         "images/s": f"{rate['unmerged']:.1f} to {rate['merged']:.1f}",
-        "speed-up": str(found.speedup),
-        "oracle": str(found.oracle_speedup),
-        "share": str(found.oracle_share),
+        "speed-up": str(result.speedup),
+        "oracle": str(result.oracle_speedup),
+        "share": str(result.oracle_share),
     }
-    if found.exact_speedup:
-        words["exact last block"] = str(found.exact_speedup)
+    if result.exact_speedup:
+        words["exact last block"] = str(result.exact_speedup)
     return {**words, "MiB": f"{memory['unmerged']:.0f} to {memory['merged']:.0f}"} if memory else words
 
 
-def in_numbers(found: Benchmark) -> dict[str, Any]:
+def in_numbers(result: Benchmark) -> dict[str, Any]:
     """Return the same as plain numbers, one a cell."""
-    rate, memory = found.images_per_second, found.peak_memory_mib
+    rate, memory = result.images_per_second, result.peak_memory_mib
     return {
-        "config": config_name(found),
-        "tokens_in": found.tokens[0],
-        "tokens": found.tokens[1],
-        "gflops_unmerged": found.gflops_unmerged,
-        "gflops": found.gflops,
+        "config": config_name(result),
+        "tokens_in": result.tokens[0],
+        "tokens": result.tokens[1],
+        "gflops_unmerged": result.gflops_unmerged,
+        "gflops": result.gflops,
         "images_per_second_unmerged": rate["unmerged"],
         "images_per_second": rate["merged"],
-        **_numbers("speedup", found.speedup),
-        **_numbers("oracle_speedup", found.oracle_speedup),
-        **_numbers("oracle_share", found.oracle_share),
-        **(_numbers("exact_speedup", found.exact_speedup) if found.exact_speedup else {}),
+        **_numbers("speedup", result.speedup),
+        **_numbers("oracle_speedup", result.oracle_speedup),
+        **_numbers("oracle_share", result.oracle_share),
+        **(_numbers("exact_speedup", result.exact_speedup) if result.exact_speedup else {}),
         "peak_memory_mib_unmerged": memory.get("unmerged"),
         "peak_memory_mib": memory.get("merged"),
     }

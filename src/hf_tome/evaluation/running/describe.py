@@ -35,7 +35,7 @@ def identify(job: Job, batch_size: int, listed: Sequence[SampleInfo] | None) -> 
         "device": job.model.device.type,
     }
     digests = {"weights": fingerprint(job.model)}
-    digests |= {what: digest(value) for what, value in job.depends_on.items()}
+    digests |= {name: digest(value) for name, value in job.depends_on.items()}
     if listed is not None:
         digests["sample names"] = digest([info.name for info in listed])
         digests["labels"] = digest([info.label for info in listed])

@@ -71,17 +71,17 @@ class Loop:
     def _batches(self) -> Iterator[list[Sample]]:
         # A batch is made of neighbouring positions, whatever is skipped or done already, so that every sample always
         # meets the same others: how many processes there are cannot change a result.
-        def number(found: Sample | Skipped) -> int:
-            return found.position // self.batch_size
+        def number(entry: Sample | Skipped) -> int:
+            return entry.position // self.batch_size
 
         for _, batch in groupby(self.job.data.read(self._is_mine), key=number):
             samples = []
-            for found in batch:
-                if isinstance(found, Sample):
-                    self.records.check_sample(found)
-                    samples.append(found)
+            for sample in batch:
+                if isinstance(sample, Sample):
+                    self.records.check_sample(sample)
+                    samples.append(sample)
                 else:
-                    self.records.skip(found)
+                    self.records.skip(sample)
             if not all(self.records.has(variant.name, samples) for variant in self.variants):
                 yield samples
 
@@ -120,7 +120,7 @@ class Loop:
                 return
             timed = [self.variants[0], *short]
             order = timed[::-1] if repeat % 2 else timed
-            self._add_round(batch, repeat, {one.name: self._run_variant(one, batch, keep=False) for one in order})
+            self._add_round(batch, repeat, {each.name: self._run_variant(each, batch, keep=False) for each in order})
 
     def _rounds(self, variant: Variant) -> int:
         return sum(UNMERGED in seconds and variant.name in seconds for seconds in self.records.rounds.values())
@@ -231,11 +231,11 @@ def _split(inputs: Inputs, count: int, size: int) -> list[Inputs]:
 
 def _counts(model: PreTrainedModel) -> tuple[float, float | None]:
     """Return the tokens at the end and the GFLOPs of the last forward pass, as means over its samples."""
-    found = report(model)
-    return found.towers[0].tokens_out or 0, gflops(found)
+    merge_report = report(model)
+    return merge_report.towers[0].tokens_out or 0, gflops(merge_report)
 
 
-def gflops(found: Report) -> float | None:
+def gflops(merge_report: Report) -> float | None:
     """Return the GFLOPs of all towers, or `None` where those of one are not known."""
-    counts = [tower.gflops for tower in found.towers if tower.gflops is not None]
-    return sum(counts) if len(counts) == len(found.towers) else None
+    counts = [tower.gflops for tower in merge_report.towers if tower.gflops is not None]
+    return sum(counts) if len(counts) == len(merge_report.towers) else None

@@ -84,10 +84,10 @@ def evaluate(
     rows = make_rows(records, variants, job.scorer, positions)
     notes = [*job.settings.get("notes", ()), *notes]
     run = {**describe_run(job, batch_size), "clock": clock_for(job.model.device), "processes": dist.size}
-    found = {"notes": notes, "warnings": [*records.doubts_of_load(), *doubtful_speeds(rows)]}
+    remarks = {"notes": notes, "warnings": [*records.doubts_of_load(), *doubtful_speeds(rows)]}
     return Results(
         environment=records.describe_environment(),
-        run={**run, **{key: lines for key, lines in found.items() if lines}},
+        run={**run, **{key: lines for key, lines in remarks.items() if lines}},
         data=describe_data(job.data.name, job.data.split, job.data.left_out, records, positions),
         rows=rows,
     )

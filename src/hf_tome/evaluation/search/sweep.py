@@ -97,8 +97,8 @@ def with_controls(
 
 def _with_controls(job: Job, configs: Sequence[MergeConfig], batch_size: int) -> tuple[list[Variant], list[str]]:
     samples = _spread_samples(job)
-    found = [prepare(job, samples[start : start + batch_size])[0] for start in range(0, len(samples), batch_size)]
-    batches = [batch.inputs for batch in found if batch is not None]
+    prepared = [prepare(job, samples[start : start + batch_size])[0] for start in range(0, len(samples), batch_size)]
+    batches = [batch.inputs for batch in prepared if batch is not None]
     if not batches:  # the evaluation says what is wrong with the data
         return [Variant(format_config(config), config) for config in configs], []
     sizes, notes = _sizes(job, batches[0]) if any(config.where != PROJECTED for config in configs) else ({}, [])
@@ -117,8 +117,8 @@ def _with_controls(job: Job, configs: Sequence[MergeConfig], batch_size: int) ->
 
 def _spread_samples(job: Job) -> list[Sample]:
     step = max(1, len(job.data) // CALIBRATION)  # a split is often sorted by class; its beginning says little
-    found = job.data.read(lambda position: position % step == 0)
-    return list(islice((one for one in found if isinstance(one, Sample)), CALIBRATION))
+    entries = job.data.read(lambda position: position % step == 0)
+    return list(islice((entry for entry in entries if isinstance(entry, Sample)), CALIBRATION))
 
 
 def _random_pruning(config: MergeConfig, cost: _Cost) -> Variant:
@@ -148,11 +148,11 @@ def _sizes(job: Job, inputs: Inputs) -> tuple[dict[tuple[int, int], float], list
     if pixels is None or pixels.ndim != 4 or not isinstance(patch, int):
         return {}, ["no downsampled control: the inputs are not images cut into square patches"]
     height, width = pixels.shape[-2:]
-    one = {name: value[:1] for name, value in inputs.items()}
+    single = {name: value[:1] for name, value in inputs.items()}
     sizes = {}
     for rows in range(1, height // patch):
         size = (rows * patch, max(1, round(rows * width / height)) * patch)
-        view = Variant("", image_size=size).view(one)
+        view = Variant("", image_size=size).view(single)
         try:
             cost = _measure(job, MergeConfig(), [view])
         except (TypeError, ValueError, RuntimeError) as error:
@@ -175,14 +175,14 @@ def _measure(job: Job, config: MergeConfig, batches: Sequence[Inputs]) -> _Cost:
             reports.append(report(job.model))
     finally:
         remove(job.model)
-    counts = [gflops(found) for found in reports]
-    known = [count for count in counts if count is not None]
+    counts = [gflops(tower_report) for tower_report in reports]
+    known_counts = [count for count in counts if count is not None]
     paths = [[tower.tokens[0][0], *(after for _, after in tower.tokens)] for tower in _first_towers(reports)]
     return _Cost(
-        gflops=sum(known) / len(known) if known and len(known) == len(counts) else None,
+        gflops=sum(known_counts) / len(known_counts) if known_counts and len(known_counts) == len(counts) else None,
         tokens=[sum(column) / len(paths) for column in zip(*paths)],
     )
 
 
 def _first_towers(reports: Sequence[Report]) -> list[Any]:
-    return [found.towers[0] for found in reports if found.towers[0].tokens]
+    return [each.towers[0] for each in reports if each.towers[0].tokens]

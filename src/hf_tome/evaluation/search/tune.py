@@ -179,8 +179,8 @@ def _tune(
     def is_met(config: MergeConfig) -> bool:
         tried.append(config)
         update = on_progress(format_config(config)) if on_progress else None
-        found = evaluate(job, [config], batch_size=batch_size, on_progress=update, out=out, speedups=False)
-        unmerged, row = found.rows
+        results = evaluate(job, [config], batch_size=batch_size, on_progress=update, out=out, speedups=False)
+        unmerged, row = results.rows
         if target.met(row, unmerged):
             within.setdefault(config.method, []).append(config)  # bisection moves on to stronger ones
             return True
@@ -189,7 +189,9 @@ def _tune(
     for line in lines:
         _bisect(line, is_met)
     results = evaluate(job, tried, batch_size=batch_size, out=out)  # all are done; this puts them in one table
-    compared = [one for found in within.values() for one in (found if by == "speedup" else found[-1:])]
+    compared = [
+        candidate for allowed in within.values() for candidate in (allowed if by == "speedup" else allowed[-1:])
+    ]
     _time(job, compared, results, batch_size)
     if not compared:
         message = _explain(results.rows[1:], results.rows[0], target)

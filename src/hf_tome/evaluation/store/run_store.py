@@ -131,8 +131,8 @@ class Records:
 
     def skip(self, skipped: Skipped) -> None:
         """Keep that a sample was left out, unless that is known."""
-        known = self.skipped.get(skipped.position)
-        if known is None or (known["name"], known["skipped"]) != (skipped.sample, skipped.reason):
+        earlier = self.skipped.get(skipped.position)
+        if earlier is None or (earlier["name"], earlier["skipped"]) != (skipped.sample, skipped.reason):
             self.add([{"sample": skipped.position, "name": skipped.sample, "skipped": skipped.reason}])
 
     def merge(self, records: Iterable[Record]) -> None:
@@ -153,7 +153,11 @@ class Records:
     def describe_environment(self) -> dict[str, Any]:
         """Return what was measured with and when last; `earlier_sessions` are those with something else."""
         *earlier, last = [self.sessions[name] for name in sorted(self.sessions)] or [self.environment]
-        others = {json.dumps({**one, "date": None}): one for one in earlier if {**one, "date": last["date"]} != last}
+        others = {
+            json.dumps({**environment, "date": None}): environment
+            for environment in earlier
+            if {**environment, "date": last["date"]} != last
+        }
         return {**last, "earlier_sessions": list(others.values())} if others else last
 
     def doubts_of_load(self) -> list[str]:
@@ -188,13 +192,13 @@ class Records:
     def _read(self, path: Path) -> bool:
         """Keep what a file holds; returns whether it has a run's first line."""
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        found = [record for line in lines if (record := _parse(line, path)) is not None]
-        if not found:
+        records = [record for line in lines if (record := _parse(line, path)) is not None]
+        if not records:
             if any(lines):
                 logger.warning("%s was cut short in its first line; it holds no samples that could be lost.", path)
             return False
-        self._check_run(path, found[0])
-        for record in found[1:]:
+        self._check_run(path, records[0])
+        for record in records[1:]:
             try:
                 self._keep(record)
             except ValueError as error:
@@ -219,10 +223,10 @@ class Records:
 
     def _compare(self, record: Record, name: str, label: Any) -> None:
         right = next((record[key] for key in RIGHT if key in record), None)
-        for what, found, wanted in (("name", record.get("name"), name), ("label", right, label)):
-            if found not in (None, wanted) and found != json.loads(json.dumps(wanted)):
+        for subject, stored, wanted in (("name", record.get("name"), name), ("label", right, label)):
+            if stored not in (None, wanted) and stored != json.loads(json.dumps(wanted)):
                 raise ResumeError(
-                    f"{self._where()} sample {record['sample']} with the {what} {found!r} instead of {wanted!r}. "
+                    f"{self._where()} sample {record['sample']} with the {subject} {stored!r} instead of {wanted!r}. "
                     f"{WHAT_TO_DO}"
                 )
 
@@ -231,8 +235,8 @@ class Records:
 
     def _warn_of_other_versions(self) -> None:
         versions = [_versions(environment) for environment in (*self.sessions.values(), self.environment)]
-        if any(found != versions[-1] for found in versions):
-            earlier = "; ".join(dict.fromkeys(found for found in versions if found != versions[-1]))
+        if any(version != versions[-1] for version in versions):
+            earlier = "; ".join(dict.fromkeys(version for version in versions if version != versions[-1]))
             logger.warning(
                 "%s samples measured with %s; going on with %s. results.json names both.",
                 *(self._where(), earlier, versions[-1]),
@@ -257,8 +261,8 @@ class Records:
             ) from error
 
 
-def _is_later(record: Record, known: Record | None) -> bool:
-    return known is None or record["session"] >= known["session"]
+def _is_later(record: Record, earlier: Record | None) -> bool:
+    return earlier is None or record["session"] >= earlier["session"]
 
 
 def _parse(line: str, path: Path) -> Record | None:
@@ -278,11 +282,15 @@ def _no_record(path: Path, line: str, reason: str = "") -> str:
     return f"{path} has a line that is none of a run's, {line[:60]!r}{reason}. {WHAT_TO_DO}"
 
 
-def _differences(found: Record, wanted: Record) -> list[str]:
-    names = [name for name in {**found, **wanted} if name != "digests" and found.get(name) != wanted.get(name)]
-    shown = [f"{name} {found.get(name)!r} instead of {wanted.get(name)!r}" for name in names]
-    digests = {**found["digests"], **wanted["digests"]}
-    return shown + [f"other {what}" for what in digests if found["digests"].get(what) != wanted["digests"].get(what)]
+def _differences(stored: Record, wanted: Record) -> list[str]:
+    names = [name for name in {**stored, **wanted} if name != "digests" and stored.get(name) != wanted.get(name)]
+    shown = [f"{name} {stored.get(name)!r} instead of {wanted.get(name)!r}" for name in names]
+    digests = {**stored["digests"], **wanted["digests"]}
+    return shown + [
+        f"other {digest_name}"
+        for digest_name in digests
+        if stored["digests"].get(digest_name) != wanted["digests"].get(digest_name)
+    ]
 
 
 def _versions(environment: dict[str, Any]) -> str:

@@ -34,6 +34,6 @@ def doubtful_speeds(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if row["speedup"] is None:
             continue
         # Where text is generated, the multiply-adds of the tower say nothing about the language model's.
-        known = row["gflops"] and rows[0]["gflops"] and "new_tokens" not in row
-        allowed = rows[0]["gflops"] / row["gflops"] if known else None
+        has_gflops = row["gflops"] and rows[0]["gflops"] and "new_tokens" not in row
+        allowed = rows[0]["gflops"] / row["gflops"] if has_gflops else None
         yield from doubts(row["name"], Spread(row["speedup"], row["speedup_low"], row["speedup_high"]), allowed)

@@ -77,9 +77,11 @@ class AgreementScorer:
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return the agreement in percent, and what is lost of it with its interval."""
         if self.embeds:
-            same = np.array([np.dot(one["embedding"], other["embedding"]) for one, other in zip(done, unmerged)])
+            same = np.array([np.dot(record["embedding"], other["embedding"]) for record, other in zip(done, unmerged)])
         else:
-            same = np.array([one["ranked"] == other["ranked"] for one, other in zip(done, unmerged)], dtype=float)
+            same = np.array(
+                [record["ranked"] == other["ranked"] for record, other in zip(done, unmerged)], dtype=float
+            )
         return {"agreement": 100 * float(same.mean()), **mean_drop(100 * same, np.full(len(same), 100.0))}
 
 
@@ -126,8 +128,8 @@ def logits(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
 def embeddings(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
     """Return what a model makes of images, (B, D)."""
     if hasattr(model, "get_image_features"):
-        found = model.get_image_features(**inputs)  # type: ignore[operator]
-        return found if isinstance(found, torch.Tensor) else found.pooler_output
+        features = model.get_image_features(**inputs)  # type: ignore[operator]
+        return features if isinstance(features, torch.Tensor) else features.pooler_output
     out = model(**inputs)
     name = next(name for name in EMBEDDINGS if out.get(name) is not None)
     return out[name][:, 0] if name == "last_hidden_state" else out[name]
@@ -142,11 +144,11 @@ def _images_of(options: JobOptions) -> UnlabelledImages:
         rows = splits.take(opened.rows, options.limit, options.seed)
         return UnlabelledImages(name, opened.name, rows, column, decode)
     root = Path(options.data).expanduser().absolute()
-    found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES["Image"] and path.is_file()]
-    if not found:
+    paths = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES["Image"] and path.is_file()]
+    if not paths:
         raise DataError(f"{options.data} holds no images; give a folder of them, in whatever folders they lie.")
-    if options.limit is not None and options.limit < len(found):
-        chosen = np.random.default_rng(options.seed).permutation(len(found))[: options.limit]
-        found = [found[index] for index in sorted(chosen)]
-    rows = [{"image": {"path": str(path), "bytes": None}} for path in found]
+    if options.limit is not None and options.limit < len(paths):
+        chosen = np.random.default_rng(options.seed).permutation(len(paths))[: options.limit]
+        paths = [paths[index] for index in sorted(chosen)]
+    rows = [{"image": {"path": str(path), "bytes": None}} for path in paths]
     return UnlabelledImages(name, "unlabelled", rows, "image", decode, roots=(root,), folder=root)

@@ -52,10 +52,10 @@ def encoder_shape(config: PreTrainedConfig) -> EncoderShape:
     config = tower_config(config)
     family = family_of(config)
     if family is None:
-        known = ", ".join(family.model_types[0] for family in TOWERS.values())
+        supported = ", ".join(family.model_types[0] for family in TOWERS.values())
         raise ValueError(
             f"Cannot read the sizes of an encoder from the config of model type {config.model_type!r}; known are "
-            f"{known}. Build an `hf_tome.inspection.flops.EncoderShape` by hand."
+            f"{supported}. Build an `hf_tome.inspection.flops.EncoderShape` by hand."
         )
     return family_shape(family, config)
 

@@ -45,9 +45,9 @@ def register_family(family: Family, *, exist_ok: bool = False) -> Family:
         shared = set(row.model_types) & set(family.model_types)
         is_other = row.tower != family.tower
         if (is_other and shared) or (not is_other and (row in FAMILIES or not exist_ok)):
-            what = f"the model types {sorted(shared)}" if is_other else f"the tower {family.tower!r}"
+            duplicate = f"the model types {sorted(shared)}" if is_other else f"the tower {family.tower!r}"
             raise ValueError(
-                f"There is a row for {what} already; name the tower's own class and model type, or pass "
+                f"There is a row for {duplicate} already; name the tower's own class and model type, or pass "
                 "`exist_ok=True` to replace a row that you registered."
             )
     TOWERS[family.tower] = family

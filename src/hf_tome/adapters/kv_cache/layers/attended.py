@@ -82,5 +82,5 @@ class FutureQueries:
         """
         alone = (self.logits(keys) - total).exp_().mean(dim=2)
         tiny = torch.finfo(alone.dtype).tiny
-        known = (alone > tiny) & (mass > tiny)
-        return torch.where(known, mass / alone.clamp(min=tiny), counts)
+        is_measurable = (alone > tiny) & (mass > tiny)
+        return torch.where(is_measurable, mass / alone.clamp(min=tiny), counts)

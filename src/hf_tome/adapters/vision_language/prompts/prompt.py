@@ -161,9 +161,11 @@ def _inside(attention_mask: Any, like: Tensor) -> Tensor:
     if attention_mask is None:
         return torch.ones_like(like)
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != like.shape:
-        found = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        mask_type = (
+            tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        )
         raise ValueError(
-            f"`attention_mask` is {found}, but for prompts whose placeholders follow the "
+            f"`attention_mask` is {mask_type}, but for prompts whose placeholders follow the "
             f"merged tokens it takes {tuple(like.shape)}, one entry for each token. Leave masks of other shapes out."
         )
     seen = attention_mask.to(torch.int64)

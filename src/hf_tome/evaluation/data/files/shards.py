@@ -109,5 +109,5 @@ def _add(rows: Any, column: str, feature: Any, label: Any) -> Any:
     if isinstance(rows, datasets.IterableDataset):
         features = datasets.Features({**rows.features, LABEL: feature})
         return rows.map(lambda value: {LABEL: label(value)}, input_columns=column, features=features)
-    found = [label(value) for value in rows[column]]
-    return rows.add_column(LABEL, found, feature=feature)
+    labels = [label(value) for value in rows[column]]
+    return rows.add_column(LABEL, labels, feature=feature)

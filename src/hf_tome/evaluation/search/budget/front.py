@@ -125,11 +125,11 @@ class Search:
 
     def _neighbours(self, budget: float) -> list[Settings]:
         """Return the winner at the nearest budget, and the best of the family of schedules there."""
-        found = []
+        neighbours = []
         for points in (self.points, self._peaked):
             if points:
-                found.append(points[min(points, key=lambda value: abs(value - budget))].settings)
-        return found
+                neighbours.append(points[min(points, key=lambda value: abs(value - budget))].settings)
+        return neighbours
 
     def _search(
         self, budget: float, starts: Sequence[Settings], moves: Sequence[Moves], with_sizes: bool = False

@@ -43,10 +43,10 @@ def smaller_sizes(job: Job, batch: Batch, costs: Costs) -> tuple[dict[Size, int]
         sizes[rows * patch, columns * patch] = rest + rows * columns
     if not sizes:
         return {}, "no smaller images: these are of few patches"
-    one = {name: value[:1] for name, value in batch.inputs.items()}
+    single = {name: value[:1] for name, value in batch.inputs.items()}
     try:
         with torch.inference_mode():
-            getattr(job.run, "logits", job.run)(job.model, Variant("", image_size=next(iter(sizes))).view(one))
+            getattr(job.run, "logits", job.run)(job.model, Variant("", image_size=next(iter(sizes))).view(single))
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return {}, f"no smaller images: {type(job.model).__name__} takes no other image size ({reason})"

@@ -54,8 +54,8 @@ def divergence(target: Tensor, output: Tensor, kind: str) -> Tensor:
     if kind == "embeddings":
         return (1 - cosine_similarity(target, output, dim=-1)) / 2
     middle = (target + output) / 2
-    found = _entropy(middle) - (_entropy(target) + _entropy(output)) / 2
-    return found.clamp(min=0).reshape(len(found), -1).mean(dim=1)
+    divergences = _entropy(middle) - (_entropy(target) + _entropy(output)) / 2
+    return divergences.clamp(min=0).reshape(len(divergences), -1).mean(dim=1)
 
 
 def label_divergence(labels: Sequence[Any], output: Tensor, kind: str) -> tuple[Tensor, Tensor]:

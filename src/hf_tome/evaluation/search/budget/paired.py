@@ -15,8 +15,8 @@ from .trials import Trial
 
 def samples_to_tell(best: Trial, other: Trial) -> int | None:
     """Return how many samples it would take to tell two trials apart; `None` where these do."""
-    found = mean_drop(best.divergences, other.divergences)
-    if found["drop_low"] > 0 or found["drop_high"] < 0:
+    mean_difference = mean_drop(best.divergences, other.divergences)
+    if mean_difference["drop_low"] > 0 or mean_difference["drop_high"] < 0:
         return None
     difference = other.divergences - best.divergences
     mean = abs(float(difference.mean()))
@@ -27,17 +27,17 @@ def samples_to_tell(best: Trial, other: Trial) -> int | None:
 
 def read_records(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """Return what each sample gave, by variant and position."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     for path in sorted(folder.glob(FILES)):
         for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             if "variant" in record and "sample" in record:
-                found.setdefault(record["variant"], {})[record["sample"]] = record
-    return found
+                by_variant.setdefault(record["variant"], {})[record["sample"]] = record
+    return by_variant
 
 
 def gain(scorer: Scorer, mine: dict[int, Any], theirs: dict[int, Any]) -> tuple[float, float, float] | None:
     """Return by how many points one variant is better than another over the samples of both, and the interval."""
     both = sorted(set(mine) & set(theirs))
-    found = scorer.metrics([mine[at] for at in both], [theirs[at] for at in both])
-    return (-found["drop"], -found["drop_high"], -found["drop_low"]) if "drop" in found else None
+    metrics = scorer.metrics([mine[at] for at in both], [theirs[at] for at in both])
+    return (-metrics["drop"], -metrics["drop_high"], -metrics["drop_low"]) if "drop" in metrics else None

@@ -33,7 +33,7 @@ class Subset:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (found for found in self.read() if isinstance(found, Sample))
+        return (entry for entry in self.read() if isinstance(entry, Sample))
 
     def listed(self) -> Sequence[SampleInfo] | None:
         """Return what is known of every sample without reading its content."""
@@ -43,8 +43,8 @@ class Subset:
     def read(self, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[Sample | Skipped]:
         """Read those at the wanted positions of the subset."""
         places = {position: place for place, position in enumerate(self.positions) if wanted(place)}
-        for found in self.data.read(lambda position: position in places):
-            yield replace(found, position=places[found.position])
+        for entry in self.data.read(lambda position: position in places):
+            yield replace(entry, position=places[entry.position])
 
 
 def split_samples(data: Data, choose: int, confirm: int | None, seed: int) -> tuple[Subset, Subset]:

@@ -28,14 +28,14 @@ def sensitivities(trials: Trials, costs: Costs, fields: dict) -> list[float]:
         fields: of the `MergeConfig`, besides `r`.
     """
     r = max(1, round(SHARE * (costs.shape.num_tokens - costs.shape.num_prefix_tokens)))
-    found = []
+    losses = []
     for block in range(costs.blocks):
         config = MergeConfig(r=[0] * block + [r], **fields)
         try:
-            found.append(trials.run(Variant(format_config(config), config)).loss)
+            losses.append(trials.run(Variant(format_config(config), config)).loss)
         except Exhausted:
             break
-    return found
+    return losses
 
 
 def draw_sensitivities(values: list[float]) -> Figure:

@@ -90,11 +90,11 @@ class Trials:
         for size in self.views or [None]:
             view = Variant(UNMERGED, image_size=size)
             outputs, _, _ = self._outputs(view, mirrored=bool(self.views))
-            sums = [one + other for one, other in zip(sums, outputs)] if sums else outputs
+            sums = [summed + other for summed, other in zip(sums, outputs)] if sums else outputs
         self._targets = [total / max(len(self.views), 1) for total in sums]
         if self.use_labels:
-            found = [self._by_labels(batch, target) for batch, target in zip(self.batches, self._targets)]
-            self.num_labels = int(sum(has_label.sum() for _, has_label in found))
+            targets_and_masks = [self._by_labels(batch, target) for batch, target in zip(self.batches, self._targets)]
+            self.num_labels = int(sum(has_label.sum() for _, has_label in targets_and_masks))
 
     def run(self, variant: Variant) -> Trial:
         """Return what a candidate gave, from an earlier run where it has run.
@@ -105,14 +105,14 @@ class Trials:
         if variant.name in self.done:
             return self.done[variant.name]
         self._check_left()
-        known = self._known.get(variant.name)
-        if known is not None:
-            self.used, self.seconds = self.used + 1, self.seconds + known["seconds"]
-            trial = Trial(variant, np.array(known["divergences"]), known["gflops"], known["seconds"])
+        saved = self._known.get(variant.name)
+        if saved is not None:
+            self.used, self.seconds = self.used + 1, self.seconds + saved["seconds"]
+            trial = Trial(variant, np.array(saved["divergences"]), saved["gflops"], saved["seconds"])
         else:
             outputs, cost, seconds = self._outputs(variant)
-            found = [self._compare(*each) for each in zip(self.batches, self._targets, outputs)]
-            trial = Trial(variant, torch.cat(found).numpy(), cost, seconds)
+            divergences = [self._compare(*each) for each in zip(self.batches, self._targets, outputs)]
+            trial = Trial(variant, torch.cat(divergences).numpy(), cost, seconds)
             self._write(trial)
         self.done[variant.name] = trial
         return trial
@@ -161,9 +161,9 @@ class Trials:
         seconds = clock() - begun
         self.slowest, self.used = max(self.slowest, time.monotonic() - start), self.used + 1
         self.seconds += seconds
-        known = [(cost, count) for cost, count in costs if cost is not None]
-        total = sum(cost * count for cost, count in known) / sum(count for _, count in known) if known else None
-        return outputs, total if len(known) == len(costs) else None, seconds
+        counted = [(cost, count) for cost, count in costs if cost is not None]
+        total = sum(cost * count for cost, count in counted) / sum(count for _, count in counted) if counted else None
+        return outputs, total if len(counted) == len(costs) else None, seconds
 
     def _read(self, path: Path) -> None:
         if not path.is_file():

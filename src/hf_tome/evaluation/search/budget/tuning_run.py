@@ -159,18 +159,18 @@ class TuningRun:
     def variants(self, point: Point, controls: Sequence[str]) -> dict[str, Variant]:
         """Return what is confirmed, by what it is: the choice, and controls at equal GFLOPs and at equal time."""
         chosen, share = point.trial.variant, point.budget
-        found: dict[str, Variant | None] = {"tuned": chosen}
+        named: dict[str, Variant | None] = {"tuned": chosen}
         if "gflops" in controls:
-            found |= self._controls(share, "")
-        timed = {name: variant for name, variant in found.items() if variant is not None}
+            named |= self._controls(share, "")
+        timed = {name: variant for name, variant in named.items() if variant is not None}
         if "time" not in controls:
             return timed
         shares = self._equal_time_shares(timed, share)
         for name in list(timed)[1:]:
             other = self._controls(shares[name], " ")[f"{name} "]
             if other is not None and other.name not in {variant.name for variant in timed.values()}:
-                found[f"{name}, equal time"] = other
-        return {name: variant for name, variant in found.items() if variant is not None}
+                named[f"{name}, equal time"] = other
+        return {name: variant for name, variant in named.items() if variant is not None}
 
     def _equal_time_shares(self, timed: Mapping[str, Variant], share: float) -> dict[str, float]:
         """Return the share of the GFLOPs at which each control takes about as long as the choice.
@@ -199,17 +199,19 @@ class TuningRun:
             "random pruning": self.space.variant(pruning, share),
             "smaller images": self.space.nearest_images(share),
         }
-        named = {name: None if found is None else replace(found, control=name) for name, found in controls.items()}
-        return {f"{name}{mark}": found for name, found in named.items()}
+        named = {
+            name: None if variant is None else replace(variant, control=name) for name, variant in controls.items()
+        }
+        return {f"{name}{mark}": variant for name, variant in named.items()}
 
     def at_budgets(self, budgets: Sequence[float]) -> dict[str, Variant]:
         """Return the winner and the constant schedule at other budgets."""
-        found: dict[str, Variant | None] = {}
+        named: dict[str, Variant | None] = {}
         for value in budgets:
             if value in self.finder.points:
-                found[f"tuned, {value:g}"] = self.finder.points[value].trial.variant
-                found[f"constant ToMe, {value:g}"] = self.space.variant(CONSTANT, value)
-        return {name: variant for name, variant in found.items() if variant is not None}
+                named[f"tuned, {value:g}"] = self.finder.points[value].trial.variant
+                named[f"constant ToMe, {value:g}"] = self.space.variant(CONSTANT, value)
+        return {name: variant for name, variant in named.items() if variant is not None}
 
     def front(self) -> list[Variant]:
         """Return the winners of all budgets, from mild to strong."""
@@ -241,7 +243,7 @@ class TuningRun:
         with torch.inference_mode():
             seconds = interleave(runs, ROUNDS, warmup=1, device=self.job.model.device)
         pairs = {name: zip(seconds[name], seconds[UNMERGED]) for name in variants}
-        return {name: median(one / whole for one, whole in both) for name, both in pairs.items()}
+        return {name: median(merged / whole for merged, whole in both) for name, both in pairs.items()}
 
     def compare(self, folder: Path, variants: Mapping[str, Variant]) -> None:
         """Pair the choice with each control over the same samples: how many points more it is right by."""
@@ -252,9 +254,9 @@ class TuningRun:
             choice = variants[of_budget.get(name.rpartition(", ")[2], "tuned")]
             if name.startswith("tuned") or variant.name == choice.name:
                 continue
-            found = gain(self.job.scorer, records[choice.name], records[variant.name])
-            if found is not None:
-                self.gains[name] = list(found)
+            difference = gain(self.job.scorer, records[choice.name], records[variant.name])
+            if difference is not None:
+                self.gains[name] = list(difference)
 
     def _side(self) -> int:
         return self.batches[0].inputs["pixel_values"].shape[-2]

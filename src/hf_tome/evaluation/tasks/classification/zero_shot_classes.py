@@ -39,10 +39,10 @@ def find_classes(data_labels: Sequence[str], file: Path | None, described: Class
     Raises:
         LabelError: the number of names is not that of the classes, or a label has no name.
     """
-    known = described.names if described and all(label in described.names for label in data_labels) else None
-    labels = list(known or data_labels)
+    class_names = described.names if described and all(label in described.names for label in data_labels) else None
+    labels = list(class_names or data_labels)
     if file is None:
-        plain = [(known[label] if known else label).split(",")[0].replace("_", " ") for label in labels]
+        plain = [(class_names[label] if class_names else label).split(",")[0].replace("_", " ") for label in labels]
         return Candidates(plain, {label: index for index, label in enumerate(labels)})
     names = _read_list(file)
     if isinstance(names, dict):
@@ -51,7 +51,7 @@ def find_classes(data_labels: Sequence[str], file: Path | None, described: Class
             raise LabelError(f"{file} has no name for the label {missing[0]!r}; it must name all labels of the data.")
         return Candidates(list(names.values()), {label: index for index, label in enumerate(names)})
     if len(names) != len(labels):
-        where = described.path.name if known and described else "the data"
+        where = described.path.name if class_names and described else "the data"
         raise LabelError(
             f"{file} has {len(names)} names, but {where} has {len(labels)} classes. Give one name a class, in the "
             "same order, or a JSON object from label to name."
@@ -68,8 +68,8 @@ def read_templates(file: Path) -> list[str]:
     templates = _read_list(file)
     wrong = [text for text in templates if text.count("{}") != 1]
     if isinstance(templates, dict) or not templates or wrong:
-        found = f"the template {wrong[0]!r}" if wrong else "no list of templates"
-        raise LabelError(f"{file} has {found}; each template needs one {{}} for the name, as in {TEMPLATES[0]!r}.")
+        problem = f"the template {wrong[0]!r}" if wrong else "no list of templates"
+        raise LabelError(f"{file} has {problem}; each template needs one {{}} for the name, as in {TEMPLATES[0]!r}.")
     return templates
 
 

@@ -81,14 +81,14 @@ def encode(processor: Any, conversations: Sequence[Sequence[Turn]]) -> Inputs:
 
 def encode_texts(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> Inputs:
     """Return the inputs of texts that hold the processor's image token for each image."""
-    found = list(images) if any(images) else None
-    return _without_labels(processor(images=found, text=list(texts), return_tensors="pt", **_padding(processor)))
+    image_list = list(images) if any(images) else None
+    return _without_labels(processor(images=image_list, text=list(texts), return_tensors="pt", **_padding(processor)))
 
 
 def image_token_id(model: PreTrainedModel) -> int | None:
     """Return the token that stands for image features in a prompt, or `None` for a model without one."""
     names = ("image_token_id", "image_token_index")
-    return next((found for name in names if (found := getattr(model.config, name, None)) is not None), None)
+    return next((token_id for name in names if (token_id := getattr(model.config, name, None)) is not None), None)
 
 
 def _padding(processor: Any) -> dict[str, Any]:
