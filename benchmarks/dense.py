@@ -1,7 +1,7 @@
 """Dense backbones: merging in the blocks with every read unmerged, against the slice oracle, and what unmerging costs.
 
 DINOv2 backbones with random weights, four hidden states read, one picture, float32, sdpa, one thread. "Unmerging" is
-what it takes to give the four reads all of their tokens back, as a share of the merged model's time. The oracle cuts
+what it takes to unmerge the four reads, as a share of the merged model's time. The oracle cuts
 tokens to the same numbers, and fills its reads up with zeros. Heads behind the backbone are not in it: merging cannot
 make these faster.
 

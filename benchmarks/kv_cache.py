@@ -116,7 +116,7 @@ def with_needles(ids: Tensor, tokenizer: Any, num_tokens: int, number: int) -> t
 
 
 def goes_on(model: Any, cache: Any, first: Tensor, ids: Tensor) -> Tensor:
-    """Return the logits (n, V) with which a copy of a cache goes on: behind `first`, and behind each of `ids`."""
+    """Return the logits (n, V) with which a copy of a cache continues: after `first`, and behind each of `ids`."""
     name = "cache" if "cache" in model.forward.__code__.co_varnames else "past_key_values"
     tokens = torch.cat([first, ids], dim=1)
     return model(tokens, **{name: copy.deepcopy(cache)}).logits[0].float()

@@ -169,7 +169,7 @@ def _open(path: Path, loaded: Loaded) -> Any:
 
 
 def _measure(loaded: Loaded, content: Any, chosen: dict[str, MergeConfig], picture: Image.Image) -> Outcome:
-    """Run each config in turns, so that what else the machine does slows all of them; times are medians."""
+    """Run the configs interleaved, so that what else the machine does slows all of them; times are medians."""
     inputs = process_input(loaded.kind, loaded.processor, content)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     outcome = Outcome(picture, {}, {}, {})

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         rows[name] = {"tokens": report.tokens_out, "gflops": round(report.gflops, 2), "seconds": []}
         if args.images:
             rows[name]["classes"] = dict(zip(args.images, classes))
-    for _ in range(args.repeats):  # in turns, so that what slows the machine down slows all alike
+    for _ in range(args.repeats):  # interleaved, so that what slows the machine down slows all alike
         for name, config in configs.items():
             rows[name]["seconds"].append(seconds(hf_tome.apply(model, config), pixels))
     for row in rows.values():

@@ -115,7 +115,7 @@ def remove(model: ModelT) -> ModelT:
 
 @contextmanager
 def merged(model: ModelT, config: MergeConfig | None = None, **fields: Any) -> Iterator[ModelT]:
-    """Merge tokens within a `with` block, and give back whatever was before, also after an exception.
+    """Merge tokens within a `with` block, and restore the earlier state afterwards, also after an exception.
 
     Args:
         model, config, fields: as in `apply`.

@@ -78,7 +78,7 @@ def test_a_merged_model_comes_back_merged(model, rows):
     with hf_tome.merged(model, MergeConfig(r=4)):
         found = hf_tome.evaluate(model, rows, "r=8")
         assert hf_tome.get_config(model) == MergeConfig(r=4)
-    assert "came merged" in found.run["notes"][0]
+    assert "was merged" in found.run["notes"][0]
 
 
 def test_recordings_clips_and_paths(tmp_path):

@@ -96,10 +96,10 @@ def test_a_model_is_given_back_as_it_came(job, measure, caplog):
     assert get_config(job.model) == MergeConfig(r=5)
     assert job.model.training
     assert not frozen.training
-    assert "came merged (r=5)" in caplog.text
-    assert "came in training mode" in caplog.text
+    assert "was merged (r=5)" in caplog.text
+    assert "was in training mode" in caplog.text
     notes = found[1] if isinstance(found, tuple) else found.run["notes"]
-    assert any("came merged (r=5)" in note for note in notes)
+    assert any("was merged (r=5)" in note for note in notes)
 
 
 def test_dropout_and_an_earlier_merge_change_no_result(job):

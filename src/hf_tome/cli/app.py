@@ -73,7 +73,7 @@ def _options(
 INTERRUPTED = 130
 """The exit status of a command that was interrupted, as in a shell."""
 RESUMES: dict[str, tuple[str, ...]] = {"eval": ("--out",), "generate": (), "sweep": (), "tune": ()}
-"""The commands that go on with an interrupted run, and the options without which they do not."""
+"""The commands that resume an interrupted run, and the options that they need for it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,7 +123,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _interrupted(arguments: Sequence[str]) -> str:
-    """Return the line for a run that was interrupted; it says whether the same command would go on with it."""
+    """Return the line for a run that was interrupted; it says whether the same command would resume it."""
     given = {argument.partition("=")[0] for argument in arguments}
     needed = RESUMES.get(next(iter(arguments), ""))
     if needed is None or not given.issuperset(needed):

@@ -71,7 +71,7 @@ class MergeConfig:
         trace (`bool`, *optional*, defaults to `False`):
             Keep which input token went where; read it with `hf_tome.trace(model)`.
         restore (`bool`, *optional*, defaults to `False`):
-            Give the full grid of tokens back after the last block.
+            Unmerge after the last block, so that every token of the grid comes out.
         exact_last_block (`bool`, *optional*, defaults to `True`):
             Where the head reads special tokens alone, run the last block's queries, output projection and MLP on those
             alone: the same output up to rounding, for fewer multiply-adds. It is done only where something merges, and
@@ -82,8 +82,8 @@ class MergeConfig:
         where (`str`, *optional*, defaults to `"auto"`):
             `"tower"` merges in the blocks of an encoder. `"projected"` merges the image tokens of a vision-language
             model once, between its projector and its language model: `r` of each image, or whatever is similar enough.
-            `"denoiser"` merges in a diffusion model and gives every token back, `"cache"` in the key-value cache of a
-            language model. `"auto"` is the tower or the denoiser that the model has, never the cache.
+            `"denoiser"` merges in a diffusion model and unmerges after each block, `"cache"` in the key-value cache
+            of a language model. `"auto"` is the tower or the denoiser that the model has, never the cache.
         ratio (`float`, *optional*):
             Instead of `r`: the share of the tokens that may merge which each merging block takes away, in [0, 1); more
             than half of them never merge in one block of an encoder.

@@ -21,7 +21,7 @@ class Place:
         merges: what merges there, for messages.
         adds: fields that apply there for every method.
         omits: fields of methods that mean nothing there.
-        unmerges: whether every token is given back, so that no method can drop some.
+        unmerges: whether all tokens are unmerged after each block, so that no method can drop some.
         has_scores: whether the attention that each token receives is known.
     """
 
@@ -40,7 +40,7 @@ PLACES: dict[str, Place] = {
         omits=("layers", "proportional_attention", *BLOCK_FIELDS),
     ),
     "denoiser": Place(
-        "each block merges a share of its tokens and gives every token back",
+        "each block merges a share of its tokens and unmerges them again",
         adds=DENOISER_FIELDS,
         omits=("r", "partition", *BLOCK_FIELDS),
         unmerges=True,
@@ -81,5 +81,5 @@ def why_not(method: Method, place: str) -> str | None:
     if method.metric == "received" and not row.has_scores:
         return "needs the attention that tokens receive, which is known in an encoder's blocks and in a cache alone"
     if method.drops_tokens and row.unmerges and method.match_grid is None:
-        return "drops tokens for good, and there every token is given back"
+        return "drops tokens for good, and there all tokens are unmerged"
     return None

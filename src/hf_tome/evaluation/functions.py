@@ -210,7 +210,7 @@ def benchmark(
     dtype: str = "float32",
     progress: bool = True,
 ) -> BenchmarkResults:
-    """Time a model unmerged, merged and as the slice oracle, in turns; the model itself is not changed.
+    """Time a model unmerged, merged and as the slice oracle, interleaved; the model itself is not changed.
 
     Args:
         model: a transformers model or a pipeline around one, a folder, a Hub id, or a shipped model. Of one with a

@@ -1,4 +1,4 @@
-"""Evaluate a model unmerged and in evaluation mode, and give it back as it was."""
+"""Evaluate a model unmerged and in evaluation mode, and restore its state afterwards."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def plain_model(model: nn.Module) -> Iterator[list[str]]:
     earlier, notes = get_config(model), []
     if earlier is not None:
         notes.append(
-            f"the model came merged ({format_config(earlier)}); the merge was taken out meanwhile and put back"
+            f"the model was merged ({format_config(earlier)}); the merge was removed meanwhile and applied again"
         )
     training = [module for module in model.modules() if module.training]
     if training:
-        notes.append("the model came in training mode; it was evaluated in evaluation mode and set back")
+        notes.append("the model was in training mode; it was evaluated in evaluation mode and set back")
     for note in notes:
         logger.warning("%s.", note.capitalize())
     with merged(model, earlier) if earlier is not None else nullcontext():

@@ -65,8 +65,8 @@ def compare_pictures(
 ) -> dict[str, Any]:
     """Draw every prompt unmerged and with each config, and write pictures, a contact sheet and results to a folder.
 
-    Pictures are written as they come; a run that was stopped goes on with those that are there. The model is given
-    back unmerged.
+    Each picture is written once it is drawn; a run that was stopped resumes from those that exist. The model is
+    unmerged afterwards.
 
     Args:
         job: what is drawn.

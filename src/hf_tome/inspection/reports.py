@@ -34,7 +34,7 @@ class TowerReport:
         gflops, gflops_unmerged: 1e9 multiply-adds (half of what most counters call FLOPs) an image, those of padding
             included where it is computed with.
         notes: what the user should know, e.g. that nothing merges.
-        levels: in denoisers, whose blocks give all tokens back: blocks and their tokens in the last pass; else `None`.
+        levels: in denoisers, whose blocks unmerge all tokens: blocks and their tokens in the last pass; else `None`.
         cached: where the entries of a cache merge: what that of each layer holds, by number of the layer; else `None`.
     """
 
@@ -80,7 +80,7 @@ class TowerReport:
         elif self.levels is not None:
             lines = [f"{name}: {self.method}, proportional attention {'on' if self.proportional_attention else 'off'}"]
         lines += [f"  head: {says}" for says in self.heads]
-        if self.tokens:  # none where every block gives its tokens back; `levels` tells what those do
+        if self.tokens:  # none where every block unmerges its tokens; `levels` tells what those do
             path = " -> ".join(f"{count:.4g}" for count in (self.tokens[0][0], *(after for _, after in self.tokens)))
             lines.append(f"  tokens{'' if self.measured else ' (planned)'}: {path}")
         for level in self.levels or ():
@@ -215,7 +215,7 @@ def _notes(target: Target, description: Description, computed: list[tuple[float,
             notes.append(f"{start}fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
             break
     if description.unmerged:
-        notes.append(f"the full grid of tokens is given back after block {len(description.merging) - 1}")
+        notes.append(f"all tokens are unmerged after block {len(description.merging) - 1}")
     if description.blocks_run < len(description.merging):
         notes.append(f"blocks {description.blocks_run} and later are skipped: no later hidden state is used")
     return notes

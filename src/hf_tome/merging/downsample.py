@@ -11,7 +11,7 @@ from .tiles import own_cell_matching
 
 
 def _match(inputs: MatchInputs) -> Merge:
-    raise NotImplementedError("`MergeConfig` refuses this method where tokens do not come back")
+    raise NotImplementedError("`MergeConfig` rejects this method where tokens are not unmerged")
 
 
 def _match_grid(inputs: GridInputs) -> Merge:

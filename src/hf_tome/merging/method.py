@@ -87,7 +87,7 @@ class MatchInputs:
 
 @dataclass(frozen=True)
 class GridInputs:
-    """What a method is given to match the tokens of a grid, every one of which is given back after the block.
+    """What a method is given to match the tokens of a grid, all of which are unmerged after the block.
 
     Attributes:
         metric: (B, N, D), what similarity is measured on; N is the product of `shape`.

@@ -24,7 +24,7 @@ HOW_TO_GO_ON = (
 
 @dataclass(frozen=True)
 class Level:
-    """Blocks that work on as many tokens, each of which merges some and gives all of them back.
+    """Blocks that work on as many tokens, each of which merges some and unmerges all of them.
 
     Attributes:
         num_blocks: how many blocks.
@@ -64,11 +64,11 @@ class Description:
         schedule: the tokens that each block is asked to merge, 0 where the inputs decide.
         merging: whether each block merges.
         blocks_run: how many of the blocks run, where the rest is not read by anything.
-        unmerged: whether all tokens are given back after the last of these blocks.
+        unmerged: whether all tokens are unmerged after the last of these blocks.
         last_queries: how many leading tokens the last block computes, where its others are not read by anything.
         notes: what else the user should know.
-        levels: where every block gives its tokens back, what the last pass did by number of tokens, largest first; no
-            entry before any pass. `None` where tokens go on from block to block.
+        levels: where every block unmerges its tokens, what the last pass did by number of tokens, largest first; no
+            entry before any pass. `None` where merged tokens are carried from block to block.
         cached: where the entries of a cache merge, what that of each layer holds, by number of the layer; empty
             before any call. `None` elsewhere.
     """

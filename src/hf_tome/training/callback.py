@@ -194,8 +194,8 @@ def _complete_checkpoint(model: Any, folder: Path) -> None:
     """Write what a checkpoint needs besides, so that it is resumed and loaded with the weights that were trained.
 
     transformers writes the weights of some models under the names of older versions, but `Trainer` resumes, and loads
-    the best model, by today's names alone, and goes on with whatever weights the model has. And a PEFT checkpoint has
-    no config, which says how many classes the head has.
+    the best model, by today's names alone, and otherwise keeps the model's weights. And a PEFT checkpoint has no
+    config, which says how many classes the head has.
     """
     root = unwrap(model)
     if (folder / ADAPTER_CONFIG_NAME).is_file():

@@ -145,7 +145,7 @@ def test_sizes_and_protected_tokens(zoo, config):
 @every_config({name: CONFIGS[name] for name in ("tome", "mame", "mame-fixed", "greedy")})
 @every_model
 def test_heads_agree_with_the_restored_grid(zoo, config):
-    # Merged tokens pooled by size, and the full grid given back and pooled as ever, are two ways to one result.
+    # Merged tokens pooled by size, and all tokens unmerged and pooled as without merging, are two ways to one result.
     if zoo.by_tokens or zoo.restores:
         pytest.skip("its output is not pooled by size")
     with torch.no_grad():

@@ -626,7 +626,7 @@ def test_restore_gives_the_language_model_all_tokens():
     logits = model(**inputs).logits
     assert logits.shape == expected.shape
     assert not torch.allclose(logits, expected, atol=1e-4)
-    assert "full grid of tokens is given back after block 2" in str(report(model))
+    assert "all tokens are unmerged after block 2" in str(report(model))
 
 
 def model_length(model, **options):

@@ -204,7 +204,7 @@ def test_what_is_said_and_what_is_refused(grid):
         apply(model, MergeConfig(method="random_prune", r=4))
     text = str(report(apply(model, MergeConfig(r=6))))
     assert "needs every token" in text
-    assert f"the full grid of tokens is given back after block {grid.run - 1}" in text
+    assert f"all tokens are unmerged after block {grid.run - 1}" in text
     assert report(model).towers[0].gflops < report(model).towers[0].gflops_unmerged
 
 

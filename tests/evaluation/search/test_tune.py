@@ -72,7 +72,7 @@ def test_the_chosen_config_is_the_strongest_within_the_target(tmp_path):
     assert target.met(merged, unmerged)
     assert not target.met(stronger, unmerged)
     assert chosen.r > 1
-    # Only what was timed in turns has a speed.
+    # Only interleaved runs give a speed.
     timed = [row["name"] for row in results.rows if row["speedup"] is not None]
     assert sorted(timed) == sorted(["unmerged", f"r={chosen.r}"])
     # Every sample is in the file: the same call again runs nothing.

@@ -176,7 +176,7 @@ def test_two_processes_give_what_one_gives(digit_folder, tmp_path):
     assert without_time(shared) == without_time(single)
     assert sorted(results_in(tmp_path / "two")) == sorted(results_in(tmp_path / "one"))
     assert {file.name for file in (tmp_path / "two").glob("samples*")} == {"samples.jsonl", "samples-1.jsonl"}
-    # One process goes on with what two began.
+    # One process resumes what two began.
     again = subprocess.run([sys.executable, "-m", "hf_tome", *command(digit_folder, tmp_path / "two")], **options)
     assert without_time(json.loads(again.stdout)) == without_time(single)
 
@@ -200,7 +200,7 @@ def test_a_process_that_is_killed_loses_nothing(digit_folder, tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_is_said():
     records = Records(path=Path("/dev/full"))
-    with pytest.raises(OSError, match=r"No space left on device: what was finished before is kept in .*goes on"):
+    with pytest.raises(OSError, match=r"No space left on device: what was finished before is kept in .*resumes"):
         records.add([{"variant": "unmerged", "peak_memory_mib": 1.0}])
 
 
@@ -229,7 +229,7 @@ def test_other_samples_are_another_run(few_digits, tmp_path, caplog):
     moved = tmp_path / "elsewhere" / few_digits.name
     shutil.copytree(few_digits, moved)
     evaluate(job_on(moved), [], batch_size=4, out=tmp_path)
-    assert "going on with data in another folder" in caplog.text
+    assert "resuming with data in another folder" in caplog.text
     file = next((moved / "test").glob("*/*"))
     file.rename(file.with_name("other.png"))
     with pytest.raises(ResumeError, match=r"another run: other sample names\. Give another --out"):
@@ -490,7 +490,7 @@ def test_results_say_when_and_with_what_they_were_measured(few_digits, tmp_path,
     assert read.environment["date"] == "2020-02-02T02:02:02Z"  # nothing was measured
     assert not caplog.text
     results = evaluate(job_on(few_digits), CONFIGS[:1], batch_size=4, out=tmp_path)
-    assert "transformers 4.0; going on with" in caplog.text
+    assert "transformers 4.0; resuming with" in caplog.text
     assert results.environment["packages"]["transformers"] == transformers.__version__
     (earlier,) = results.environment["earlier_sessions"]
     assert earlier["packages"]["transformers"] == "4.0"

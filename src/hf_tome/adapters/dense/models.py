@@ -8,7 +8,7 @@ from ..encoders.families.family import OutputAdapter
 from .reads import UnmergedReads
 from .towers import features_of
 
-UNMERGED = "unmerges each hidden state that it reads, while the blocks go on merging"
+UNMERGED = "unmerges each hidden state that it reads, while later blocks keep merging"
 
 
 def beit_indices(owner: Any, num_blocks: int) -> tuple[int, ...]:

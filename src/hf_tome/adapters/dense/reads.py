@@ -1,4 +1,4 @@
-"""Hidden states that a model reads on the full grid, unmerged one by one while the blocks go on merging."""
+"""Hidden states that a model reads on the full grid, unmerged one by one while later blocks keep merging."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class TimestampsOfWords(PatchedModel):
         if asked and any(plan.merging) and not plan.unmerge:
             raise ValueError(
                 "Timestamps of words are read off the frames that the decoder attends to, and merged frames have no "
-                "place of their own. Call `hf_tome.apply` with `restore=True`, which gives them back, or ask for "
+                "place of their own. Call `hf_tome.apply` with `restore=True`, which unmerges them, or ask for "
                 "timestamps of segments (`return_timestamps=True`), which the decoder writes."
             )
         return super().generate(*args, **kwargs)
@@ -60,7 +60,7 @@ def _feed_forward(config: Any) -> int:
 
 
 SPEECH = InputFormat("audio", _spectrogram_shape, _frames, _timeline)
-HEARS = OutputAdapter(description="the decoder attends to the merged frames (`restore=True` gives all of them back)")
+HEARS = OutputAdapter(description="the decoder attends to the merged frames (`restore=True` unmerges them)")
 WORDS = OutputAdapter(TimestampsOfWords)
 
 WHISPER = replace(

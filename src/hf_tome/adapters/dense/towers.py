@@ -27,7 +27,7 @@ from .speech import WHISPER
 READS_FEATURES = OutputAdapter(
     UnmergedFeatures,
     "encoder",
-    "unmerges each hidden state that it reads (`out_features`), while the blocks go on merging",
+    "unmerges each hidden state that it reads (`out_features`), while later blocks keep merging",
     unmerge_reads=True,
     reads=out_indices,
     reads_field="out_features",

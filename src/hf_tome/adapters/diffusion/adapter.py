@@ -20,7 +20,7 @@ OLDEST = "0.42"
 
 
 class DiffusionAdapter:
-    """Merges in the blocks of a denoiser, and gives every token back behind each."""
+    """Merges in the blocks of a denoiser, and unmerges all tokens after each."""
 
     name = "diffusion"
     places = ("denoiser",)

@@ -59,7 +59,7 @@ class DenoiserPlan(Plan):
             merging=(),
             blocks_run=0,
             proportional_attention=self.proportional,
-            outputs=("every token is given back behind each block; text and reference tokens never merge",),
+            outputs=("all tokens are unmerged after each block; text and reference tokens never merge",),
             notes=tuple(notes),
             levels=_levels(details),
         )

@@ -31,7 +31,7 @@ class Follow:
 
 @dataclass(frozen=True)
 class Call:
-    """How a block, or its self-attention, takes tokens and gives them back.
+    """How a block, or its self-attention, takes and returns tokens.
 
     Attributes:
         hidden: the argument that holds tokens (B, N, C).

@@ -82,7 +82,7 @@ class ForwardState:
     def leave(
         self, index: int, hidden_states: Tensor, size: Tensor | None, match: Merge | None, plan: EncoderPlan
     ) -> Tensor:
-        """Write down what block `index` hands on: its tokens (B, M, C), their sizes, and the merge it did, if any.
+        """Record the output of block `index`: its tokens (B, M, C), their sizes, and the merge it did, if any.
 
         Returns the tokens, with whose gradient that of the merge's weights comes back where nothing else brings it.
         """

@@ -53,10 +53,10 @@ class EncoderPlan(Plan):
         num_blocks: all blocks of the tower.
         num_prefix_tokens: leading tokens that are never merged.
         proportional: whether log(size) is added to the attention logits.
-        unmerge: whether the full grid is given back after the last block.
+        unmerge: whether all tokens are unmerged after the last block.
         reads: indices of the hidden states that a model around the tower reads (0 = embeddings); empty where it reads
             the tower's output.
-        unmerge_reads: whether these are unmerged one by one, and the blocks go on merging.
+        unmerge_reads: whether these are unmerged one by one, while later blocks keep merging.
         outputs: what is done with the tokens after the last block, in words.
         has_readers: whether something behind the blocks reads the sizes of the tokens.
         num_class_tokens: the leading tokens whose attention tells what matters.
@@ -80,12 +80,12 @@ class EncoderPlan(Plan):
 
     @property
     def num_layers(self) -> int:
-        """The number of blocks that may merge: all, or those before the place where the full grid is given back."""
+        """The number of blocks that may merge: all, or those before the place where all tokens are unmerged."""
         return len(self.merging)
 
     @property
     def hands_on_reads(self) -> bool:
-        """Whether merged hidden states in `reads` are handed on as they are."""
+        """Whether merged hidden states in `reads` are returned merged."""
         return bool(self.reads) and not (self.unmerge or self.unmerge_reads)
 
     @property
@@ -161,7 +161,7 @@ def plan_tower(
         blocks = blocks[: max(min(reads), 1)]  # the grid is back from there on, and the blocks behind stay as they are
     attentions = [attrgetter(family.attention)(block) for block in blocks]
     check_blocks(attentions, family.library)
-    # A grid that is given back is averaged, and laid out, as ever.
+    # An unmerged grid is averaged, and laid out, as without merging.
     outputs = patches_of([(owner, row) for owner, row in owned if row.when_unmerged or not unmerge])
     if family.library == "timm" and all(change.module is not module for change in outputs):
         raise UnsupportedModelError(
@@ -219,12 +219,12 @@ def check_reads(
         model: what it is called.
         reads: indices of the hidden states that it reads.
         merging: whether each block merges.
-        unmerge: whether the full grid is given back to it, from the first of them on.
+        unmerge: whether all tokens are unmerged for it, from the first of them on.
         field: the setting that names the layers that it reads.
     """
     if not reads or not any(merging):
         return
-    # A grid that is given back is read from the first of them on; tokens read at several places follow the last.
+    # An unmerged grid is read from the first of them on; tokens read at several places follow the last.
     last = min(reads) if unmerge else max(reads)
     if not any(merging[:last]):
         raise ValueError(
@@ -272,7 +272,7 @@ def why_not(root: nn.Module, hint: str = "") -> str:
 
 
 def _unmerges(root: nn.Module, owned: Sequence[Owned], config: MergeConfig) -> bool:
-    """Return whether the full grid is given back, because of the config or of an output adapter."""
+    """Return whether all tokens are unmerged after the last block, because of the config or of an output adapter."""
     needs_grid, unmerges_reads = (
         any(row.unmerge for _, row in owned),
         any(row.unmerge_reads for _, row in owned),

@@ -13,7 +13,7 @@ from ..tables import write_rows
 
 EXAMPLE = example(
     "hf-tome bench --model facebook/deit-tiny-patch16-224 --config r=8 --config r=16 --batch-size 64",
-    "times the model unmerged, merged and as the slice oracle in turns, on random images, and prints median and "
+    "times the model unmerged, merged and as the slice oracle, interleaved, on random images, and prints median and "
     "quartiles of the paired ratios. The oracle runs the same blocks on sliced tokens: the limit of any merging.",
 )
 

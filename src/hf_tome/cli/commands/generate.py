@@ -19,7 +19,7 @@ EXAMPLE = example(
     "hf-tome generate --model PIPELINE --prompts prompts.txt --config ratio=0.5 \\\n"
     "    --config ratio=0.5,modules=block --out pictures/",
     "draws each line of prompts.txt unmerged and with each config, from the same noise, and writes the pictures, a "
-    "contact sheet, results.json and report.md to pictures/. The same command goes on with a run that was stopped.",
+    "contact sheet, results.json and report.md to pictures/. The same command resumes a run that was stopped.",
 )
 DIGITS = "digits"
 

@@ -66,7 +66,7 @@ def tune_command(
         Criterion | None,
         typer.Option(
             help="What the budget is of, or configs within the target are compared by: gflops (by default with "
-            "--budget), or speedup, measured in turns."
+            "--budget), or speedup, measured interleaved."
         ),
     ] = None,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",

@@ -1,4 +1,4 @@
-"""How a language model goes on behind a context, compared with what it says where its cache holds every entry."""
+"""How a language model continues a context, compared with the same model where its cache holds every entry."""
 
 from __future__ import annotations
 

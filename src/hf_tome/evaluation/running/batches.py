@@ -1,4 +1,4 @@
-"""Samples to a model's inputs; one that the job cannot take is left out, and its batch goes on without it."""
+"""Samples to a model's inputs; one that the job cannot take is left out of its batch."""
 
 from __future__ import annotations
 

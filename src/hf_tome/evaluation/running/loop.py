@@ -1,4 +1,4 @@
-"""One process's share of an evaluation: batches, each through all variants in turns."""
+"""One process's share of an evaluation: batches, each through all variants, interleaved."""
 
 from __future__ import annotations
 

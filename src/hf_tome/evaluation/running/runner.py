@@ -41,12 +41,12 @@ def evaluate(
 ) -> Results:
     """Run every config over the job's data and return accuracy, agreement, tokens, GFLOPs, speed and memory of each.
 
-    The unmerged model always runs, and comes first. Every batch goes through all configs in turns, in an order that
-    alternates, so each batch is a round of timing: a speed-up is the median of the ratios within rounds, beside its
+    The unmerged model always runs, and comes first. Every batch runs through all configs, interleaved, in alternating
+    order, so each batch is a round of timing: a speed-up is the median of the ratios within rounds, beside its
     quartiles. Where there are fewer than `loop.ROUNDS` batches, the last one is timed again. Timed is `job.run` alone,
     after one untimed batch for each config, by processor time on a CPU and by wall time on an accelerator.
 
-    A model that came merged or in training mode is given back like that; `run["notes"]` of the results says so, and
+    A model's merging and training mode are restored afterwards; `run["notes"]` of the results mentions them, and
     `run["warnings"]` which speeds should not be trusted, and why.
 
     Under `torchrun` every process takes whole batches of its own, so that each sample is seen once, in the company in

@@ -38,7 +38,7 @@ PROJECTED = "projected"
 HITS = ("top1", "accuracy")
 """The measures that count samples."""
 ROUNDS = 10
-"""Timed runs of the unmerged model and of each method's best, in turns."""
+"""Timed runs of the unmerged model and of each method's best, interleaved."""
 
 
 class TuneError(ValueError):
@@ -130,14 +130,14 @@ def tune(
 
     Along each method's candidates the strongest one within the target is found by bisection, which takes for granted
     that a stronger merge costs more. They, and for the speed-up also the milder ones that were found to be within the
-    target, are then timed in turns with the unmerged model, on one batch, and the best by the criterion wins; the
+    target, are then timed, interleaved with the unmerged model, on one batch, and the best by the criterion wins; the
     others have no speed, since they ran at different times. A note says so where it is no faster than unmerged.
 
     Args:
         job: the model, its data and how the two meet.
         methods: merging methods.
         target: what merging may cost; one point of accuracy by default.
-        out: folder for each sample's results; the same call goes on with a run that was killed.
+        out: folder for each sample's results; the same call resumes a run that was killed.
         by: the criterion, `"speedup"` or `"gflops"`.
         where: the place where tokens merge, as in `MergeConfig`.
         batch_size: samples in a batch.
@@ -242,7 +242,7 @@ def _summarize(row: Mapping[str, Any], by: str, compared: int) -> str:
 
 @torch.inference_mode()
 def _time(job: Job, configs: Sequence[MergeConfig], results: Results, batch_size: int) -> None:
-    """Give the unmerged row and those of some configs the speed measured in turns, and the others none."""
+    """Give the unmerged row and those of some configs the speed of interleaved runs, and the others none."""
     rounds: dict[int, dict[str, float]] = {}
     batch = first_batch(job, batch_size)
     if configs:

@@ -28,7 +28,7 @@ WHAT_TO_DO = "Give another --out, or start afresh with --restart."
 RIGHT = ("label", "right")
 """Under which of these a record holds what is right for its sample."""
 COMPARED_PACKAGES = ("hf_tome", "torch", "transformers")
-"""Another version of these may give other results; a run that goes on with one says so."""
+"""Another version of these may give other results; a run that resumes with one warns."""
 
 
 class ResumeError(ValueError):
@@ -41,7 +41,7 @@ class Records:
 
     A file has a line for the run and one for each session, which is one call of `evaluate`, with its environment. Then
     there is one for each sample and variant, each skipped sample, each variant's peak memory, and each round of
-    timing: the seconds a sample of all variants that ran on one batch in turns. A line that a kill cut short is
+    timing: the seconds a sample of all variants that ran interleaved on one batch. A line that a kill cut short is
     dropped. Of two records of the same, that of the later session counts.
     """
 
@@ -76,7 +76,7 @@ class Records:
         folder.mkdir(parents=True, exist_ok=True)
         records.path = folder / ("samples.jsonl" if dist.is_main else f"samples-{dist.rank}.jsonl")
         begun = [path for path in sorted(folder.glob(FILES)) if records._read(path)]
-        dist.wait()  # nobody writes before all have read
+        dist.wait()  # no process writes before all have read
         if records.path not in begun:
             run = {**identity.values, "digests": identity.digests}
             records._write([{"run": run, "place": identity.place}])
@@ -219,7 +219,7 @@ class Records:
         if differences:
             raise ResumeError(f"{path} holds samples of another run: {', '.join(differences)}. {WHAT_TO_DO}")
         if first.get("place") != self.identity.place:
-            logger.warning("%s: going on with data in another folder; the names and labels are the same.", path)
+            logger.warning("%s: resuming with data in another folder; the names and labels are the same.", path)
 
     def _compare(self, record: Record, name: str, label: Any) -> None:
         right = next((record[key] for key in RIGHT if key in record), None)
@@ -238,7 +238,7 @@ class Records:
         if any(version != versions[-1] for version in versions):
             earlier = "; ".join(dict.fromkeys(version for version in versions if version != versions[-1]))
             logger.warning(
-                "%s samples measured with %s; going on with %s. results.json names both.",
+                "%s samples measured with %s; resuming with %s. results.json names both.",
                 *(self._where(), earlier, versions[-1]),
             )
 
@@ -257,7 +257,7 @@ class Records:
             raise OSError(
                 error.errno,
                 f"{error.strerror}: what was finished before is kept in {self.path.parent}; when there is room, the "
-                "same command goes on from there",
+                "same command resumes from there",
             ) from error
 
 

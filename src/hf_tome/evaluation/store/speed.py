@@ -1,4 +1,4 @@
-"""Speed from paired rounds: each holds the seconds a sample of the variants that ran on one batch, in turns."""
+"""Speed from paired rounds: each holds the seconds a sample of the variants that ran interleaved on one batch."""
 
 from __future__ import annotations
 

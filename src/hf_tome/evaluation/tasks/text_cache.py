@@ -1,7 +1,7 @@
-"""The task `text-cache`: how a language model goes on behind a context whose cache has merged.
+"""The task `text-cache`: how well a language model continues a context whose cache has merged.
 
 The data are text files (.txt or .md), in a folder or one by itself. The first tokens of each are the context, and the
-next ones are what the model is to go on with; texts shorter than both are skipped.
+next ones are what it predicts; texts shorter than both are skipped.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ NUM_CONTEXT, NUM_NEXT = 640, 64
 
 
 def text_cache(options: JobOptions) -> Job:
-    """Load a language model and the texts that it is to go on with.
+    """Load a language model and the texts that it continues.
 
     Raises:
         ValueError: there are no text files, or the model generates no text.
         OSError: there is no such model.
     """
     files = find_texts(options)
-    model = load_task_model(AutoModelForCausalLM, options, "go on with a text")
+    model = load_task_model(AutoModelForCausalLM, options, "continue a text")
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     num_next = options.max_new_tokens or NUM_NEXT
     texts = Texts(public_name(options.data), files, lambda text: tokenizer(text)["input_ids"], NUM_CONTEXT + num_next)

@@ -65,8 +65,8 @@ class OutputAdapter:
         description (`str`): how `report` puts it.
         unmerge (`bool`): whether the model needs every token, so that merging is undone after the last block.
         unmerge_reads (`bool`): whether it needs every token of the hidden states in `reads`, which the mixin unmerges
-            one by one, while the blocks go on merging.
-        when_unmerged (`bool`): whether the submodule is patched also where all tokens are given back.
+            one by one, while later blocks keep merging.
+        when_unmerged (`bool`): whether the submodule is patched also where all tokens are unmerged.
         at_root (`bool`): whether it applies only to the model itself, not to one that another model holds.
         averages_prefix (`bool`): whether a mean that the model takes includes the tokens that are never merged.
         reads (`Callable`, *optional*): from the model and the number of blocks, the indices of the hidden states that

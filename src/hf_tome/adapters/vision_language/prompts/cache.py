@@ -1,4 +1,4 @@
-"""Conversations that go on: a cache remembers how its prompts were shortened, so that what follows fits to it."""
+"""Continue generation from a cache built on shortened prompts, which stores how they were shortened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .prompt import FILL, Shortening, shorten_call
 
 MARK = "_hf_tome_shortening"
 PER_TOKEN = ("input_ids", *(name for name in FILL if name != "attention_mask"))
-"""What a call that goes on may hold for its new tokens alone; a mask is that of the whole conversation."""
+"""Arguments that a continuing call may hold for its new tokens alone; a mask is that of the whole conversation."""
 NEW_IMAGE = (
     f"There is a new image, but the cache (`{CACHE}`) is already filled: the surplus placeholders of a merged image "
     f"have to leave the prompt before a cache is built on it. Leave `{CACHE}` out and pass the whole conversation "
@@ -85,7 +85,7 @@ def continue_generate(
 
 
 def check_unmarked(cache: Any, placeholders: Tensor) -> None:
-    """Raise where a prompt goes on behind a cache that ends among its images, and that says nothing of merging.
+    """Raise where a prompt continues a cache that ends among its images and has no record of merging.
 
     Args:
         placeholders: (B, L) bool, of the prompt.

@@ -41,7 +41,7 @@ class MergedGenerator(MergedModel):
             positions = call.get("position_ids")
             shortening = continue_generate(call, history, given, has_images(call), pad_token_id(self, call))
             if self._connector.mrope and positions is None:
-                call.pop("position_ids", None)  # the model counts them itself, from where its text went on
+                call.pop("position_ids", None)  # the model counts them itself, from where its text continues
         else:
             shortening = self._shorten(call, True)
         if shortening is None:

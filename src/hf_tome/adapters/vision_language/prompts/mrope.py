@@ -17,7 +17,7 @@ GRIDS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_gr
 
 
 def shortened_positions(owner: Any, call: dict[str, Any], shortening: Shortening, for_generate: bool) -> Tensor | None:
-    """Return the position ids of a shortened prompt, and let `owner` know where its text goes on.
+    """Return the position ids of a shortened prompt, and store on `owner` the position at which its text continues.
 
     Args:
         owner: the model that counts positions (`Qwen2_5_VLModel`).

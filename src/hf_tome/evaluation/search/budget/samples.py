@@ -51,7 +51,7 @@ def split_samples(data: Data, choose: int, confirm: int | None, seed: int) -> tu
     """Return the samples to choose by, and those to confirm on, drawn at random.
 
     Raises:
-        ValueError: there are too few samples, or nobody knows how many.
+        ValueError: there are too few samples, or their number is not known.
     """
     count = len(data)
     if count < 2 * FEWEST:

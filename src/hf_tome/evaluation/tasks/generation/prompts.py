@@ -58,7 +58,7 @@ class Prompts:
 
 
 def encode(processor: Any, conversations: Sequence[Sequence[Turn]]) -> Inputs:
-    """Return the inputs of conversations that the model is to go on with, all with images or all without.
+    """Return the inputs of conversations that the model continues, all with images or all without.
 
     A processor without a chat template gets their images and texts in their order, a line each.
     """
