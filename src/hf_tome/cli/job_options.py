@@ -76,9 +76,10 @@ class JobArguments:
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Captions and answers: tokens to generate at most; else 64 and 16.")
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Evaluate a random subset of N samples.")] = (
-        None
-    )
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Evaluate a random subset of N samples; a resumed run may raise it."),
+    ] = None
     seed: Annotated[int, typer.Option(help="Seed of the random subset of --limit.")] = 0
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a Hub data set or shards without a copy on disk first.")

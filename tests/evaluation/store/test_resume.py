@@ -133,6 +133,30 @@ def test_another_run_is_not_gone_on_with(digit_folder, tmp_path):
         evaluate(job, [], batch_size=4, out=tmp_path)
 
 
+def test_the_limit_may_grow(digit_folder, tmp_path):
+    """The samples of the smaller draw keep their results, but for those of a batch that was not full."""
+    small = evaluate(job_on(digit_folder, limit=6), CONFIGS, batch_size=4, out=tmp_path / "grown")
+    before = results_in(tmp_path / "grown")
+    grown = evaluate(job_on(digit_folder, limit=15), CONFIGS, batch_size=4, out=tmp_path / "grown")
+    whole = evaluate(job_on(digit_folder, limit=15), CONFIGS, batch_size=4, out=tmp_path / "whole")
+    assert without_time(grown) == without_time(whole)
+    assert (small.run["limit"], grown.run["limit"]) == (6, 15)
+    again = results_in(tmp_path / "grown")[len(before) :]
+    kept = set(before) - set(again)
+    assert kept == {(variant, position) for variant, position in before if position < 4}
+    assert len(kept) >= 3 * 3  # one of the four is no image
+    with pytest.raises(ResumeError, match=r"holds a sample \d+, and there are 6"):
+        evaluate(job_on(digit_folder, limit=6), CONFIGS, batch_size=4, out=tmp_path / "grown")
+    with pytest.raises(ResumeError, match="seed 0 instead of 1"):
+        evaluate(job_on(digit_folder, limit=20, seed=1), CONFIGS, batch_size=4, out=tmp_path / "grown")
+    other = tmp_path / "other"
+    shutil.copytree(digit_folder, other / "digits")
+    name = job_on(digit_folder, limit=6).data.listed()[0].name
+    (other / "digits" / "test" / name).rename(other / "digits" / "test" / "9" / "renamed.png")
+    with pytest.raises(ResumeError, match="other sample names"):
+        evaluate(job_on(other / "digits", limit=20), CONFIGS, batch_size=4, out=tmp_path / "grown")
+
+
 def test_fingerprints_tell_weights_apart():
     one, other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
     assert fingerprint(one) != fingerprint(other)

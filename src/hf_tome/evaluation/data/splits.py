@@ -89,14 +89,20 @@ def open_split(
 
 
 def take(rows: Any, limit: int | None, seed: int) -> Any:
-    """Return `limit` samples drawn at random with `seed`, in their old order; a stream is shuffled in a buffer."""
+    """Return `limit` samples drawn at random with `seed`; a stream is shuffled in a buffer.
+
+    They come in the order in which they are drawn, so that a larger limit adds samples behind the same ones.
+    """
     if limit is None:
         return rows
     if not hasattr(rows, "__len__"):
         return rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(limit)
-    if limit >= len(rows):
-        return rows
-    return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
+    return rows.select(drawn(len(rows), limit, seed))
+
+
+def drawn(count: int, limit: int, seed: int) -> np.ndarray:
+    """Return the positions, of `count`, of the first `limit` samples of a random order."""
+    return np.random.default_rng(seed).permutation(count)[:limit]
 
 
 def open_image(stored: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:

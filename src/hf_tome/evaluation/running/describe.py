@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,24 @@ def identify(job: Job, batch_size: int, listed: Sequence[SampleInfo] | None) -> 
     }
     digests = {"weights": fingerprint(job.model)}
     digests |= {name: digest(value) for name, value in job.depends_on.items()}
+    place = _place(job.options) if job.options else None
+
+    def with_limit(limit: int) -> Identity:
+        samples = min(limit, values["samples"])  # 0 where a stream does not tell
+        return _identity({**values, "limit": limit, "samples": samples}, digests, listed and listed[:limit], place)
+
+    return replace(_identity(values, digests, listed, place), with_limit=with_limit)
+
+
+def _identity(
+    values: dict[str, Any], digests: dict[str, str], listed: Sequence[SampleInfo] | None, place: str | None
+) -> Identity:
+    digests = dict(digests)
     if listed is not None:
         digests["sample names"] = digest([info.name for info in listed])
         digests["labels"] = digest([info.label for info in listed])
         if any(info.prompt is not None for info in listed):
             digests["prompts"] = digest([info.prompt for info in listed])
-    place = _place(job.options) if job.options else None
     if place and not _are_told_apart(listed):
         return Identity(values, {**digests, "place of the data": place})
     return Identity(values, digests, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,20 @@ class Identity:
         digests: hashes of values too long to show, by what they are of.
         place: a digest of where the data lie. Another place alone does not make another run, as scratch folders
             differ between runs, unless only the place tells samples apart; then it is in `digests`.
+        with_limit: gives the identity of the same run with a smaller `--limit`, whose samples are the first of these.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     place: str | None = None
+    with_limit: Callable[[int], Identity] | None = None
+
+    def as_begun(self, begun: Mapping[str, Any]) -> Identity:
+        """Return this identity, or that of its first samples where a run that was begun has a smaller limit."""
+        earlier, now = begun.get("limit"), self.values.get("limit")
+        if self.with_limit is None or not isinstance(earlier, int) or not isinstance(now, int) or earlier >= now:
+            return self
+        return self.with_limit(earlier)
 
 
 def digest(value: Any) -> str:

@@ -214,10 +214,13 @@ class Records:
             raise ResumeError(
                 f"{path} holds samples of an earlier hf_tome, which did not note what data they are of. {WHAT_TO_DO}"
             )
-        wanted = json.loads(json.dumps({**self.identity.values, "digests": self.identity.digests}))
+        identity = self.identity.as_begun(run)
+        wanted = json.loads(json.dumps({**identity.values, "digests": identity.digests}))
         differences = _differences(run, wanted)
         if differences:
             raise ResumeError(f"{path} holds samples of another run: {', '.join(differences)}. {WHAT_TO_DO}")
+        if identity is not self.identity:
+            logger.info("%s: a run of %s samples, which grows.", path, run["limit"])
         if first.get("place") != self.identity.place:
             logger.warning("%s: resuming with data in another folder; the names and labels are the same.", path)
 

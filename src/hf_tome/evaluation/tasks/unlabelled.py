@@ -147,8 +147,7 @@ def _images_of(options: JobOptions) -> UnlabelledImages:
     paths = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES["Image"] and path.is_file()]
     if not paths:
         raise DataError(f"{options.data} holds no images; give a folder of them, in whatever folders they lie.")
-    if options.limit is not None and options.limit < len(paths):
-        chosen = np.random.default_rng(options.seed).permutation(len(paths))[: options.limit]
-        paths = [paths[index] for index in sorted(chosen)]
+    if options.limit is not None:
+        paths = [paths[index] for index in splits.drawn(len(paths), options.limit, options.seed)]
     rows = [{"image": {"path": str(path), "bytes": None}} for path in paths]
     return UnlabelledImages(name, "unlabelled", rows, "image", decode, roots=(root,), folder=root)
