@@ -14,7 +14,7 @@ from hf_tome import MergeConfig, UnsupportedModelError, report
 from hf_tome.api import targets
 from hf_tome.media.audio import AudioError, read_audio, resample
 from hf_tome.media.video import VideoError, read_frames, read_views, spatial_crops, uniform_indices
-from hf_tome.pipelines import TASKS, pipeline
+from hf_tome.pipelines import PIPELINE_CLASSES, pipeline
 
 R8 = MergeConfig(r=8)
 
@@ -56,7 +56,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PIPELINE_CLASSES)
 def test_every_task_merges(models, task):
     pipe = pipeline(task, models(task), merge_config=R8, device="cpu")
     assert pipe.task == task
@@ -66,10 +66,10 @@ def test_every_task_merges(models, task):
     assert tower.tokens[0][0] - tower.tokens[0][1] == 8
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PIPELINE_CLASSES)
 def test_r_0_gives_what_transformers_gives(models, task):
     ours = CALLS[task](pipeline(task, models(task), merge_config=MergeConfig(r=0), device="cpu"))
-    options = {} if TASKS[task] is None else {"pipeline_class": TASKS[task]}
+    options = {} if PIPELINE_CLASSES[task] is None else {"pipeline_class": PIPELINE_CLASSES[task]}
     assert rounded(ours) == rounded(CALLS[task](tf.pipeline(task, str(models(task)), device="cpu", **options)))
 
 

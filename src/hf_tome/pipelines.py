@@ -30,7 +30,7 @@ from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
 from .hub.sources import is_folder
 from .media.audio import AudioError, read_audio, resample
 from .media.limits import DEFAULT_LIMITS, MediaLimits
-from .media.links import fetch, open_image
+from .media.links import fetch, open_linked_image
 from .media.source import error_reason
 from .media.video import VideoError, frame_count, is_frame, read_frames, stack_frames
 
@@ -58,7 +58,7 @@ class _ReadsImages(_LimitsMedia):
             ImageError, MediaLimitError: it cannot be read, or is too large.
         """
         plain: Any = super().preprocess  # type: ignore[safe-super]
-        return plain(open_image(image, media_limits, kwargs.get("timeout")), **kwargs)
+        return plain(open_linked_image(image, media_limits, kwargs.get("timeout")), **kwargs)
 
 
 class LimitedImagePipeline(_ReadsImages, ImageClassificationPipeline):  # type: ignore[misc]
@@ -82,7 +82,7 @@ class LimitedZeroShotDetectionPipeline(_ReadsImages, ZeroShotObjectDetectionPipe
 
     def preprocess(self, inputs: Any, media_limits: MediaLimits = DEFAULT_LIMITS, **kwargs: Any) -> Any:  # type: ignore[override]
         """Yield the model's inputs for each name and one image (see the base class)."""
-        image = open_image(inputs["image"], media_limits, kwargs.get("timeout"))
+        image = open_linked_image(inputs["image"], media_limits, kwargs.get("timeout"))
         yield from ZeroShotObjectDetectionPipeline.preprocess(self, {**inputs, "image": image}, **kwargs)
 
 
@@ -253,7 +253,7 @@ class MergedFeaturesPipeline(_ReadsImages, ImageFeatureExtractionPipeline):  # t
         return super().postprocess(BaseModelOutputWithPooling(features, pooled), **kwargs)
 
 
-TASKS: dict[str, type[transformers.Pipeline] | None] = {
+PIPELINE_CLASSES: dict[str, type[transformers.Pipeline] | None] = {
     "image-classification": LimitedImagePipeline,
     "zero-shot-image-classification": LimitedZeroShotPipeline,
     "video-classification": UniformVideoPipeline,
@@ -278,7 +278,8 @@ def pipeline(
     """Return `transformers.pipeline` with merging applied to its model.
 
     Args:
-        task (`str`): one of `TASKS`. `image-feature-extraction` returns the tokens that are left, which are fewer.
+        task (`str`): a key of `PIPELINE_CLASSES`. `image-feature-extraction` returns the tokens that are left,
+            which are fewer.
         model: Hub id, folder, or a model object, which is merged in place; it takes its processors as arguments, as in
             transformers.
         merge_config (`MergeConfig`, *optional*): beats the `merge_config.json` saved with the model, which beats the
@@ -289,8 +290,8 @@ def pipeline(
         ValueError: another task, no merge config anywhere, or `dtype` for a model object, which transformers ignores.
         UnsupportedModelError: see `apply`.
     """
-    if task not in TASKS:
-        raise ValueError(f"`task` is {task!r}; it takes one of {', '.join(map(repr, TASKS))}.")
+    if task not in PIPELINE_CLASSES:
+        raise ValueError(f"`task` is {task!r}; it takes one of {', '.join(map(repr, PIPELINE_CLASSES))}.")
     if isinstance(model, PreTrainedModel):
         dtype = kwargs.get("dtype", "auto")
         if dtype not in ("auto", None, model.dtype, str(model.dtype).removeprefix("torch.")):
@@ -308,8 +309,8 @@ def pipeline(
             f"There is no merge config: {_name(model)} has neither a {CONFIG_NAME} nor the key {CONFIG_KEY!r} in its "
             "config.json; pass `merge_config=MergeConfig(r=16)`."
         )
-    if TASKS[task] is not None:
-        kwargs.setdefault("pipeline_class", TASKS[task])
+    if PIPELINE_CLASSES[task] is not None:
+        kwargs.setdefault("pipeline_class", PIPELINE_CLASSES[task])
     kwargs["trust_remote_code"] = kwargs.get("trust_remote_code") or False  # `None` asks on standard input
     build: Any = transformers.pipeline  # its overloads are of no help to keyword arguments passed on
     return apply(build(task, model, **kwargs), config)

@@ -12,7 +12,7 @@ import yaml
 
 from hf_tome import MergeConfig, apply, from_pretrained, pipeline, save_pretrained
 from hf_tome.api import targets
-from hf_tome.hub.save_load import own_class
+from hf_tome.hub.save_load import saved_class
 
 R8 = MergeConfig(r=8)
 IDS = ("org/my-model", "null", "org/yes")
@@ -154,13 +154,13 @@ ARCHITECTURES = {
 def test_only_models_are_taken_from_transformers_by_name(names):
     config = tf.ViTConfig(**small.SMALL, **small.IMAGE)
     config.architectures = names
-    assert own_class(config) is tf.AutoModel
+    assert saved_class(config) is tf.AutoModel
 
 
 def test_the_class_that_a_config_names():
     config = tf.ViTConfig(**small.SMALL, **small.IMAGE)
     config.architectures = ["ViTForImageClassification"]
-    assert own_class(config) is tf.ViTForImageClassification
+    assert saved_class(config) is tf.ViTForImageClassification
 
 
 CODE = """

@@ -136,7 +136,7 @@ def from_pretrained(
             f"{id_or_dir} has neither a {CONFIG_NAME} nor the key {CONFIG_KEY!r} in its config.json; pass "
             "`merge_config=MergeConfig(r=16)`."
         )
-    auto_class = auto_class or own_class(config, kwargs["trust_remote_code"])
+    auto_class = auto_class or saved_class(config, kwargs["trust_remote_code"])
     if adapter is not None:
         return apply(adapter.load(auto_class, config, kwargs), chosen)
     loaded = auto_class.from_pretrained(id_or_dir, **kwargs)
@@ -167,10 +167,10 @@ def load_unmerged(id_or_dir: str | Path, **kwargs: Any) -> Any:
     """Load a model in the class that it was saved as, without merging and without code of its repository."""
     with naming(str(id_or_dir), "model"):
         config = transformers.AutoConfig.from_pretrained(id_or_dir, trust_remote_code=False)
-    return own_class(config).from_pretrained(id_or_dir, trust_remote_code=False, **kwargs)
+    return saved_class(config).from_pretrained(id_or_dir, trust_remote_code=False, **kwargs)
 
 
-def own_class(config: Any, trust_remote_code: bool = False) -> Any:
+def saved_class(config: Any, trust_remote_code: bool = False) -> Any:
     """Return the class that a config says its model was saved as, `AutoModel` where it is no model of transformers.
 
     With `trust_remote_code`, the auto class that loads this class from the repository's own code, where there is one.

@@ -35,7 +35,7 @@ def fetch(source: Any, failure: type[Exception], limits: MediaLimits, timeout: f
     return bytes(content)
 
 
-def open_image(image: Any, limits: MediaLimits, timeout: float | None = None) -> Any:
+def open_linked_image(image: Any, limits: MediaLimits, timeout: float | None = None) -> Any:
     """Return an image, a link, a path, bytes or base64 text as RGB; what is none of them is left to transformers."""
     from PIL import Image, ImageOps
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..config import MergeConfig
     from .recorder import PassSummary, Recorder
 
-HOW_TO_GO_ON = (
+NEXT_STEPS = (
     "See docs/models.md for what is supported; a plain encoder inside a model of your own can be merged by itself, "
     "as in `hf_tome.apply(model.encoder, config)`."
 )

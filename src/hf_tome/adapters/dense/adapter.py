@@ -9,7 +9,7 @@ from torch import nn
 
 from ...config import MergeConfig
 from ...errors import UnsupportedModelError
-from ...patching.plans import HOW_TO_GO_ON, Target
+from ...patching.plans import NEXT_STEPS, Target
 from ..encoders.families.family import Family
 from ..encoders.families.registry import TOWERS, WRAPPERS
 from ..encoders.plan import find_towers, plan_tower
@@ -35,7 +35,7 @@ class DenseAdapter:
         """Plan merging for every encoder in a model."""
         for module in root.modules():
             if (why := why_unfit(module)) is not None:
-                raise UnsupportedModelError(f"{type(module).__name__} is not supported: {why}. {HOW_TO_GO_ON}")
+                raise UnsupportedModelError(f"{type(module).__name__} is not supported: {why}. {NEXT_STEPS}")
         wrappers = {**WRAPPERS, **DENSE_MODELS}
         return [
             plan_tower(root, path, module, family, config, wrappers)

@@ -7,7 +7,8 @@ from torch import nn
 from ...config import MergeConfig
 from ...patching.plans import Target
 from .families.registry import WRAPPERS
-from .plan import find_towers, plan_tower, why_not
+from .plan import find_towers, plan_tower
+from .reasons import why_not
 
 
 class EncodersAdapter:

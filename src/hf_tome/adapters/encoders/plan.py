@@ -14,7 +14,7 @@ from ...config import MergeConfig
 from ...errors import UnsupportedModelError
 from ...merging.methods import METHODS, Method
 from ...patching.plans import (
-    HOW_TO_GO_ON,
+    NEXT_STEPS,
     Description,
     Patch,
     Plan,
@@ -28,9 +28,9 @@ from .attention import MergedAttention, backend_of, check_backend
 from .block import MergedBlock
 from .families.dims import EncoderShape, family_shape, timm_shape
 from .families.family import Family, OutputAdapter
-from .families.registry import TOWERS, WRAPPERS
+from .families.registry import TOWERS
+from .reasons import unknown_owner
 from .timm import TIMM_TOWERS, TimmAttention, check_timm, is_timm
-from .unsupported import why_unsupported
 
 Wrappers = Mapping[str, tuple[OutputAdapter, ...] | str]
 """The output adapters of models around any tower, by class name; a string is the reason why it is not supported."""
@@ -166,7 +166,7 @@ def plan_tower(
     if family.library == "timm" and all(change.module is not module for change in outputs):
         raise UnsupportedModelError(
             f"{type(root).__name__} reads the tokens of several blocks on the full grid (`features_only`), and merged "
-            f"tokens have no grid. {HOW_TO_GO_ON}"
+            f"tokens have no grid. {NEXT_STEPS}"
         )
     tower_config = getattr(module, "config", None)
     cropped = max((row.num_cropped(owner) for owner, row in owned if row.num_cropped), default=0)
@@ -253,24 +253,6 @@ def _reads_of(
     return (), False
 
 
-def why_not(root: nn.Module, hint: str = "") -> str:
-    """Return why no encoder is found in a model, what is supported and what to do; `hint` goes before the latter."""
-    model_type = getattr(getattr(root, "config", None), "model_type", None)
-    problem = f"Found no encoder to merge tokens in: {type(root).__name__}"
-    if model_type is not None:
-        problem += f" (model type {model_type!r})"
-    how = f"{hint}{HOW_TO_GO_ON}"
-    reason = why_unsupported(model_type)
-    if reason is not None:
-        return f"{problem} is not supported, because {reason}. {how}"
-    inner = (getattr(root.config, name, None) for name in ("vision_config", "backbone_config") if model_type)
-    tower_type = next((config.model_type for config in inner if config is not None), None)
-    reason = why_unsupported(tower_type)
-    if reason is not None:
-        return f"{problem} is not supported around a tower of type {tower_type!r}: {reason}. {how}"
-    return f"{problem} holds none of the supported {', '.join(sorted(TOWERS))}. {how}"
-
-
 def _unmerges(root: nn.Module, owned: Sequence[Owned], config: MergeConfig) -> bool:
     """Return whether all tokens are unmerged after the last block, because of the config or of an output adapter."""
     needs_grid, unmerges_reads = (
@@ -320,22 +302,12 @@ def _outputs_of(root: nn.Module, path: str, family: Family, wrappers: Wrappers) 
         name = type(owner).__name__
         rows = family.heads.get(name, wrappers.get(name))
         if rows is None:
-            raise UnsupportedModelError(_unknown_owner(owner, family))
+            raise UnsupportedModelError(unknown_owner(owner, family))
         if isinstance(rows, str):
-            raise UnsupportedModelError(f"{name} is not supported: {rows}. {HOW_TO_GO_ON}")
+            raise UnsupportedModelError(f"{name} is not supported: {rows}. {NEXT_STEPS}")
         for row in rows:
             if owner is root or not row.at_root:  # a model around the tower takes its tokens
                 yield owner, row
-
-
-def _unknown_owner(owner: Any, family: Family) -> str:
-    name = type(owner).__name__
-    reason = why_unsupported(getattr(getattr(owner, "config", None), "model_type", None)) or "its head is not known"
-    supported = ", ".join(name for name, rows in {**family.heads, **WRAPPERS}.items() if not isinstance(rows, str))
-    return (
-        f"{name} holds a {family.tower}, in which tokens can be merged, but {name} itself is not supported: "
-        f"{reason}. Supported around this tower: {supported}, and vision-language models. {HOW_TO_GO_ON}"
-    )
 
 
 def _at(owner: nn.Module, path: str) -> nn.Module | None:

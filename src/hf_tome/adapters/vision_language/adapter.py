@@ -7,7 +7,8 @@ from torch import nn
 from ...config import MergeConfig
 from ...patching.plans import Target
 from ..encoders.families.registry import WRAPPERS
-from ..encoders.plan import find_towers, plan_tower, why_not
+from ..encoders.plan import find_towers, plan_tower
+from ..encoders.reasons import why_not
 from .connectors import CONNECTORS
 from .models import VISION_LANGUAGE
 from .plan_projected import find_owners, plan_projected, why_not_projected

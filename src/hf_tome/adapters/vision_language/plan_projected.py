@@ -13,7 +13,7 @@ from ...config import MergeConfig
 from ...config.text import is_unmerged
 from ...errors import UnsupportedModelError
 from ...merging.methods import METHODS, Method
-from ...patching.plans import HOW_TO_GO_ON, Description, Plan, Target, check_forwards
+from ...patching.plans import NEXT_STEPS, Description, Plan, Target, check_forwards
 from ...patching.recorder import PassSummary, Recorder
 from ..encoders.plan import patches_of
 from .connectors import CONNECTORS
@@ -57,7 +57,7 @@ def why_not_projected(root: nn.Module) -> str:
     return (
         f"`where='projected'` merges image tokens between projector and language model, and "
         f"{type(root).__name__} is not supported there: {not_projected(root)}. "
-        f"Supported: {', '.join(CONNECTORS)}, and their models for generation. {HOW_TO_GO_ON}"
+        f"Supported: {', '.join(CONNECTORS)}, and their models for generation. {NEXT_STEPS}"
     )
 
 
@@ -77,7 +77,7 @@ def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfi
         if type(around).__name__ != generator:
             raise UnsupportedModelError(
                 f"{type(around).__name__} is not supported with `where='projected'`: its head reads every image token "
-                f"in its place, and is not known to follow fewer. Supported around {name}: {generator}. {HOW_TO_GO_ON}"
+                f"in its place, and is not known to follow fewer. Supported around {name}: {generator}. {NEXT_STEPS}"
             )
         owned += [(around, row) for row in GENERATE]
     patches = patches_of(owned)

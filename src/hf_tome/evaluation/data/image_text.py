@@ -25,7 +25,7 @@ from .files.text_files import read_csv, read_json, read_json_lines, split_values
 from .memory import in_memory, open_memory
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, open_image, open_split, take
+from .splits import OpenedSplit, draw_rows, open_image, open_split
 
 IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
 
@@ -106,7 +106,7 @@ def open_rows(options: JobOptions) -> OpenedRows:
         opened = open_split(options.data, options.split, streaming=options.streaming)
     columns = _columns(opened.rows)
     image = _image_column(opened.rows, columns, options.data)
-    return OpenedRows(replace(opened, rows=take(opened.rows, options.limit, options.seed)), image, columns)
+    return OpenedRows(replace(opened, rows=draw_rows(opened.rows, options.limit, options.seed)), image, columns)
 
 
 def _open_table(path: Path, split: str) -> OpenedSplit:

@@ -16,7 +16,7 @@ from .files.text_files import composed, read_csv, split_values
 from .memory import in_memory, open_memory
 from .samples import LabelledSamples, SkipSample, stored_path
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, is_data_set, open_class_folders, open_split, take
+from .splits import OpenedSplit, draw_rows, is_data_set, open_class_folders, open_split
 
 if TYPE_CHECKING:
     import datasets
@@ -79,7 +79,7 @@ def match_rows(
     return LabelledSamples(
         name=public_name(options.data) if Path(options.data).suffix != ".csv" else Path(options.data).stem,
         split=opened.name,
-        rows=take(opened.rows, options.limit, options.seed),
+        rows=draw_rows(opened.rows, options.limit, options.seed),
         column=column,
         label_column=label_column,
         model_label=model_label,

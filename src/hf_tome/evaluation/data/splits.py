@@ -88,7 +88,7 @@ def open_split(
     return open_class_folders(path, name, folders, kind, streaming)[0]
 
 
-def take(rows: Any, limit: int | None, seed: int) -> Any:
+def draw_rows(rows: Any, limit: int | None, seed: int) -> Any:
     """Return `limit` samples drawn at random with `seed`; a stream is shuffled in a buffer.
 
     They come in the order in which they are drawn, so that a larger limit adds samples behind the same ones.

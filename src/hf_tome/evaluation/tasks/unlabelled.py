@@ -141,7 +141,7 @@ def _images_of(options: JobOptions) -> UnlabelledImages:
     if rows is not None:
         opened = open_memory(rows, options, "Image")
         column = content_columns(opened.rows, "Image")[0]
-        rows = splits.take(opened.rows, options.limit, options.seed)
+        rows = splits.draw_rows(opened.rows, options.limit, options.seed)
         return UnlabelledImages(name, opened.name, rows, column, decode)
     root = Path(options.data).expanduser().absolute()
     paths = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES["Image"] and path.is_file()]
