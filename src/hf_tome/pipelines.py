@@ -19,6 +19,7 @@ from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 from transformers.pipelines.image_classification import ImageClassificationPipeline
 from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
+from transformers.pipelines.object_detection import ObjectDetectionPipeline
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 from transformers.pipelines.zero_shot_object_detection import ZeroShotObjectDetectionPipeline
@@ -75,6 +76,10 @@ class LimitedDepthPipeline(_ReadsImages, DepthEstimationPipeline):  # type: igno
 
 class LimitedSegmentationPipeline(_ReadsImages, ImageSegmentationPipeline):  # type: ignore[misc]
     """Segmentation that checks an image before it decodes it."""
+
+
+class LimitedDetectionPipeline(_ReadsImages, ObjectDetectionPipeline):  # type: ignore[misc]
+    """Object detection that checks an image before it decodes it."""
 
 
 class LimitedZeroShotDetectionPipeline(_ReadsImages, ZeroShotObjectDetectionPipeline):  # type: ignore[misc]
@@ -262,6 +267,7 @@ PIPELINE_CLASSES: dict[str, type[transformers.Pipeline] | None] = {
     "automatic-speech-recognition": ResamplingSpeechPipeline,
     "depth-estimation": LimitedDepthPipeline,
     "image-segmentation": LimitedSegmentationPipeline,
+    "object-detection": LimitedDetectionPipeline,
     "zero-shot-object-detection": LimitedZeroShotDetectionPipeline,
     "image-text-to-text": None,
 }

@@ -35,14 +35,17 @@ class JobArguments:
         typer.Option(
             help="Hub id or folder of the data, or digits, which ship with scikit-learn. A folder holds "
             "<split>/<class>/<file>, WebDataset shards or Parquet; of clips and recordings also a CSV; "
-            "of captions and questions a JSON, JSONL or CSV file."
+            "of captions, questions, boxes and transcripts a JSON, JSONL or CSV file; of masks and depths "
+            "<split>/images and <split>/masks or depths."
         ),
     ]
     task: Annotated[
         str,
         typer.Option(
             help="What to evaluate: image-classification, video-classification, zero-shot-image-classification, "
-            "audio-classification, image-to-text (captions), visual-question-answering or text-cache (text files)."
+            "audio-classification, semantic-segmentation, depth-estimation, object-detection, "
+            "zero-shot-object-detection, automatic-speech-recognition, image-to-text (captions), "
+            "visual-question-answering or text-cache (text files)."
         ),
     ] = "image-classification"
     split: Annotated[
@@ -75,6 +78,10 @@ class JobArguments:
     ] = None
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Captions and answers: tokens to generate at most; else 64 and 16.")
+    ] = None
+    depth_scale: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Depth: steps a metre in maps of integers; else 1000, which are millimetres."),
     ] = None
     limit: Annotated[
         int | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -116,3 +116,31 @@ def _average_precision(scores: np.ndarray, right: np.ndarray, counts: np.ndarray
     hits, seen = gained.cumsum(axis=0), between.cumsum(axis=0)
     area = (gained * hits / np.maximum(seen, 1)).sum(axis=0)
     return np.divide(area, hits[-1], out=np.full(len(area), np.nan), where=hits[-1] > 0)
+
+
+def ratio_drop(
+    merged: np.ndarray, unmerged: np.ndarray, score: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+) -> dict[str, float]:
+    """Return the drop of a measure of counts that are summed over the samples, such as a ratio of two.
+
+    Args:
+        merged, unmerged: counts of each sample (samples, K).
+        score: sums (resamples, K) to the measure of each (resamples,).
+        seed: for the resamples.
+    """
+    merged, unmerged = np.asarray(merged, dtype=float), np.asarray(unmerged, dtype=float)
+    total = float(score(unmerged.sum(axis=0)[None])[0] - score(merged.sum(axis=0)[None])[0])
+    if np.array_equal(merged, unmerged):
+        bound = unchanged_bound(len(merged))
+        return {"drop": 0.0, "drop_low": -bound, "drop_high": bound}
+    resamples = min(RESAMPLES, max(FEWEST_RESAMPLES, WORK // merged.size))
+    drawn = []
+    for which in _draws(len(merged), resamples, seed):
+        counts = _count(which).T.astype(float)  # (resamples, samples)
+        drawn.append(score(counts @ unmerged) - score(counts @ merged))
+    return describe_drop(total, np.concatenate(drawn))
+
+
+def draw_counts(samples: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield how often each sample is in each resample (samples, resamples), some resamples at once."""
+    yield from map(_count, _draws(samples, resamples, seed))

@@ -12,6 +12,14 @@ CALLS = {
     ),
     "video-classification": ("video-classification", '"clip.mp4"'),
     "audio-classification": ("audio-classification", '"recording.wav"'),
+    "semantic-segmentation": ("image-segmentation", '"image.jpg"'),
+    "depth-estimation": ("depth-estimation", '"image.jpg"'),
+    "object-detection": ("object-detection", '"image.jpg"'),
+    "zero-shot-object-detection": (
+        "zero-shot-object-detection",
+        '"image.jpg", candidate_labels=["a cat", "a dog"]',
+    ),
+    "automatic-speech-recognition": ("automatic-speech-recognition", '"recording.wav"'),
     "image-to-text": ("image-text-to-text", '"image.jpg", text="<image> a photo of"'),
     "visual-question-answering": ("image-text-to-text", '"image.jpg", text="<image> What is this?"'),
 }

@@ -39,6 +39,14 @@ METRICS = {
     **{f"bleu{n}": ("bleu", f"BLEU-{n}") for n in range(1, 5)},
     "rouge_l": ("rouge", "ROUGE-L"),
     "cider": ("cider", "CIDEr-D"),
+    "miou": ("mean_iou", "mIoU"),
+    "pixel_accuracy": ("accuracy", "pixel accuracy"),
+    "box_map": ("map", "box mAP"),
+    "box_ap50": ("map", "box AP50"),
+    "delta1": ("delta1", "delta1"),
+    "abs_rel": ("abs_rel", "abs-rel"),
+    "word_accuracy": ("word_accuracy", "word accuracy"),
+    "wer": ("wer", "WER"),
 }
 """By key of a row, the type and the name of the metric on the Hub."""
 

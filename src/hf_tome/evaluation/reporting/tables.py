@@ -65,6 +65,14 @@ COLUMNS = (
     Column("accuracy", "right\n%", ".2f"),
     Column("vqa_accuracy", "VQA\n%", ".2f"),
     Column("answered", "chose\n%", ".2f"),
+    Column("miou", "mIoU\n%", ".2f"),
+    Column("pixel_accuracy", "pixels\nright %", ".2f"),
+    Column("box_map", "box\nmAP %", ".2f"),
+    Column("box_ap50", "box\nAP50 %", ".2f"),
+    Column("delta1", "delta1\n%", ".2f"),
+    Column("abs_rel", "abs-rel", ".4f"),
+    Column("word_accuracy", "words\nright %", ".2f"),
+    Column("wer", "WER\n%", ".2f"),
     *(Column(f"bleu{n}", f"BLEU-\n{n}", ".1f") for n in range(1, 5)),
     Column("rouge_l", "ROUGE-\nL", ".1f"),
     Column("cider", "CIDEr", ".1f"),
@@ -87,6 +95,10 @@ QUALITY = {
     "top1": "top-1 accuracy",
     "accuracy": "accuracy",
     "cider": "CIDEr-D",
+    "miou": "mean intersection over union",
+    "box_map": "mean average precision of boxes",
+    "delta1": "delta1",
+    "word_accuracy": "word accuracy",
     "next_accuracy": "next-token accuracy",
     "agreement": "agreement with the unmerged model",
 }
@@ -104,6 +116,11 @@ COLUMN_NOTES = {
     "vqa_accuracy": "VQA: its own measure, by which an answer counts in full if three of ten people gave it.",
     "answered": "chose: share of the multiple-choice {unit} whose answer names an option.",
     "cider": "BLEU, ROUGE-L and CIDEr-D times 100, as in COCO's evaluation.",
+    "miou": "mIoU: intersection over union of the pixels of each class in all {unit}, the mean over the classes.",
+    "box_map": "box mAP: COCO's, over IoU of 0.50 to 0.95; AP50 at 0.50.",
+    "delta1": "delta1: share of the pixels whose depth is off by less than a factor of 1.25; abs-rel: mean absolute "
+    "relative error.",
+    "word_accuracy": "words right: 100 less the word error rate (WER), without case and punctuation.",
     "agreement": "agrees: share of the {unit} {same} the unmerged model.",
     "next_accuracy": "next token right: share of the tokens that follow a context which are the likeliest.",
     "kl": "KL: from the next-token distributions of the full cache, the mean over the tokens that follow.",
@@ -157,7 +174,8 @@ def unit(results: Results) -> str:
 def notes(results: Results) -> str:
     """Return what the columns of the results mean, in a paragraph."""
     row = results.rows[0]
-    texts = {**COLUMN_NOTES, **(TEXT_NOTES if "new_tokens" in row else {})}
+    task = TASKS.get(results.run["task"])
+    texts = {**COLUMN_NOTES, **(TEXT_NOTES if "new_tokens" in row else {}), **(task.notes if task else {})}
     called = {**words(results), "quality": QUALITY[quality(row).key], "clock": CLOCK_WORDS[results.run.get("clock")]}
     return " ".join(text.format(**called) for key, text in texts.items() if key in row)
 

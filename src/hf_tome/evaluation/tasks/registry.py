@@ -10,12 +10,16 @@ from ..job import Job
 from ..options import JobOptions, OptionError
 from . import text_cache
 from .classification import audio, image_classification, video_classification, zero_shot
-from .generation import captioning, vqa
+from .dense import depth, detection, segmentation, zero_shot_detection
+from .generation import captioning, speech, vqa
 from .task import Task
 
 TASKS: dict[str, Task] = {
     module.TASK.name: module.TASK
-    for module in (image_classification, video_classification, zero_shot, audio, captioning, vqa, text_cache)
+    for module in (
+        *(image_classification, video_classification, zero_shot, audio, captioning, vqa, text_cache),
+        *(segmentation, depth, detection, zero_shot_detection, speech),
+    )
 }
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

@@ -25,9 +25,11 @@ class Task:
         options: the fields of `JobOptions` that the task takes, of those that not all tasks take.
         words: what tables call things, where it differs from `reporting.tables.WORDS`: `unit` (the samples),
             `tokens` (the header of the token counts) and `same` (how the agreement is put).
+        notes: what columns mean, where it differs from `reporting.tables.COLUMN_NOTES`, by the column's key.
     """
 
     name: str
     build: Callable[[JobOptions], Job]
     options: frozenset[str] = frozenset()
     words: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)

@@ -40,7 +40,7 @@ class Generator:
         Raises:
             DataError: the prompts' image tokens are not as many as the model's image features.
         """
-        ends = _as_list(model.generation_config.eos_token_id)
+        ends = as_list(model.generation_config.eos_token_id)
         pad = model.generation_config.pad_token_id
         with read_by_language_model(model, inputs) as image_tokens:
             try:
@@ -56,7 +56,7 @@ class Generator:
         # An encoder-decoder returns its start token and what follows, others the prompt too.
         start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         counts: Sequence[float | None] = image_tokens() or [None] * len(ids)
-        return [GeneratedText(_until(row, ends), count) for row, count in zip(ids[:, start:].tolist(), counts)]
+        return [GeneratedText(until(row, ends), count) for row, count in zip(ids[:, start:].tolist(), counts)]
 
 
 def load_generator(options: JobOptions) -> tuple[PreTrainedModel, Any]:
@@ -181,12 +181,13 @@ def _image_tokens(model: PreTrainedModel, inputs: Inputs, length: int, mask: Ten
     return (mask.bool().sum(dim=1) - text).tolist()
 
 
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+def until(ids: list[int], ends: Sequence[int]) -> list[int]:
     """Return the tokens up to the first end, with it."""
     return ids[: next((at for at, token in enumerate(ids, start=1) if token in ends), len(ids))]
 
 
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
+def as_list(value: int | Sequence[int] | None) -> list[int]:
+    """Return one id, several or none as a list."""
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 

@@ -1,0 +1,1 @@
+"""Evaluation tasks of models that predict something for every place."""
