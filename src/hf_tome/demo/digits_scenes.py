@@ -57,10 +57,15 @@ class Material:
         """Cut windows (count, 3, side, side) out of the photographs."""
         windows = []
         for which in torch.randint(len(self.photographs), (count,), generator=generator).tolist():
-            photograph = self.photographs[which]
+            photograph = _widened(self.photographs[which], side)
             top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in photograph.shape[1:])
             windows.append(photograph[:, top : top + side, left : left + side])
         return DARK * torch.stack(windows)
+
+
+def _widened(photograph: Tensor, side: int) -> Tensor:
+    """Return a photograph (3, H, W) at least `side` wide; a narrower one goes on mirrored."""
+    return photograph if photograph.shape[2] >= side else torch.cat([photograph, photograph.flip(2)], dim=2)
 
 
 def load_material(split: str = "test") -> Material:

@@ -80,7 +80,8 @@ def shared_boxes(
     """
     if not len(others):
         return float(not len(boxes))
-    overlaps = box_iou(others, boxes) * (others_classes[:, None] == classes[None])
+    same = (others[:, None] == boxes[None]).all(axis=2)  # boxes without an area too
+    overlaps = np.where(same, 1.0, box_iou(others, boxes)) * (others_classes[:, None] == classes[None])
     matches = np.full(len(others), -1)
     free = np.ones(len(boxes), dtype=bool)
     for row in np.argsort(-scores, kind="stable"):
