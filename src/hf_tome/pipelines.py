@@ -267,7 +267,6 @@ PIPELINE_CLASSES: dict[str, type[transformers.Pipeline] | None] = {
     "automatic-speech-recognition": ResamplingSpeechPipeline,
     "depth-estimation": LimitedDepthPipeline,
     "image-segmentation": LimitedSegmentationPipeline,
-    "object-detection": LimitedDetectionPipeline,
     "zero-shot-object-detection": LimitedZeroShotDetectionPipeline,
     "image-text-to-text": None,
 }

@@ -27,7 +27,7 @@ from .image_text import Table
 from .memory import in_memory, open_memory
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, open_image, open_split, take
+from .splits import OpenedSplit, draw_rows, open_image, open_split
 
 OBJECTS = ("objects", "annotations")
 CATEGORIES = ("category", "categories", "label", "labels", "category_id")
@@ -105,7 +105,7 @@ def open_boxes(options: JobOptions) -> OpenedBoxes:
         else:
             opened = open_split(options.data, options.split, streaming=options.streaming)
         found = OpenedBoxes(opened, content_columns(opened.rows, "Image")[0], _names(opened.rows, options.data))
-    rows = take(found.opened.rows, options.limit, options.seed)
+    rows = draw_rows(found.opened.rows, options.limit, options.seed)
     return replace(found, opened=replace(found.opened, rows=rows))
 
 

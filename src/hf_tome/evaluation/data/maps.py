@@ -30,7 +30,7 @@ from .left_out import LeftOut
 from .memory import in_memory, open_memory
 from .samples import Samples, SkipSample, stored_path
 from .split_names import DataError, by_split, choose_split, refuse_streaming
-from .splits import OpenedSplit, is_data_set, open_image, open_split, take
+from .splits import OpenedSplit, draw_rows, is_data_set, open_image, open_split
 
 IMAGES = ("images", "image", "img")
 """What the folder of images may be called."""
@@ -117,7 +117,7 @@ def open_maps(options: JobOptions, kind: MapKind, read: Callable[[np.ndarray], n
     return ImagesWithMaps(
         public_name(options.data),
         opened.name,
-        take(opened.rows, options.limit, options.seed),
+        draw_rows(opened.rows, options.limit, options.seed),
         columns[0],
         columns[1],
         options.media_limits,

@@ -24,7 +24,7 @@ from .image_text import Table
 from .memory import in_memory, open_memory
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, open_split, take
+from .splits import OpenedSplit, draw_rows, open_split
 
 AUDIO = ("path", "file_name", "audio", "file", "audio_path")
 TEXTS = ("text", "transcription", "transcript", "sentence", "normalized_text", "raw_text")
@@ -88,7 +88,7 @@ def open_transcripts(options: JobOptions, decode: Callable[[Any], Any]) -> Trans
         else:
             opened = open_split(options.data, options.split, kind="Audio", streaming=options.streaming)
         columns = _columns(opened.rows, options.data)
-    rows = take(opened.rows, options.limit, options.seed)
+    rows = draw_rows(opened.rows, options.limit, options.seed)
     return Transcripts(name, opened.name, rows, *columns, decode, roots=opened.roots)
 
 
