@@ -90,7 +90,7 @@ def test_rows_in_every_format(capsys, form):
         == {
             Format.table: "file     bytes  share\na,b.png  7      -\nc        8      0.5\n",
             Format.csv: 'file,bytes,share\n"a,b.png",7,\nc,8,0.5\n',
-            Format.md: "| file | bytes | share |\n| --- | --- | --- |\n| a,b.png | 7 | - |\n| c | 8 | 0.5 |\n",
+            Format.md: "| file | bytes | share |\n|---|---|---|\n| a,b.png | 7 | - |\n| c | 8 | 0.5 |\n",
             Format.json: json.dumps(
                 {"rows": [{"file": "a,b.png", "bytes": 7, "share": None}, {"file": "c", "bytes": 8, "share": 0.5}]},
                 indent=2,

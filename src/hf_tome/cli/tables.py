@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..escaping import csv_cell, markdown_text
+from ..escaping import markdown_text
+from ..evaluation.reporting.writers import csv_lines, markdown_table, plain_table
 from .common import Format
 
 Rows = Sequence[Mapping[str, Any]]
@@ -27,24 +26,18 @@ def file_row(path: Any, name: str | None = None) -> dict[str, Any]:
 
 
 def _table(rows: Rows) -> str:
-    lines = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
+    return plain_table(list(rows[0]), ([_text(value) for value in row.values()] for row in rows))
 
 
 def _csv(rows: Rows) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([list(rows[0]), *([csv_cell(value) for value in row.values()] for row in rows)])
-    return text.getvalue()
+    return csv_lines(list(rows[0]), (row.values() for row in rows))
 
 
 def _markdown(rows: Rows) -> str:
-    cells = [
+    cells = (
         [markdown_text(value) if isinstance(value, str) else _text(value) for value in row.values()] for row in rows
-    ]
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    )
+    return markdown_table(list(rows[0]), cells)
 
 
 def _text(value: Any) -> str:

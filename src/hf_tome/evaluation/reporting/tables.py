@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ...config.text import short_name
-from ...escaping import csv_cell, markdown_text
+from ...escaping import markdown_text
 from ...files import write_whole
 from ..data.left_out import LeftOut
 from ..store.results import Results
 from ..tasks.registry import TASKS
+from .writers import csv_lines, markdown_table
 
 PIPED_WIDTH = 160
 GENERATION_SETTINGS = ("prompt", "choice_prompt", "max_new_tokens")
@@ -204,20 +203,16 @@ def to_json(results: Results) -> str:
 
 def to_csv(results: Results) -> str:
     """Return the rows as CSV, with full precision; the config as the text that `--config` takes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     keys = [key for column in columns(results) for key in column.keys]
-    writer.writerow(["config" if key == "name" else key for key in keys])
-    writer.writerows([csv_cell(row[key]) for key in keys] for row in results.rows)
-    return text.getvalue()
+    header = ["config" if key == "name" else key for key in keys]
+    return csv_lines(header, ([row[key] for key in keys] for row in results.rows))
 
 
 def to_markdown(results: Results) -> str:
     """Return the rows as a Markdown table."""
-    header = "| " + " | ".join(column.one_line_header(words(results)) for column in columns(results)) + " |"
-    ruler = "|" + "|".join("---" if column.key in ("model", "name") else "---:" for column in columns(results)) + "|"
-    rows = ["| " + " | ".join(column.markdown(row) for column in columns(results)) + " |" for row in results.rows]
-    return "\n".join([header, ruler, *rows]) + "\n"
+    header = [column.one_line_header(words(results)) for column in columns(results)]
+    rows = ([column.markdown(row) for column in columns(results)] for row in results.rows)
+    return markdown_table(header, rows, num_left=sum(column.key in ("model", "name") for column in columns(results)))
 
 
 def to_table(results: Results) -> str:

@@ -12,6 +12,7 @@ from ...escaping import markdown_text
 from ...merging.methods import get_method
 from ...profiling.benchmark import Benchmark
 from ...profiling.rounds import Spread
+from .writers import markdown_table, plain_table
 
 if TYPE_CHECKING:
     import pandas
@@ -44,9 +45,8 @@ class BenchmarkResults:
     def to_markdown(self) -> str:
         """Return the rows as a Markdown table."""
         rows = [in_words(result) for result in self.benchmarks]
-        cells = [[markdown_text("-" if value is None else value) for value in row.values()] for row in rows]
-        lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *cells]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        cells = ([markdown_text("-" if value is None else value) for value in row.values()] for row in rows)
+        return markdown_table(list(rows[0]), cells, num_left=1)
 
     def plot(self) -> Figure:
         """Draw each config's speed-up beside that of the slice oracle, with their quartiles."""
@@ -68,10 +68,8 @@ class BenchmarkResults:
 
     def __str__(self) -> str:
         rows = [in_words(result) for result in self.benchmarks]
-        cells = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-        return "\n".join([*lines, *self.warnings])
+        cells = (["-" if value is None else str(value) for value in row.values()] for row in rows)
+        return "\n".join([plain_table(list(rows[0]), cells).rstrip("\n"), *self.warnings])
 
     def _repr_html_(self) -> str:
         rows = [in_words(result) for result in self.benchmarks]

@@ -11,24 +11,26 @@ from ..data.labels import LabelError
 from ..data.splits import DataError
 from ..job import Job
 from ..options import JobOptions
+from ..reporting.writers import markdown_table
 from ..store.results import Results
 from ..tasks.registry import build_job
 from ..tasks.unlabelled import TASK_NAME, unlabelled_images
 from .budget.sensitivity import plot_sensitivities
 
 logger = logging.getLogger(__name__)
+FRONT_COLUMNS = ("budget", "config", "divergence", "share of the GFLOPs")
 
 
 def save(config: MergeConfig, results: Results, folder: Path) -> None:
     """Write the config and the front into a folder."""
     config.save_pretrained(folder)
-    lines = ["| budget | config | divergence | share of the GFLOPs |", "|---|---|---:|---:|"]
+    rows = []
     for point in results.run["tuned"]["front"]:
         share = "-" if point["share"] is None else f"{point['share']:.3f}"
-        lines.append(f"| {point['budget']:g} | {point['name']} | {point['divergence']:.4f} | {share} |")
+        rows.append([f"{point['budget']:g}", point["name"], f"{point['divergence']:.4f}", share])
     if results.run["tuned"]["sensitivities"]:
         plot_sensitivities(results.run["tuned"]["sensitivities"], folder / "blocks.png")
-    write_whole(folder / "front.md", "\n".join(lines) + "\n")
+    write_whole(folder / "front.md", markdown_table(FRONT_COLUMNS, rows, num_left=2))
 
 
 def job_with_or_without_labels(task: str, options: JobOptions) -> Job:
