@@ -44,6 +44,7 @@ OTHER = {
     "exact_last_block": False,
     "seed": 3,
     "where": "projected",
+    "towers": ("vision_model",),
     "ratio": 0.25,
     "modules": "block",
     "every": 2,

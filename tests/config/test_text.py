@@ -19,6 +19,8 @@ CONFIG_TEXTS = (
     "method=kmeans,r=8,seed=3",
     "ratio=0.5",
     "method=greedy,layers=0-3,ratio=0.25",
+    "r=8,towers=[vision_model]",
+    "r=8,towers=[vision_model.encoder,audio_tower]",
     "where=denoiser,ratio=0.5,tile=none,stride=[4,2],steps=[0.5,1.0]",
     "keep_ratio=0.5,where=cache,protect=[0,8],size=fitted",
 )

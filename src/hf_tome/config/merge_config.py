@@ -84,6 +84,10 @@ class MergeConfig:
             model once, between its projector and its language model: `r` of each image, or whatever is similar enough.
             `"denoiser"` merges in a diffusion model and unmerges after each block, `"cache"` in the key-value cache
             of a language model. `"auto"` is the tower or the denoiser that the model has, never the cache.
+        towers (`str` or `list[str]`, *optional*):
+            Of a model with several encoders or denoisers, those that merge; the others are left alone. Each is named
+            by its path in the model, as `hf_tome.report` prints it, or by a part of that: `"vision_model"`. By default
+            all merge.
         ratio (`float`, *optional*):
             Instead of `r`: the share of the tokens that may merge which each merging block takes away, in [0, 1); more
             than half of them never merge in one block of an encoder.
@@ -134,6 +138,7 @@ class MergeConfig:
     exact_last_block: bool = True
     seed: int = 0
     where: str = "auto"
+    towers: str | Sequence[str] | None = None
     ratio: float | None = None
     modules: str = "auto"
     every: int = 1

@@ -33,15 +33,19 @@ class Place:
 
 
 PLACES: dict[str, Place] = {
-    "auto": Place("tokens merge in the blocks of an encoder, or in a denoiser", adds=DENOISER_FIELDS, has_scores=True),
-    "tower": Place("tokens merge in the blocks of an encoder, one after the other", has_scores=True),
+    "auto": Place(
+        "tokens merge in the blocks of an encoder, or in a denoiser",
+        adds=("towers", *DENOISER_FIELDS),
+        has_scores=True,
+    ),
+    "tower": Place("tokens merge in the blocks of an encoder, one after the other", adds=("towers",), has_scores=True),
     "projected": Place(
         "no block merges: each image's projected tokens do, once, on their own similarity",
         omits=("layers", "proportional_attention", *BLOCK_FIELDS),
     ),
     "denoiser": Place(
         "each block merges a share of its tokens and unmerges them again",
-        adds=DENOISER_FIELDS,
+        adds=("towers", *DENOISER_FIELDS),
         omits=("r", "partition", *BLOCK_FIELDS),
         unmerges=True,
     ),

@@ -147,6 +147,8 @@ def _parse_value(value: str) -> Any:
         return _WORDS[value.lower()]
     if re.fullmatch(r"\d+-\d+", value):
         return parse_span(value)
+    if names := re.fullmatch(r"\[([a-zA-Z_][\w.]*(?:,[a-zA-Z_][\w.]*)*)\]", value):
+        return names[1].split(",")
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import reprlib
 from collections.abc import Iterable
 from itertools import islice
@@ -16,6 +17,7 @@ MAX_TOKENS = 2**31 - 1
 """The largest number of tokens that a field takes; more do not fit a tensor's index on all devices."""
 MAX_LAYERS = 10_000
 """The largest number of blocks, so that a typing error in a range does not fill the memory."""
+_MODULE_NAME = re.compile(r"\w+(\.\w+)*")
 
 
 class PerBlock(tuple[int, ...]):
@@ -124,6 +126,20 @@ def normalise_span(name: str, value: Any) -> tuple[float, float] | None:
     return float(value[0]), float(value[1])
 
 
+def normalise_names(name: str, value: Any) -> tuple[str, ...] | None:
+    """Return dotted names of modules, each once, or `None` for all.
+
+    Raises:
+        ValueError: it is none; the message names the field.
+    """
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else []
+    if not names or not all(isinstance(part, str) and _MODULE_NAME.fullmatch(part) for part in names):
+        raise ValueError(f"`{name}` is {shown(value)}; it takes None, or names of modules, as in ['vision_model'].")
+    return tuple(dict.fromkeys(names))
+
+
 def index(name: str, value: Any, minimum: int = 0, also: str = "") -> int:
     """Return an integer of at least `minimum`.
 
@@ -206,6 +222,7 @@ def normalised(config: MergeConfig) -> dict[str, Any]:
         "min_tokens": index("min_tokens", config.min_tokens),
         "stride": normalise_pair("stride", config.stride, minimum=1),
         "steps": normalise_span("steps", config.steps),
+        "towers": normalise_names("towers", config.towers),
         "protect": normalise_pair("protect", config.protect),
     }
     if config.keep_ratio is not None:

@@ -68,6 +68,17 @@ def test_a_controlnet_is_found_too():
     assert torch.equal(draw(pipe, image=control, height=16, width=24), expected)
 
 
+@pytest.mark.parametrize(("towers", "merges"), [("unet", 0), (["controlnet"], 1)])
+def test_one_of_several_denoisers_is_chosen(towers, merges):
+    pipe = pipeline("StableDiffusionControlNetPipeline", controlnet=BY_ROW["ControlNetModel"].make())
+    hf_tome.apply(pipe, where="denoiser", ratio=0.5, min_tokens=0, towers=towers)
+    merged = [any(is_patched(module) for module in part.modules()) for part in (pipe.unet, pipe.controlnet)]
+    assert merged == [index == merges for index in range(2)]
+    with pytest.raises(ValueError, match="`towers` names 'vae', but the model's towers are at 'unet', 'controlnet'"):
+        hf_tome.apply(pipe, where="denoiser", ratio=0.5, towers="vae")
+    assert merged == [any(is_patched(module) for module in part.modules()) for part in (pipe.unet, pipe.controlnet)]
+
+
 @pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
 def test_pictures_that_start_from_one(name):
     pipe = hf_tome.apply(pipeline(name), CONFIG)

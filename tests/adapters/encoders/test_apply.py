@@ -14,7 +14,7 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 from zoo import IMAGE, IMG, SMALL, ZOO
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report, trace
-from hf_tome.api import targets
+from hf_tome.api import get_config, targets
 from hf_tome.patching.patch import is_patched
 
 SPREAD = ("vit", "dinov3", "videomae", "siglip-classifier", "beit")
@@ -312,3 +312,16 @@ def test_the_library_is_quiet_and_light():
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert not logging.getLogger("hf_tome").handlers
+
+
+def test_towers_are_chosen_by_name():
+    """By a part of the path too; a name that no tower has is an error that lists those there are."""
+    model = apply(BY_NAME["clip"].make(), MergeConfig(r=6, towers="vision_model"))
+    assert get_config(model).towers == ("vision_model",)
+    (target,) = targets(model)
+    for name in ("text_model", "vision", target.path + ".encoder.layers"):
+        with pytest.raises(
+            ValueError, match=f"`towers` names {name!r}, but the model's towers are at {target.path!r}"
+        ):
+            apply(model, MergeConfig(r=6, towers=name))
+    assert targets(model) == [target]

@@ -10,6 +10,7 @@ from torch import nn
 from ...config import MergeConfig
 from ...errors import UnsupportedModelError
 from ...patching.plans import NEXT_STEPS, Target
+from ..choice import chosen_towers
 from ..encoders.families.family import Family
 from ..encoders.families.registry import TOWERS, WRAPPERS
 from ..encoders.plan import find_towers, plan_tower
@@ -54,7 +55,7 @@ def _find(root: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
 def _find_as_read(root: nn.Module, config: MergeConfig) -> Iterator[tuple[str, nn.Module, Family]]:
     """Yield the towers, each with the row that says what the models around read of it."""
     rows = [READ_WHOLE[name] for module in root.modules() if (name := type(module).__name__) in READ_WHOLE]
-    for path, module, family in _find(root):
+    for path, module, family in chosen_towers(_find(root), config):
         if rows:
             family = replace(family, heads={**family.heads, family.tower: (rows[0],)})
         if family is WHISPER:

@@ -11,6 +11,7 @@ from ...config import MergeConfig
 from ...errors import UnsupportedModelError
 from ...patching.patch import own_class
 from ...patching.plans import Target
+from ..choice import chosen_towers
 from .denoisers import DENOISERS
 from .plan import plan_denoiser
 from .unsupported import reason_of
@@ -39,7 +40,8 @@ class DiffusionAdapter:
         _check_version()
         denoisers = [(path, module) for path, module in root.named_modules() if _is_denoiser(module)]
         return [
-            plan_denoiser(path, module, DENOISERS[own_class(module).__name__], config) for path, module in denoisers
+            plan_denoiser(path, module, DENOISERS[own_class(module).__name__], config)
+            for path, module in chosen_towers(denoisers, config)
         ]
 
     def reason(self, root: nn.Module) -> str | None:

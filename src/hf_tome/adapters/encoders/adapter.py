@@ -6,6 +6,7 @@ from torch import nn
 
 from ...config import MergeConfig
 from ...patching.plans import Target
+from ..choice import chosen_towers
 from .families.registry import WRAPPERS
 from .plan import find_towers, plan_tower
 from .reasons import why_not
@@ -23,7 +24,7 @@ class EncodersAdapter:
 
     def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
         """Plan merging for every encoder in a model."""
-        return [plan_tower(root, *tower, config, WRAPPERS) for tower in find_towers(root)]
+        return [plan_tower(root, *tower, config, WRAPPERS) for tower in chosen_towers(find_towers(root), config)]
 
     def reason(self, root: nn.Module) -> str:
         """Return why there is no encoder to merge tokens in; there is a reason for any model."""

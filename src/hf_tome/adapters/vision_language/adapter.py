@@ -6,6 +6,7 @@ from torch import nn
 
 from ...config import MergeConfig
 from ...patching.plans import Target
+from ..choice import chosen_towers
 from ..encoders.families.registry import WRAPPERS
 from ..encoders.plan import find_towers, plan_tower
 from ..encoders.reasons import why_not
@@ -30,7 +31,7 @@ class VisionTowerAdapter:
     def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
         """Plan merging for every encoder in a model."""
         wrappers = {**WRAPPERS, **VISION_LANGUAGE}
-        return [plan_tower(root, *tower, config, wrappers) for tower in find_towers(root)]
+        return [plan_tower(root, *tower, config, wrappers) for tower in chosen_towers(find_towers(root), config)]
 
     def reason(self, root: nn.Module) -> str | None:
         """Return why there is no tower to merge tokens in, for a model whose projected tokens can be merged."""
