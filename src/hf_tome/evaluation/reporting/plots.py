@@ -112,16 +112,14 @@ def _label_points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> No
     points = axis.transData.transform([(row[key], row[quality(row).key]) for row in rows])
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     for row, point in zip(rows, points):
-        label = axis.annotate(
-            short_name(row["name"]),
-            point,
-            xycoords="figure pixels",
-            fontsize=8,
-            ha="center",
-            va="center",
-            color=_colour(row),
-            parse_math=False,
-        )
+        style: dict[str, Any] = {
+            "fontsize": 8,
+            "ha": "center",
+            "va": "center",
+            "color": _colour(row),
+            "parse_math": False,
+        }
+        label = axis.annotate(short_name(row["name"]), point, xycoords="figure pixels", **style)
         size = label.get_window_extent()
         box = _free_spot(point, size.width, size.height, taken, axis.get_window_extent())
         label.remove()
@@ -132,11 +130,7 @@ def _label_points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> No
             ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2),
             xycoords="figure pixels",
             textcoords="figure pixels",
-            fontsize=8,
-            ha="center",
-            va="center",
-            color=_colour(row),
-            parse_math=False,
+            **style,
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
         )
 
