@@ -94,33 +94,33 @@ def open_boxes(options: JobOptions) -> OpenedBoxes:
     rows, path = in_memory(options), Path(options.data).expanduser().absolute()
     if rows is None and path.suffix == ".json" and path.is_file():
         refuse_streaming(options.streaming, options.data, "a file of boxes")
-        found = _open_file(path, file_split(path, options.split))
+        boxes = _open_file(path, file_split(path, options.split))
     elif rows is None and is_folder(options.data, "data set") and (files := _files(path)):
         refuse_streaming(options.streaming, options.data, "a folder of such files")
         split = choose_split(options.data, options.split, list(files))
-        found = _open_file(files[split], split)
+        boxes = _open_file(files[split], split)
     else:
         if rows is not None:
             opened = open_memory(rows, options, "Image")
         else:
             opened = open_split(options.data, options.split, streaming=options.streaming)
-        found = OpenedBoxes(opened, content_columns(opened.rows, "Image")[0], _names(opened.rows, options.data))
-    rows = draw_rows(found.opened.rows, options.limit, options.seed)
-    return replace(found, opened=replace(found.opened, rows=rows))
+        boxes = OpenedBoxes(opened, content_columns(opened.rows, "Image")[0], _names(opened.rows, options.data))
+    rows = draw_rows(boxes.opened.rows, options.limit, options.seed)
+    return replace(boxes, opened=replace(boxes.opened, rows=rows))
 
 
-def boxes_of(options: JobOptions, found: OpenedBoxes, to_model: Mapping[str, int]) -> ImagesWithBoxes:
+def boxes_of(options: JobOptions, annotations: OpenedBoxes, to_model: Mapping[str, int]) -> ImagesWithBoxes:
     """Return the samples of an opened split, given the model's index of each category."""
     path = Path(options.data)
     return ImagesWithBoxes(
         path.stem if path.suffix == ".json" else public_name(options.data),
-        found.opened.name,
-        found.opened.rows,
-        found.column,
-        found.names,
+        annotations.opened.name,
+        annotations.opened.rows,
+        annotations.column,
+        annotations.names,
         to_model,
         options.media_limits,
-        roots=found.opened.roots,
+        roots=annotations.opened.roots,
     )
 
 

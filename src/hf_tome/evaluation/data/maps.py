@@ -159,8 +159,8 @@ def _open_folder(root: Path, split: str | None, kind: MapKind) -> tuple[OpenedSp
     by_stem = {file.relative_to(maps).with_suffix(""): file for file in walk(maps) if is_map(file)}
     files = [file for file in walk(images) if is_kind(file, "Image")]
     matches = [(file, by_stem.get(file.relative_to(images).with_suffix(""))) for file in files]
-    rows = Table({"image": str(file), "map": str(found)} for file, found in matches if found is not None)
-    left_out = LeftOut.of(((file, f"without a {kind.name}") for file, found in matches if found is None), root)
+    rows = Table({"image": str(file), "map": str(map_file)} for file, map_file in matches if map_file is not None)
+    left_out = LeftOut.of(((file, f"without a {kind.name}") for file, map_file in matches if map_file is None), root)
     return OpenedSplit(rows, name, (root,), images, left_out), ("image", "map")
 
 

@@ -37,8 +37,8 @@ class DetectionScorer:
         """Keep the right boxes, and of each predicted one class, score, corners and at which IoUs it is right."""
         sizes = [sample.content.size[::-1] for sample in samples]
         process = self.processor.post_process_object_detection
-        found = process(SimpleNamespace(**output), threshold=0.0, target_sizes=sizes)
-        return [self._record(sample, result) for sample, result in zip(samples, found)]
+        results = process(SimpleNamespace(**output), threshold=0.0, target_sizes=sizes)
+        return [self._record(sample, result) for sample, result in zip(samples, results)]
 
     def _record(self, sample: Sample, result: dict[str, Any]) -> Record:
         scores = result["scores"].double().numpy()

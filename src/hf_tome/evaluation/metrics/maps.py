@@ -142,8 +142,8 @@ class DepthScorer:
         more = {"source_sizes": images} if "source_sizes" in inspect.signature(process).parameters else {}
         maps = process(SimpleNamespace(**output), target_sizes=sizes, **more)
         records: list[Record] = []
-        for sample, found in zip(samples, maps):
-            predicted = found["predicted_depth"].numpy().astype(np.float64)
+        for sample, output_map in zip(samples, maps):
+            predicted = output_map["predicted_depth"].numpy().astype(np.float64)
             errors = depth_errors(predicted, sample.content.values, self.inverse)
             records.append({"label": sample.label, **errors, "map": pack_grid(_in_steps(predicted))})
         return records
@@ -166,8 +166,8 @@ class DepthScorer:
 
 def depth_errors(predicted: np.ndarray, target: np.ndarray, inverse: bool) -> dict[str, float]:
     """Return the mean absolute relative error, and delta1 in percent, where the target (H, W) is above 0."""
-    known = np.isfinite(target) & (target > 0)
-    depth, values = target[known].astype(np.float64), predicted[known]
+    is_measured = np.isfinite(target) & (target > 0)
+    depth, values = target[is_measured].astype(np.float64), predicted[is_measured]
     if inverse:
         design = np.stack([values, np.ones_like(values)], axis=1)
         scale, shift = np.linalg.lstsq(design, 1 / depth, rcond=None)[0]
@@ -180,9 +180,9 @@ def depth_errors(predicted: np.ndarray, target: np.ndarray, inverse: bool) -> di
     }
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
+def correlation(first: np.ndarray, other: np.ndarray) -> float:
     """Return the correlation of two maps; of constant ones 1 if both are."""
-    a, b = (values.astype(np.float64) - values.mean() for values in (one, other))
+    a, b = (values.astype(np.float64) - values.mean() for values in (first, other))
     norm = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / norm) if norm > 0 else float(not a.any() and not b.any())
 

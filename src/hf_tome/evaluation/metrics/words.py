@@ -10,10 +10,10 @@ from ..store.record import Record
 from .bootstrap import ratio_drop
 
 
-def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
+def edit_distance(first: Sequence[str], other: Sequence[str]) -> int:
     """Return the fewest words to replace, insert or delete that turn one sequence into the other."""
     row = list(range(len(other) + 1))
-    for count, word in enumerate(one, start=1):
+    for count, word in enumerate(first, start=1):
         before, row[0] = row[0], count
         for at, expected in enumerate(other, start=1):
             before, row[at] = row[at], min(before + (word != expected), row[at] + 1, row[at - 1] + 1)

@@ -32,7 +32,7 @@ def object_detection(options: JobOptions) -> Job:
         ValueError: there are no boxes, the model lacks one of their classes, or the processor makes no boxes.
         OSError: there is no such model.
     """
-    found = open_boxes(options)
+    annotations = open_boxes(options)
     model = load_task_model(AutoModelForObjectDetection, options, "find objects")
     processor = load_post_processor(AutoImageProcessor, options, "post_process_object_detection")
     described = None if options.labels is None else read_class_names(options.labels)
@@ -40,7 +40,7 @@ def object_detection(options: JobOptions) -> Job:
         TASK.name,
         public_name(options.model),
         model,
-        boxes_of(options, found, match_labels(found.names, model.config.id2label or {}, described)),
+        boxes_of(options, annotations, match_labels(annotations.names, model.config.id2label or {}, described)),
         prepare_images(processor),
         DenseRun(OUTPUTS, query_logits),
         DetectionScorer(processor),

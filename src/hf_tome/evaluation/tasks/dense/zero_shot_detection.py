@@ -23,8 +23,8 @@ from .outputs import DenseRun
 
 def zero_shot_detection(options: JobOptions) -> Job:
     """Load a detector of what is named (OWL-ViT, OWLv2), and images with boxes; raises as `object_detection` does."""
-    found = open_boxes(options)
-    classes = find_classes(found.names, options.class_names, None)
+    annotations = open_boxes(options)
+    classes = find_classes(annotations.names, options.class_names, None)
     template = (read_templates(options.templates) if options.templates else TEMPLATES)[0]
     model = load_task_model(AutoModelForZeroShotObjectDetection, options, "find what is named")
     processor: Any = load_processor(AutoProcessor, options)
@@ -39,7 +39,7 @@ def zero_shot_detection(options: JobOptions) -> Job:
         TASK.name,
         public_name(options.model),
         model,
-        boxes_of(options, found, classes.index),
+        boxes_of(options, annotations, classes.index),
         prepare,
         DenseRun(OUTPUTS, query_logits),
         DetectionScorer(processor.image_processor),
