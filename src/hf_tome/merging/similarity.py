@@ -53,12 +53,12 @@ def similarity(
         bias = bias.masked_fill(padding, -torch.inf)
     a, b, added = take(metric, sources), take(metric, destinations), take(bias, destinations)[:, None]
     with full_precision(metric.device):
-        if distance == "cosine" and _is_zero(added):
+        if distance == "cosine" and is_zero(added):
             return torch.bmm(a, b.transpose(1, 2)), take(bias, sources)
         return table[distance](a, b, added), take(bias, sources)
 
 
-def _is_zero(bias: Tensor) -> bool:
+def is_zero(bias: Tensor) -> bool:
     """Return whether a bias may be left out: on a CPU looking is cheaper than writing it into every score."""
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return bias.device.type == "cpu" and not is_traced and type(bias) is Tensor and not bool(bias.any())

@@ -12,7 +12,7 @@ from .base import HardMerge, check_arguments, identity_merge
 from .indexing import take
 from .method import GridInputs
 from .partition import pseudo_random
-from .similarity import full_precision, sound
+from .similarity import LOWEST, TOO_LONG, full_precision, is_zero
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def tiled_matching(
         return identity_merge(batch_size, num_tokens, metric.device)
     with torch.no_grad():
         layout = tile_layout(grid, tile, stride, seed, metric.device)
-        metric, bias = sound(metric, unit=True)
-        scores = tile_scores(metric, bias, layout)  # (B, G, S, T)
-        best = scores.amax(dim=-1).flatten(1) + take(bias, layout.sources.flatten())  # (B, G * S)
+        scores, source_scale = half_scaled_scores(metric, layout)  # (B, G, S, T), (B, G * S)
+        best = scores.amax(dim=-1).flatten(1)
+        best = torch.where(source_scale > 0, best * source_scale, LOWEST)  # the cosine to the best destination
         if layout.real_sources is not None:
             best = best.masked_fill(~layout.real_sources.flatten(), -torch.inf)
         order = best.argsort(dim=1, descending=True, stable=True)  # filling comes last
@@ -195,6 +195,40 @@ def tile_scores(metric: Tensor, bias: Tensor, layout: TileLayout) -> Tensor:
     with full_precision(metric.device):
         scores = torch.baddbmm(to_destination.flatten(0, 1)[:, None], sources, destinations.transpose(1, 2))
     return scores.view(batch_size, num_tiles, num_sources, -1)
+
+
+def half_scaled_scores(metric: Tensor, layout: TileLayout) -> tuple[Tensor, Tensor]:
+    """Return products of each tile's sources with destinations of length 1, and what makes cosines of them.
+
+    Which destination is best does not depend on the length of the source, so that the three quarters of the tokens
+    that are sources need not be scaled; their maxima are. In float32 or better. A token that holds a NaN or an
+    infinity, or is too long to multiply, scores `LOWEST` as a destination, and has the scale 0 as a source.
+
+    Args:
+        metric (`Tensor`): (B, N, D).
+        layout: of its grid.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: (B, G, S, T), filling is -inf, and the inverse lengths of the sources (B, G * S).
+    """
+    batch_size, _, dim = metric.shape
+    num_tiles, num_sources = layout.sources.shape
+    dtype = torch.promote_types(metric.dtype, torch.float32)
+    length = torch.linalg.vector_norm(metric, dim=-1, dtype=dtype)  # (B, N)
+    scale = torch.where(length < TOO_LONG, 1 / length.clamp(min=1e-12), 0)  # a NaN is not below anything
+    sources = take(metric, layout.sources.flatten()).to(dtype).view(batch_size * num_tiles, num_sources, dim)
+    destination_scale = take(scale, layout.destinations.flatten())  # (B, G * T)
+    destinations = take(metric, layout.destinations.flatten()).to(dtype) * destination_scale[..., None]
+    bias = torch.where(destination_scale > 0, 0.0, LOWEST).to(dtype).view(batch_size, num_tiles, -1)
+    if layout.real_destinations is not None:
+        bias = bias.masked_fill(~layout.real_destinations, -torch.inf)
+    with full_precision(metric.device):
+        if is_zero(bias):
+            scores = torch.bmm(sources, destinations.view(batch_size * num_tiles, -1, dim).transpose(1, 2))
+        else:
+            destinations = destinations.nan_to_num(0.0, 0.0, 0.0).view(batch_size * num_tiles, -1, dim)
+            scores = torch.baddbmm(bias.flatten(0, 1)[:, None], sources, destinations.transpose(1, 2))
+    return scores.view(batch_size, num_tiles, num_sources, -1), take(scale, layout.sources.flatten())
 
 
 def own_cell_matching(inputs: GridInputs, scores: Tensor, combine: str) -> HardMerge:

@@ -191,7 +191,9 @@ def _given_back(out: Any, call: Call, match: Merge, tokens: Tensor, merged: Tens
     before, computed, behind = outputs.split(
         [start, match.num_output, outputs.shape[1] - start - match.num_output], dim=1
     )
-    restored = tokens + match.unmerge(computed - merged) if call.gives_change else match.unmerge(computed)
+    restored = match.unmerge(computed - merged if call.gives_change else computed)
+    if call.gives_change:
+        restored = restored.add_(tokens)  # what unmerging makes is a copy of its own
     if outputs.shape[1] > match.num_output:
         restored = torch.cat([before, restored, behind], dim=1)
     return restored if place is None else (*out[:place], restored, *out[place + 1 :])
