@@ -19,12 +19,12 @@ from common import Row, run
 from torch import Tensor
 
 import hf_tome
-from hf_tome import MergeConfig
+from hf_tome import MergeConfig, register_method
 from hf_tome.demo.digits_dit import STEPS, load_digits_dit
 from hf_tome.demo.digits_pictures import count_right, draw_digits
 from hf_tome.evaluation.metrics.pictures import psnr, ssim
-from hf_tome.merging import Method, register_method, tiles
-from hf_tome.merging.method import GridInputs
+from hf_tome.merging import tiles
+from hf_tome.merging.method import GridInputs, Method
 from hf_tome.merging.tiles import tile_layout, tiled_matching
 
 BATCH = 20
@@ -41,9 +41,9 @@ class Pass:
         step, block: numbers of the step and the block that runs.
         ratios: (steps, blocks), the share of the tokens that merge.
         changes: of each block, the change of its tokens in the step before.
-        mean_changes: the same, of both steps before, the later one weighing more.
         compare: from the tokens of a block to what is compared.
         importance: from the tokens of a block to a score of each (B, N); the highest of a cell is its destination.
+        seed: of the block in this step.
     """
 
     step: int = -1
@@ -52,7 +52,7 @@ class Pass:
     changes: dict[int, Tensor] = field(default_factory=dict)
     compare: Callable[[Pass, Tensor], Tensor] = lambda state, tokens: tokens
     importance: Callable[[Pass, Tensor], Tensor] | None = None
-    own_destinations: bool = False
+    seed: int = 0
 
 
 STATE = Pass()
@@ -65,6 +65,7 @@ def match(inputs: GridInputs) -> Any:
     r = inputs.r if STATE.ratios is None else int(float(STATE.ratios[STATE.step % STEPS, STATE.block]) * count)
     seed: Any = inputs.seed
     options = {"tile": inputs.tile, "stride": inputs.stride, "combine": "weighted_mean"}
+    STATE.seed = int(seed)
     metric = STATE.compare(STATE, tokens)
     if STATE.importance is None:
         return tiled_matching(metric, r, inputs.shape, seed=seed, **options)
@@ -133,6 +134,13 @@ def with_change(state: Pass, tokens: Tensor) -> Tensor:
     return torch.cat([torch.nn.functional.normalize(part, dim=-1) for part in parts], dim=-1)
 
 
+def drawn_by_change(state: Pass, tokens: Tensor) -> Tensor:
+    """Return scores whose highest of a cell is drawn in proportion to the change of the step before."""
+    change = last_change(state, tokens).norm(dim=-1).mean(dim=0)
+    uniform = torch.rand(change.shape, generator=torch.Generator().manual_seed(state.seed))
+    return (change.log() - (-uniform.log()).log()).expand(len(tokens), -1)  # Gumbel's trick
+
+
 def spread(tokens: Tensor) -> Tensor:
     """Return how far each token is from the mean of all."""
     return (tokens - tokens.mean(dim=1, keepdim=True)).norm(dim=-1)
@@ -146,6 +154,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "destinations: largest change of the last step": {
         "importance": lambda state, tokens: last_change(state, tokens).norm(dim=-1)
     },
+    "destinations: drawn in proportion to the change of the last step": {"importance": drawn_by_change},
     "compared: change of the last step": {"compare": last_change},
     "compared: tokens and change of the last step": {"compare": with_change},
     "compared: tokens without their mean": {

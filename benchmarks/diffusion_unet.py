@@ -1,7 +1,7 @@
-"""The whole UNet of Stable Diffusion 1.5, half of the tokens merged, against the oracle of the same schedule and tomesd.
+"""The whole UNet of Stable Diffusion 1.5, half of its tokens merged, against the oracle of the schedule and tomesd.
 
 One step of random weights (860 M parameters, float32) on 64x64 latents, a guidance pair, and on 128x128, one image.
-The oracle merges nothing: where hf_tome merges, attention sees the first half of the tokens and its output is repeated,
+The oracle merges nothing: where hf_tome merges, attention sees the first half of the tokens, whose output is repeated,
 or a block runs on the first half and the rest is copied. tomesd 0.1.3 merges at as many levels as hf_tome does; it has
 no whole blocks. Processor time of one thread, all variants in turns; shares are medians over the turns.
 """
@@ -102,9 +102,7 @@ def variants(schedule: Schedule, side: int) -> dict[str, Variant]:
     downsample = 1 if schedule.levels else side // 32
     found: dict[str, Variant] = {
         "oracle": lambda unet: slicing(unet, schedule.modules, min_tokens),
-        "hf_tome": lambda unet: merging(
-            unet, MergeConfig(ratio=0.5, modules=schedule.modules, min_tokens=min_tokens)
-        ),
+        "hf_tome": lambda unet: merging(unet, MergeConfig(ratio=0.5, modules=schedule.modules, min_tokens=min_tokens)),
     }
     if schedule.modules == "attention":
         found["tomesd"] = lambda unet: tomesd_patch(unet, downsample)
@@ -113,7 +111,7 @@ def variants(schedule: Schedule, side: int) -> dict[str, Variant]:
 
 @torch.inference_mode()
 def time_turns(unet: Any, side: int, images: int, turns: int, cases: dict[tuple[str, str], Variant]) -> dict:
-    """Return the seconds of each turn of each case; the first turn warms up and is left out where there are several."""
+    """Return the seconds of each turn of each case; the first warms up, and is left out if there are others."""
     torch.manual_seed(1)
     width = unet.config.cross_attention_dim
     inputs = torch.randn(images, 4, side, side), torch.tensor(500), torch.randn(images, TEXT, width)
