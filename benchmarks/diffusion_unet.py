@@ -18,7 +18,6 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import tomesd
 import torch
 from common import Row, run
 from diffusers import UNet2DConditionModel
@@ -71,6 +70,8 @@ def merging(unet: Any, config: MergeConfig) -> Iterator[None]:
 
 @contextmanager
 def tomesd_patch(unet: Any, max_downsample: int) -> Iterator[None]:
+    import tomesd
+
     tomesd.apply_patch(unet, ratio=0.5, max_downsample=max_downsample)
     yield
     tomesd.remove_patch(unet)
@@ -129,13 +130,13 @@ def time_turns(unet: Any, side: int, images: int, turns: int, cases: dict[tuple[
 def measure(options: argparse.Namespace) -> list[Row]:
     unet = make_unet(options.quick)
     rows: list[Row] = []
-    for side in options.sides:
+    for side, turns in zip([64] if options.quick else options.sides, options.turns):
         images = 2 if side <= 64 else 1
         schedules = SCHEDULES if side <= 64 else SCHEDULES[1:]
         cases: dict[tuple[str, str], Variant] = {("", "unmerged"): _unchanged}
         for schedule in schedules:
             cases |= {(schedule.name, name): change for name, change in variants(schedule, side).items()}
-        seconds = time_turns(unet, side, images, options.turns, cases)
+        seconds = time_turns(unet, side, images, turns, cases)
         unmerged = seconds["", "unmerged"]
         for (schedule_name, name), values in seconds.items():
             oracle = seconds.get((schedule_name, "oracle"), values)
@@ -167,7 +168,7 @@ def reached(row: Row) -> bool | None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128], help="sides of the latents")
-    parser.add_argument("--turns", type=int, default=4, help="turns, the first of which warms up")
+    parser.add_argument("--turns", type=int, nargs="+", default=[4, 2], help="of each side; the first warms up")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ ORDER = (
     "dense",
     "gpu",
     "gpu_attention",
+    "gpu_diffusion",
 )
 PICTURES = {
     "growth": "Speed-up and overhead against the number of tokens, and against the batch size",
@@ -102,6 +103,7 @@ NOT_RUN_TITLES = {
     "mame_oracle": "MaMe on photographs, of the slice oracle",
     "gpu": "On a GPU",
     "gpu_attention": "Proportional attention on a GPU",
+    "gpu_diffusion": "Denoisers on a GPU",
     "vlm": "Fewer image tokens in a vision-language model",
 }
 

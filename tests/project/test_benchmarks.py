@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-OPTIONS = {"gpu": ["--device", "cpu"], "gpu_attention": ["--device", "cpu"]}
+ON_A_CPU = ["--device", "cpu"]
+OPTIONS = {"gpu": ON_A_CPU, "gpu_attention": ON_A_CPU, "gpu_diffusion": ON_A_CPU}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
 
 

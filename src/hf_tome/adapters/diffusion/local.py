@@ -16,7 +16,7 @@ from .bias import SizeBias, check_biased, with_mask
 from .composition import check_arguments, check_caches, check_processors
 from .matching import block_seed, match_grid, step_seed
 from .rows import Call, Follow, Grid
-from .state import BlockDetail, KeyBias
+from .state import BlockDetail, BlockShapes, KeyBias, without_data
 
 
 class MergedDenoiser(PatchedModel):
@@ -46,6 +46,8 @@ class MergedDenoiser(PatchedModel):
         finally:
             state.grid = state.seed = None
         plan.check_merged(self, details)
+        if not torch.compiler.is_compiling():
+            context.detail.inputs = without_data(arguments)
         context.target.recorder.end(PassSummary([0]))  # the blocks' details hold what `report` tells
         return out
 
@@ -71,11 +73,17 @@ class MergedBlock(PatchedModel):
         # A rotary table without a batch cannot follow the tokens of several images.
         check_caches(self, detail)
         images = [_image(arguments, batch_size, image) for image in range(batch_size)]
-        outputs = [self._run(image, image[call.hidden], grid, shape, detail) for image in images]
+        outputs = [self._run(image, image[call.hidden], grid, shape, detail, batch_size) for image in images]
         return _concatenated(outputs)
 
     def _run(
-        self, arguments: dict[str, Any], hidden: Tensor, grid: Grid, shape: tuple[int, ...], detail: BlockDetail
+        self,
+        arguments: dict[str, Any],
+        hidden: Tensor,
+        grid: Grid,
+        shape: tuple[int, ...],
+        detail: BlockDetail,
+        num_runs: int = 1,
     ) -> Any:
         call, config = detail.call, context_of(self).target.plan.config
         check_processors(self, detail)
@@ -90,11 +98,13 @@ class MergedBlock(PatchedModel):
         if detail.kind == "kv":
             log_size = _log_size(size, inputs) if detail.proportional else None
             keys = {"encoder_hidden_states": inputs, "attention_mask": None}
+            _keep_shapes(detail, arguments, {**arguments, **keys}, tokens, shape, match, num_runs)
             mask = None if log_size is None else KeyBias(log_size, 0, inputs.shape[1], False).over(inputs.shape[1])
             return super().forward(**{**arguments, **keys, "attention_mask": None if mask is None else mask[:, 0]})
         followed = {**arguments, call.hidden: inputs}
         for follow in call.follows:
             followed[follow.argument] = _followed(arguments.get(follow.argument), follow, hidden, start, match)
+        _keep_shapes(detail, arguments, followed, tokens, shape, match, num_runs)
         bias = None
         if detail.proportional:
             bias = KeyBias(_log_size(size, inputs), start, inputs.shape[1], call.text_keys_first)
@@ -151,6 +161,24 @@ def _shape_of(hidden: Any, arguments: Mapping[str, Any], grid: Grid, detail: Blo
     num_tokens = math.prod(shape)
     detail.seen = (num_tokens, num_tokens)
     return shape if num_tokens >= detail.min_tokens else None
+
+
+def _keep_shapes(
+    detail: BlockDetail,
+    arguments: dict[str, Any],
+    merged: dict[str, Any],
+    tokens: Tensor,
+    shape: tuple[int, ...],
+    match: Merge,
+    num_runs: int,
+) -> None:
+    """Keep the shapes of a pass for `report`, unless they are those of the one before."""
+    if torch.compiler.is_compiling():
+        return
+    new = (tuple(tokens.shape), shape, match.num_output, num_runs)
+    old = detail.shapes
+    if old is None or (old.grid_tokens, old.grid, old.num_left, old.num_runs) != new:
+        detail.shapes = BlockShapes(without_data(arguments), without_data(merged), *new)
 
 
 def _log_size(size: Tensor, like: Tensor) -> Tensor:

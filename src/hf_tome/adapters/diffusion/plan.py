@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,12 @@ from ...patching.patch import context_of, is_patched, own_class
 from ...patching.plans import Description, Level, Patch, Plan, Target, check_blocks, check_forwards
 from ...patching.recorder import PassSummary, Recorder
 from .composition import register_for_caches
+from .flops import count_denoiser
 from .local import BiasedAttention, MergedBlock, MergedDenoiser
 from .rows import BlockRow, Call, DenoiserRow
 from .state import AttentionDetail, BlockDetail, DenoiserDetail, DenoiserPass
+
+logger = logging.getLogger(__name__)
 
 AROUND = {"attention": "around self-attention", "block": "around whole blocks", "kv": "in keys and values alone"}
 
@@ -63,6 +67,16 @@ class DenoiserPlan(Plan):
             notes=tuple(notes),
             levels=_levels(details),
         )
+
+    def gflops(self, module: Any, summary: PassSummary | None) -> tuple[float, float] | None:
+        """Return GFLOPs an image of the last pass with merging and without, counted; `None` before any."""
+        if summary is None or not is_patched(module):
+            return None
+        try:
+            return count_denoiser(module, context_of(module).detail, self.config)
+        except Exception as error:  # a forward that reads values cannot run without data; a report goes on
+            logger.debug("The multiply-adds of a %s are not counted: %s", type(module).__name__, error)
+            return None
 
     def is_active(self, timestep: Any) -> bool:
         """Return whether the step of a timestep merges."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,26 @@ class DenoiserPass:
         self.__init__()  # type: ignore[misc]
 
 
+@dataclass(frozen=True)
+class BlockShapes:
+    """The shapes of one block's last pass, for counting; all tensors are on the meta device.
+
+    Attributes:
+        inputs, merged: the arguments that the block would have had without merging, and those that it had.
+        grid_tokens: (B, N, C), the tokens that were matched.
+        grid: their shape on the grid.
+        num_left: how many tokens merging left.
+        num_runs: how many times it ran, once an image where images run one by one.
+    """
+
+    inputs: dict[str, Any]
+    merged: dict[str, Any]
+    grid_tokens: tuple[int, ...]
+    grid: tuple[int, ...]
+    num_left: int
+    num_runs: int
+
+
 @dataclass(eq=False)
 class BlockDetail:
     """What one patched block knows.
@@ -49,6 +70,7 @@ class BlockDetail:
         bias: log(size), while the block runs, for the attentions inside.
         tokens: of the last pass, the tokens into and out of its merge; `None` where it did not merge.
         seen: of the last pass, the tokens of its grid; `None` where it did not run.
+        shapes: of the last pass that merged outside of a compiled graph.
     """
 
     call: Call
@@ -62,6 +84,7 @@ class BlockDetail:
     bias: KeyBias | None = field(default=None, repr=False)
     tokens: tuple[int, int] | None = None
     seen: tuple[int, int] | None = None
+    shapes: BlockShapes | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)
@@ -74,10 +97,11 @@ class AttentionDetail:
 
 @dataclass(eq=False)
 class DenoiserDetail:
-    """What a patched denoiser knows: the pass, and its blocks."""
+    """What a patched denoiser knows: the pass, its blocks, and its arguments' shapes in the last pass."""
 
     state: DenoiserPass
     details: tuple[BlockDetail, ...]
+    inputs: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -103,3 +127,14 @@ class KeyBias:
         before = (num_keys - self.length if self.text_first else 0) + self.start
         behind = num_keys - before - self.log_size.shape[1]
         return torch.nn.functional.pad(self.log_size, (before, behind))[:, None, None]
+
+
+def without_data(value: Any) -> Any:
+    """Return arguments with tensors of the same shapes on the meta device."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, Mapping):
+        return {name: without_data(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(without_data(part) for part in value)
+    return value
