@@ -1,6 +1,7 @@
 """`hf-tome generate` and the demo that draws digits: pictures, comparison, resuming, errors."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
+from hf_tome.evaluation.data.digits import MODELS
 from hf_tome.evaluation.metrics.pictures import psnr, ssim
-from hf_tome.evaluation.pictures import PictureJob, compare_pictures, frechet_distance
+from hf_tome.evaluation.pictures import PictureJob, clip_scorer, compare_pictures, frechet_distance
 
 pytest.importorskip("diffusers")
 
@@ -33,6 +35,12 @@ def test_digits_unmerged_and_merged(tmp_path, capsys):
     assert Image.open(tmp_path / "drawn" / "sheet.png").width > 2 * 96
     report = (tmp_path / "drawn" / "report.md").read_text()
     assert "PSNR dB" in report
+    assert unmerged["gflops"] > attention["gflops"] > block["gflops"] > 0
+    assert Image.open(tmp_path / "drawn" / "plot.png").width > 400
+    card = (tmp_path / "drawn" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: hf_tome\n")
+    for text in ("token-merging", "# digits-dit with token merging", HALF, "plot.png", "sheet.png", "seed 0, steps 2"):
+        assert text in card
     # The same command draws nothing again; other settings do not mix with these pictures.
     assert generate(tmp_path / "drawn", "--config", HALF) == 0
     again = json.loads(capsys.readouterr().out)["rows"]
@@ -103,8 +111,27 @@ def test_measures_of_pictures():
     assert (ssim(torch.rand(2, 3, 32, 32, generator=generator), one) < 0.2).all()
 
 
+def test_the_clip_score_is_100_times_the_cosine():
+    from transformers import AutoProcessor, CLIPModel
+
+    folder = MODELS / "digits-clip"
+    prompts = ["a picture of a three", "a picture of a seven"]
+    pictures = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    scores = clip_scorer(str(folder), prompts, "cpu")(pictures, [0, 1])
+    arrays = [(picture.permute(1, 2, 0) * 255).round().byte().numpy() for picture in pictures]
+    inputs = AutoProcessor.from_pretrained(folder)(text=prompts, images=arrays, return_tensors="pt", padding=True)
+    model = CLIPModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image / model.logit_scale.exp()
+    assert scores["clip"] == pytest.approx(100 * logits.diagonal().clamp(min=0).mean().item(), abs=1e-3)
+    # A score of picture and prompt in other places is another one.
+    assert clip_scorer(str(folder), prompts[::-1], "cpu")(pictures, [0, 1]) != scores
+
+
 def test_ssim_and_fid_are_those_of_torchmetrics():
-    functional = pytest.importorskip("torchmetrics.functional.image")
+    functional = pytest.importorskip(
+        "torchmetrics.functional.image", reason="SSIM and FID are compared with torchmetrics (the extra fid)"
+    )
     first, second = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32) ** 2
     theirs = functional.structural_similarity_index_measure(
         first, second, data_range=1.0, gaussian_kernel=True, sigma=1.5, kernel_size=11, reduction="none"
@@ -120,6 +147,13 @@ def test_ssim_and_fid_are_those_of_torchmetrics():
 
     distance = frechet_distance(first, second, Feature())
     assert distance > frechet_distance(first, first, Feature())
+
+
+def test_fid_without_torchmetrics_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    assert generate(tmp_path, "--config", HALF, "--fid") == 1
+    assert "pip install 'hf_tome[fid]'" in capsys.readouterr().err
 
 
 def test_the_demo_draws(tmp_path, capsys):

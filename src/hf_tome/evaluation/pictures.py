@@ -20,14 +20,13 @@ from ..files import write_whole
 from ..inspection.reports import report
 from .environment import describe_environment
 from .metrics.pictures import psnr, ssim
+from .picture_report import PLOT, SHEET, contact_sheet_of, draw_plot, to_table, write_card
 
 if TYPE_CHECKING:
     from PIL import Image
 
 UNMERGED = "unmerged"
-SETTINGS, RESULTS, SHEET, PICTURES = "settings.json", "results.json", "sheet.png", "pictures"
-SHOWN = 8
-"""Pictures of each config on the contact sheet."""
+SETTINGS, RESULTS, PICTURES = "settings.json", "results.json", "pictures"
 Scores = dict[str, float]
 
 
@@ -43,6 +42,7 @@ class PictureJob:
         score: from pictures (N, C, H, W) from 0 to 1 and their numbers to what is judged of them without a reference.
         settings: what else the pictures depend on.
         device: where it runs.
+        has_prompts: whether the prompts are words, as a pipeline takes them.
     """
 
     name: str
@@ -52,6 +52,7 @@ class PictureJob:
     score: Callable[[Tensor, list[int]], Scores] = lambda pictures, numbers: {}
     settings: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    has_prompts: bool = False
 
 
 def compare_pictures(
@@ -95,18 +96,24 @@ def compare_pictures(
         drawn[name] = _read_all(folder, len(job.prompts))
         rows.append({"name": name, "seconds": seconds, **_row(job, drawn[name], drawn[UNMERGED], fid)})
         if config is not None and seconds is not None:
-            rows[-1]["levels"] = [str(tower) for tower in report(job.model).towers]
+            towers = report(job.model).towers
+            rows[-1]["levels"] = [str(tower) for tower in towers]
+            if towers and all(tower.gflops is not None for tower in towers):
+                rows[-1]["gflops"] = sum(tower.gflops or 0 for tower in towers)
+                rows[0]["gflops"] = sum(tower.gflops_unmerged or 0 for tower in towers)
     remove(job.model)
     _add_speedups(rows)
     results = {
         "model": job.name,
         "settings": job.settings,
         "pictures": len(job.prompts),
+        "has_prompts": job.has_prompts,
         "environment": describe_environment(job.device),
         "rows": rows,
     }
-    _sheet(drawn, job).save(out / SHEET)
+    contact_sheet_of(drawn, len(job.prompts)).save(out / SHEET)
     write_whole(out / "report.md", f"# {job.name}, merged\n\n{to_table(rows)}\n![contact sheet]({SHEET})\n")
+    write_card(results, out, has_plot=draw_plot(rows, out / PLOT))
     write_whole(out / RESULTS, json.dumps(results, indent=2) + "\n")
     return results
 
@@ -176,50 +183,6 @@ def _add_speedups(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if base is not None and row["seconds"] is not None:
             row["speedup"] = base / row["seconds"]
-
-
-HEADERS = {
-    "name": "config",
-    "psnr": "PSNR dB",
-    "ssim": "SSIM",
-    "right": "read right %",
-    "clip": "CLIP score",
-    "fid": "FID to unmerged",
-    "seconds": "seconds a picture",
-    "speedup": "speed-up",
-    "memory_mib": "peak MiB",
-}
-
-
-def to_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table of what is known."""
-    columns = [key for key in HEADERS if any(row.get(key) is not None for row in rows)]
-    lines = ["| " + " | ".join(HEADERS[key] for key in columns) + " |"]
-    lines.append("|" + "|".join("---" if key == "name" else "---:" for key in columns) + "|")
-    for row in rows:
-        cells = ("-" if row.get(key) is None else _cell(row[key]) for key in columns)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _sheet(drawn: dict[str, Tensor], job: PictureJob) -> Image.Image:
-    """Return the first pictures, a row a config, under its name."""
-    from PIL import Image
-
-    from ..visualize import contact_sheet
-
-    images, labels = [], []
-    for name, pictures in drawn.items():
-        for number, picture in enumerate(pictures[:SHOWN]):
-            array = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-            scale = max(1, 96 // array.shape[1])
-            images.append(Image.fromarray(array).resize((array.shape[1] * scale, array.shape[0] * scale), 0))
-            labels.append(name if number == 0 else "")
-    return contact_sheet(images, min(SHOWN, len(job.prompts)), labels)
 
 
 def clip_scorer(folder: str, prompts: Sequence[str], device: str) -> Callable[[Tensor, list[int]], Scores]:

@@ -19,7 +19,8 @@ EXAMPLE = example(
     "hf-tome generate --model PIPELINE --prompts prompts.txt --config ratio=0.5 \\\n"
     "    --config ratio=0.5,modules=block --out pictures/",
     "draws each line of prompts.txt unmerged and with each config, from the same noise, and writes the pictures, a "
-    "contact sheet, results.json and report.md to pictures/. The same command resumes a run that was stopped.",
+    "contact sheet, a plot, results.json, report.md and a card for the Hub (README.md) to pictures/. The same command "
+    "resumes a run that was stopped.",
 )
 DIGITS = "digits"
 
@@ -103,12 +104,12 @@ def pipeline_job(
         return pipe(prompt=[prompts[number] for number in numbers], generator=generators, **options).images
 
     settings = {"seed": seed, "dtype": dtype, **options}
-    return PictureJob(model, pipe, prompts, draw, settings=settings, device=device)
+    return PictureJob(model, pipe, prompts, draw, settings=settings, device=device, has_prompts=True)
 
 
 def show_pictures(results: dict, form: Format) -> None:
     """Write the results to standard output."""
-    from ...evaluation.pictures import HEADERS, to_table
+    from ...evaluation.picture_report import HEADERS, to_table
 
     if form is Format.json:
         sys.stdout.write(json.dumps(results, indent=2, allow_nan=False) + "\n")
