@@ -58,7 +58,7 @@ def _count_matching(shapes: BlockShapes, config: MergeConfig) -> float:
     tokens = torch.empty(shapes.grid_tokens, device="meta")
     if get_method(config.method).takes_r is False and config.keep_ratio is None:
         # A threshold decides by values; the products are those of as many tokens kept.
-        config = replace(config, threshold=None, keep_ratio=shapes.num_left / shapes.grid_tokens[1])
+        config = replace(config, threshold=MergeConfig().threshold, keep_ratio=shapes.num_left / shapes.grid_tokens[1])
     with FlopCounterMode(display=False) as counter:
         match = match_grid(config, tokens, shapes.grid, torch.zeros((), dtype=torch.int64))
         merged, _ = match.merge(tokens)
