@@ -10,6 +10,7 @@ from torch import nn
 
 from .adapters.adapter import Adapter
 from .adapters.dense.adapter import DenseAdapter
+from .adapters.dense.packed.adapter import PackedTowerAdapter
 from .adapters.diffusion.adapter import DiffusionAdapter
 from .adapters.encoders.adapter import EncodersAdapter
 from .adapters.kv_cache.adapter import CacheAdapter
@@ -27,6 +28,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     DiffusionAdapter(),
     CacheAdapter(),
     VisionTowerAdapter(),
+    PackedTowerAdapter(),
     DenseAdapter(),
     EncodersAdapter(),
 )

@@ -105,9 +105,9 @@ class MergedAttention(PatchedModule):
         backend = check_backend(backend_of(self))
         pairs = None if family.position_bias is None else attention_mask
         if call.feature == "received":
-            call.result = attention_received(query, _for_each_head(key, query), scaling, call, pairs)
+            call.result = attention_received(query, for_each_head(key, query), scaling, call, pairs)
         if call.attending is not None:
-            call.attended = attention_paid(query, _for_each_head(key, query), scaling, call, pairs)
+            call.attended = attention_paid(query, for_each_head(key, query), scaling, call, pairs)
         dropout = getattr(self, family.dropout) if self.training else 0.0
         # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
         modeling = sys.modules[context.detail]
@@ -181,12 +181,12 @@ def with_bias_channel(
     padding = -(head_dim + 2) % CHANNEL_ALIGNMENT
     extra = torch.cat([high, low], dim=-1).expand(batch_size, num_heads, -1, -1)
     extra = nn.functional.pad(extra, (0, padding))
-    ones = query.new_ones((batch_size, num_heads, query.shape[2], 2))
+    ones = query.new_ones((*query.shape[:3], 2))  # there may be fewer heads of keys
     query = torch.cat([query, nn.functional.pad(ones, (0, padding))], dim=-1)
     return query, torch.cat([key, extra], dim=-1), nn.functional.pad(value, (0, 2 + padding))
 
 
-def _for_each_head(key: Tensor, query: Tensor) -> Tensor:
+def for_each_head(key: Tensor, query: Tensor) -> Tensor:
     """Repeat keys (B, G, N, d) that several heads share, (B, H, N, d)."""
     groups, heads = key.shape[1], query.shape[1]
     return key if groups == heads else key.repeat_interleave(heads // groups, dim=1)

@@ -29,7 +29,7 @@ class MergedBlock(PatchedModule):
         """Run the block in this forward pass, whose state travels as an argument (see `ForwardState`)."""
         context = context_of(self)
         target, index = context.target, context.index
-        state = begin_pass(target) if index == 0 else _running_pass(target, index)
+        state = begin_pass(target) if index == 0 else running_pass(target, index)
         state.next_block = index + 1
         if index == target.plan.num_layers - 1:
             mask = args[0] if args else kwargs.get("attention_mask")
@@ -102,7 +102,7 @@ def begin_pass(target: Target) -> ForwardState:
         RuntimeError: the blocks are not those that were planned for.
     """
     if not torch.compiler.is_compiling():  # a graph is compiled for the blocks that there are
-        _check_layers(target)
+        check_layers(target)
     recorder = target.recorder
     state = ForwardState(target.plan.num_layers, recorder.scope("reads"))
     recorder.begin(state)
@@ -142,7 +142,12 @@ def _planned_tokens(plan: EncoderPlan, index: int, state: ForwardState) -> int:
     return num_tokens if planned is None else planned
 
 
-def _running_pass(target: Target, index: int) -> ForwardState:
+def running_pass(target: Target, index: int) -> Any:
+    """Return the state of the pass that runs, in which it is the turn of block `index`.
+
+    Raises:
+        RuntimeError: it is not.
+    """
     state = target.recorder.current()
     if state is None:
         raise RuntimeError(
@@ -155,13 +160,14 @@ def _running_pass(target: Target, index: int) -> ForwardState:
     return state
 
 
-def _check_layers(target: Target) -> None:
-    plan: EncoderPlan = target.plan
+def check_layers(target: Target, mixin: type = MergedBlock) -> None:
+    """Raise a `RuntimeError` where the blocks are not those that were patched with `mixin`."""
+    plan = target.plan
     layers = list(attrgetter(plan.family.layers)(target.module))
     if len(layers) != plan.num_blocks:
         raise stale(target, f"there are {len(layers)}, and there were {plan.num_blocks}")
     for index, entry in enumerate(layers[: plan.num_layers]):
-        block = patched_inside(entry, MergedBlock)
+        block = patched_inside(entry, mixin)
         if block is None or context_of(block).target is not target or context_of(block).index != index:
             raise stale(target, f"another one stands in the place of block {index}")
 

@@ -1,0 +1,97 @@
+"""The rows of packed towers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .family import PackedFamily
+
+QWEN = PackedFamily(("qwen2_vl",), "Qwen2VisionTransformerPretrainedModel")
+DEEPSTACK = replace(QWEN, readers="deepstack_merger_list")
+GLM = replace(QWEN, model_types=("glm4v", "glm46v"), tower="Glm4vVisionModel")
+NORMED = replace(GLM, query_norm="q_norm", key_norm="k_norm")
+SIGLIP = replace(
+    QWEN,
+    layers="encoder.layers",
+    norm1="layer_norm1",
+    attention="self_attn",
+    norm2="layer_norm2",
+    qkv=None,
+    out="out_proj",
+    gives_weights=True,
+)
+KIMI = replace(QWEN, model_types=("kimi_k25",), tower="Kimi_K25VisionModel", layers="layers", qkv=None)
+HUNYUAN = replace(
+    SIGLIP,
+    model_types=("hunyuan_vl",),
+    tower="HunYuanVLVisionTransformer",
+    layers="layers",
+    out="o_proj",
+    rotary=None,
+)
+
+PACKED_FAMILIES: tuple[PackedFamily, ...] = (
+    QWEN,
+    replace(QWEN, model_types=("qwen2_5_vl",), tower="Qwen2_5_VisionTransformerPretrainedModel", windows=True),
+    replace(
+        QWEN,
+        model_types=("qwen2_5_omni", "qwen2_5_omni_thinker"),
+        tower="Qwen2_5OmniVisionEncoder",
+        qkv=None,
+        query="q",
+        key="k",
+        value="v",
+        windows=True,
+    ),
+    replace(DEEPSTACK, model_types=("qwen3_vl",), tower="Qwen3VLVisionModel"),
+    replace(DEEPSTACK, model_types=("qwen3_vl_moe",), tower="Qwen3VLMoeVisionModel"),
+    replace(
+        DEEPSTACK,
+        model_types=("qwen3_omni_moe", "qwen3_omni_moe_thinker"),
+        tower="Qwen3OmniMoeVisionEncoder",
+        readers="merger_list",
+    ),
+    replace(DEEPSTACK, model_types=("cohere_compass",), tower="CohereCompassVisionModel"),
+    replace(QWEN, model_types=("qwen3_5",), tower="Qwen3_5VisionModel"),
+    replace(QWEN, model_types=("qwen3_5_moe",), tower="Qwen3_5MoeVisionModel"),
+    replace(QWEN, model_types=("qwen4_exp",), tower="Qwen4ExpVisionModel"),
+    GLM,
+    replace(GLM, model_types=("glm4v_moe",), tower="Glm4vMoeVisionModel"),
+    replace(NORMED, model_types=("glm_ocr",), tower="GlmOcrVisionModel"),
+    replace(NORMED, model_types=("glm5_next",), tower="Glm5NextVisionModel"),
+    replace(GLM, model_types=("glm_image",), tower="GlmImageVisionModel", rotary=None),
+    replace(NORMED, model_types=("dots3_note",), tower="Dots3NoteVisionModel"),
+    replace(QWEN, model_types=("ernie4_5_vl_moe",), tower="Ernie4_5_VLMoeVisionTransformerPretrainedModel"),
+    replace(QWEN, model_types=("exaone4_5",), tower="Exaone4_5_VisionModel", windows=True),
+    KIMI,
+    replace(KIMI, model_types=("muse_glimmer",), tower="MuseGlimmerVisionModel", windows=True),
+    replace(KIMI, model_types=("muse_spark",), tower="MuseSparkVisionModel", windows=True),
+    HUNYUAN,
+    replace(HUNYUAN, model_types=("hy_v4_vl",), tower="HYV4VLVisionModel"),
+    replace(SIGLIP, model_types=("minimax_m3_vl",), tower="MiniMaxM3VLVisionModel", layers="layers"),
+    replace(SIGLIP, model_types=("paddleocr_vl",), tower="PaddleOCRVisionTransformer"),
+    replace(SIGLIP, model_types=("video_llama_3",), tower="VideoLlama3VisionModel"),
+    replace(
+        SIGLIP,
+        model_types=("cosmos3_edge",),
+        tower="Cosmos3EdgeVisionModel",
+        rotary=None,
+        scaling="scale",
+        dropout="dropout",
+        gives_weights=False,
+    ),
+    replace(
+        SIGLIP,
+        model_types=("inkling2",),
+        tower="Inkling2VisionModel",
+        layers="layers",
+        norm1="layernorm_before",
+        norm2="layernorm_after",
+        scale1="lambda_1",
+        scale2="lambda_2",
+        num_prefix_tokens=1,
+    ),
+)
+
+PACKED_TOWERS: dict[str, PackedFamily] = {family.tower: family for family in PACKED_FAMILIES}
+"""The rows by the class name of the module that owns the blocks."""

@@ -1,0 +1,122 @@
+"""Segments of a packed sequence: those of one length make a batch, in which they attend and merge at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from ....merging import Merge
+from ....merging.base import HardMerge
+
+
+class Segments:
+    """How a packed sequence (S, ...) falls into segments, and those of one length into batches (G, N, ...).
+
+    Attributes:
+        lengths: of the segments, in order; none is empty.
+        shapes: the number of segments and the length of each batch.
+        requested: for each batch, how many tokens of each segment are to merge.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device, requested: Sequence[int] | None = None):
+        self.lengths = tuple(lengths)
+        members: dict[tuple[int, int], list[int]] = {}
+        for index, key in enumerate(zip(self.lengths, requested or [0] * len(self.lengths))):
+            members.setdefault(key, []).append(index)
+        self.shapes = [(len(indices), length) for (length, _), indices in members.items()]
+        self.requested = [r for _, r in members]
+        order = [index for indices in members.values() for index in indices]
+        self._rows: Tensor | None = None  # (S,), the rows of the sequence batch by batch; `None` where they are so
+        self._back: Tensor | None = None
+        if order != sorted(order):
+            starts = [0, *accumulate(self.lengths)]
+            rows = [torch.arange(starts[index], starts[index + 1]) for index in order]
+            self._rows = torch.cat(rows).to(device)
+            self._back = self._rows.argsort()
+
+    @property
+    def num_pairs(self) -> int:
+        """The pairs of tokens in the attention within segments."""
+        return sum(length**2 for length in self.lengths)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Take (S, ...) to (G, N, ...) for each batch."""
+        x = x if self._rows is None else x.index_select(0, self._rows)
+        parts = x.split([count * length for count, length in self.shapes])
+        return [part.view(*shape, *x.shape[1:]) for part, shape in zip(parts, self.shapes)]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Take (G, N, ...) for each batch to (S, ...)."""
+        x = parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
+        return x if self._back is None else x.index_select(0, self._back)
+
+    def cumulative(self, device: torch.device) -> Tensor:
+        """Return the cumulative lengths, as flash attention takes them."""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=device)
+
+
+def shared_out(total: int, lengths: Sequence[int]) -> list[int]:
+    """Share a number of tokens out among segments, in proportion to their lengths."""
+    whole = max(sum(lengths), 1)
+    ends = [(2 * total * end + whole) // (2 * whole) for end in accumulate(lengths, initial=0)]  # rounded
+    return [end - start for start, end in pairwise(ends)]
+
+
+class PackedMerge:
+    """The merges of all segments of a packed sequence, S -> M tokens, which stay in the order of their places.
+
+    Args:
+        segments: of the sequence that goes in.
+        merges: one for each batch of segments.
+    """
+
+    def __init__(self, segments: Segments, merges: Sequence[Merge]):
+        self.segments, self.merges = segments, list(merges)
+        self.is_hard = all(isinstance(merge, HardMerge) for merge in self.merges)
+        self._shapes = [(count, merge.num_output) for (count, _), merge in zip(segments.shapes, self.merges)]
+        self._num_rows = sum(count * length for count, length in self._shapes)  # with padding, batch by batch
+        self._rows: Tensor | None = None  # (M,), of these the ones that are tokens, in order
+
+    def merge(self, x: Tensor, size: Tensor | None, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge tokens (S, C) of sizes (S, 1) at places (S,) to (M, C), (M, 1) and (M,)."""
+        segments = self.segments
+        sizes = [None] * len(self.merges) if size is None else segments.split(size)
+        merged = [merge.merge(part, of) for merge, part, of in zip(self.merges, segments.split(x), sizes)]
+        places = [part.gather(1, merge.representative) for merge, part in zip(self.merges, segments.split(place))]
+        # (G, M_i, ...) each -> (R, ...)
+        x, size = (torch.cat([parts[index].flatten(0, 1) for parts in merged]) for index in range(2))
+        place = torch.cat([part.flatten() for part in places])
+        if any(merge.may_pad(False) for merge in self.merges):
+            is_padding = size[:, 0] == 0
+            order = place.masked_fill(is_padding, torch.iinfo(place.dtype).max).argsort()
+            self._rows = order[: self._num_rows - int(is_padding.sum())]
+        else:
+            self._rows = place.argsort()
+        return x.index_select(0, self._rows), size.index_select(0, self._rows), place.index_select(0, self._rows)
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """Give every token its merged token back, (M, C) -> (S, C)."""
+        assert self._rows is not None
+        rows = x.new_zeros((self._num_rows, x.shape[1])).index_copy(0, self._rows.to(x.device), x)
+        parts = rows.split([count * length for count, length in self._shapes])
+        unmerged = [
+            merge.to(x.device).unmerge(part.view(*shape, -1))
+            for merge, part, shape in zip(self.merges, parts, self._shapes)
+        ]
+        return self.segments.join(unmerged)
+
+    @property
+    def source(self) -> Tensor:
+        """Where each token went, (S,) int64."""
+        assert self._rows is not None
+        starts = [0, *accumulate(count * length for count, length in self._shapes)]
+        parts = []
+        for merge, start, (count, length) in zip(self.merges, starts, self._shapes):
+            first = start + torch.arange(count, device=self._rows.device)[:, None] * length
+            parts.append(merge.source + first)
+        row = torch.arange(len(self._rows), device=self._rows.device)
+        rank = self._rows.new_zeros(self._num_rows).index_copy(0, self._rows, row)
+        return rank.index_select(0, self.segments.join(parts))
