@@ -33,7 +33,11 @@ FRAME_BIAS = "its attention adds a bias for the distance between frames, and its
 CONFORMER = "each of its blocks holds a convolution along time, which needs the frames in order"
 UPSAMPLED = "its encoder gives out every frame again after the last block, by upsampling in order"
 
-PACKED = "its tower packs the patches of all images into one sequence and tells them apart by their lengths"
+MASKED_APART = (
+    "its tower packs the patches of all images into one sequence under a mask, and hf_tome has no row for it yet"
+)
+JOINED_WINDOWS = "between its blocks its tower joins the tokens of each window, which takes every token in its place"
+CONVOLVED = "some of the blocks of its tower are convolutions over neighbouring patches"
 FOLDED = "its projector folds or pools neighbouring patches, which takes every token in its place on the grid"
 LAID_OUT = "its image features are laid out on the full grid again, to add line ends and remove padding"
 TILES = "its tower cuts its output back into tiles of a fixed number of tokens"
@@ -82,14 +86,9 @@ BY_REASON: dict[str, str] = {
     FRAME_BIAS: "wavlm",
     CONFORMER: "wav2vec2-bert wav2vec2-conformer",
     UPSAMPLED: "sew sew-d",
-    PACKED: """
-        cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 glm46v glm4v glm4v_moe
-        glm5_next glm_image glm_ocr glmga hunyuan_vl hy_v4_vl hyperclovax_vision_v2 inkling2 inkling2_loop kimi_k25
-        lfm3_vl lighton_ocr
-        minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 muse_glimmer muse_spark
-        nemotron_h_omni paddleocr_vl pixtral qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
-        qwen3_omni_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp video_llama_3
-    """,
+    MASKED_APART: "lighton_ocr mistral3 mistral_large4 pixtral",
+    JOINED_WINDOWS: "minicpm_ocr minicpmv4_6 minicpmv4_7",
+    CONVOLVED: "lfm3_vl",
     FOLDED: """
         diffusion_gemma gemma4 granite_docling llama4 molmo2 ovis2 phi4_multimodal qianfan_ocr step3p7
     """,
@@ -106,7 +105,7 @@ BY_REASON: dict[str, str] = {
     """,
     NO_ROW: """
         blip blip-2 data2vec-vision flava idefics instructblip instructblipvideo kosmos-2.5 mlcd
-        mlcd_vision_model pix2struct vjepa2
+        mlcd_vision_model nemotron_h_omni pix2struct vjepa2
     """,
 }
 

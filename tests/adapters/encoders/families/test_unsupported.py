@@ -8,6 +8,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_tome import MergeConfig, UnsupportedModelError, __version__, apply
 from hf_tome.adapters.dense.models import DENSE_MODELS
+from hf_tome.adapters.dense.packed.rows import PACKED_FAMILIES
 from hf_tome.adapters.dense.towers import DENSE_FAMILIES
 from hf_tome.adapters.encoders import unsupported
 from hf_tome.adapters.encoders.families.registry import FAMILIES, WRAPPERS
@@ -23,7 +24,9 @@ TASKS = (
     *("DEPTH_ESTIMATION", "NORMAL_ESTIMATION", "POINTMAP_ESTIMATION", "POSE_ESTIMATION"),
     *("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "VISUAL_QUESTION_ANSWERING"),
 )
-SUPPORTED = {model_type for family in (*FAMILIES, *DENSE_FAMILIES) for model_type in family.model_types}
+SUPPORTED = {
+    model_type for family in (*FAMILIES, *DENSE_FAMILIES, *PACKED_FAMILIES) for model_type in family.model_types
+}
 
 
 def mapped() -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...encoders.inputs import InputFormat, TokenGrid
+from ...encoders.families.inputs import InputFormat, TokenGrid
 
 
 def _no_grid(config: Any, inputs: Mapping[str, Tensor]) -> TokenGrid:

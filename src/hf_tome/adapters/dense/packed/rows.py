@@ -8,7 +8,7 @@ from .family import PackedFamily
 
 QWEN = PackedFamily(("qwen2_vl",), "Qwen2VisionTransformerPretrainedModel")
 DEEPSTACK = replace(QWEN, readers="deepstack_merger_list")
-GLM = replace(QWEN, model_types=("glm4v", "glm46v"), tower="Glm4vVisionModel")
+GLM = replace(QWEN, model_types=("glm4v", "glm46v", "glmga"), tower="Glm4vVisionModel")
 NORMED = replace(GLM, query_norm="q_norm", key_norm="k_norm")
 SIGLIP = replace(
     QWEN,
@@ -32,7 +32,12 @@ HUNYUAN = replace(
 
 PACKED_FAMILIES: tuple[PackedFamily, ...] = (
     QWEN,
-    replace(QWEN, model_types=("qwen2_5_vl",), tower="Qwen2_5_VisionTransformerPretrainedModel", windows=True),
+    replace(
+        QWEN,
+        model_types=("qwen2_5_vl", "hyperclovax_vision_v2"),
+        tower="Qwen2_5_VisionTransformerPretrainedModel",
+        windows=True,
+    ),
     replace(
         QWEN,
         model_types=("qwen2_5_omni", "qwen2_5_omni_thinker"),
@@ -43,7 +48,7 @@ PACKED_FAMILIES: tuple[PackedFamily, ...] = (
         value="v",
         windows=True,
     ),
-    replace(DEEPSTACK, model_types=("qwen3_vl",), tower="Qwen3VLVisionModel"),
+    replace(DEEPSTACK, model_types=("qwen3_vl", "cosmos3_omni"), tower="Qwen3VLVisionModel"),
     replace(DEEPSTACK, model_types=("qwen3_vl_moe",), tower="Qwen3VLMoeVisionModel"),
     replace(
         DEEPSTACK,
@@ -82,7 +87,7 @@ PACKED_FAMILIES: tuple[PackedFamily, ...] = (
     ),
     replace(
         SIGLIP,
-        model_types=("inkling2",),
+        model_types=("inkling2", "inkling2_loop"),
         tower="Inkling2VisionModel",
         layers="layers",
         norm1="layernorm_before",
@@ -95,3 +100,14 @@ PACKED_FAMILIES: tuple[PackedFamily, ...] = (
 
 PACKED_TOWERS: dict[str, PackedFamily] = {family.tower: family for family in PACKED_FAMILIES}
 """The rows by the class name of the module that owns the blocks."""
+
+PACKED_OWNERS: tuple[str, ...] = (
+    *("Qwen2VLModel", "Qwen2_5_VLModel", "Qwen2_5OmniThinkerModel", "HyperCLOVAXVisionV2Model"),
+    *("Qwen3VLModel", "Qwen3VLMoeModel", "Qwen3OmniMoeThinkerModel", "Cosmos3OmniModel", "CohereCompassModel"),
+    *("Qwen3_5Model", "Qwen3_5MoeModel", "Qwen4ExpModel", "Ernie4_5_VLMoeModel", "Exaone4_5_Model"),
+    *("Glm4vModel", "Glm4vMoeModel", "Glm46VModel", "Glm5NextModel", "GlmOcrModel", "GlmImageModel"),
+    *("Kimi_K25Model", "MuseGlimmerModel", "MuseSparkModel", "HunYuanVLModel", "HYV4VLModel", "MiniMaxM3VLModel"),
+    *("PaddleOCRVLModel", "VideoLlama3Model", "Cosmos3EdgeModel", "Dots3NoteModel", "Inkling2Model"),
+    "Inkling2LoopModel",
+)
+"""The vision-language models that own such a tower."""

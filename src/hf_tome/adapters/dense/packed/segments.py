@@ -80,22 +80,27 @@ class PackedMerge:
         self._num_rows = sum(count * length for count, length in self._shapes)  # with padding, batch by batch
         self._rows: Tensor | None = None  # (M,), of these the ones that are tokens, in order
 
-    def merge(self, x: Tensor, size: Tensor | None, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Merge tokens (S, C) of sizes (S, 1) at places (S,) to (M, C), (M, 1) and (M,)."""
+    def merge(self, x: Tensor, size: Tensor | None, place: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Merge tokens (S, C) of sizes (S, 1) at places (S,) to (M, C), (M, 1) and (M,).
+
+        Sizes stay `None` where no merge has any (the slice oracle).
+        """
         segments = self.segments
         sizes = [None] * len(self.merges) if size is None else segments.split(size)
         merged = [merge.merge(part, of) for merge, part, of in zip(self.merges, segments.split(x), sizes)]
         places = [part.gather(1, merge.representative) for merge, part in zip(self.merges, segments.split(place))]
-        # (G, M_i, ...) each -> (R, ...)
-        x, size = (torch.cat([parts[index].flatten(0, 1) for parts in merged]) for index in range(2))
+        x = torch.cat([part.flatten(0, 1) for part, _ in merged])  # (G, M_i, C) each -> (R, C)
+        out_sizes = [part.flatten(0, 1) for _, part in merged if part is not None]
+        out_size = torch.cat(out_sizes) if out_sizes else None
         place = torch.cat([part.flatten() for part in places])
-        if any(merge.may_pad(False) for merge in self.merges):
-            is_padding = size[:, 0] == 0
+        if out_size is not None and any(merge.may_pad(False) for merge in self.merges):
+            is_padding = out_size[:, 0] == 0
             order = place.masked_fill(is_padding, torch.iinfo(place.dtype).max).argsort()
             self._rows = order[: self._num_rows - int(is_padding.sum())]
         else:
             self._rows = place.argsort()
-        return x.index_select(0, self._rows), size.index_select(0, self._rows), place.index_select(0, self._rows)
+        out_size = None if out_size is None else out_size.index_select(0, self._rows)
+        return x.index_select(0, self._rows), out_size, place.index_select(0, self._rows)
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Give every token its merged token back, (M, C) -> (S, C)."""

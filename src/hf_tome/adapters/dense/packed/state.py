@@ -105,10 +105,11 @@ class PackedState:
 
     def pass_on(self, index: int) -> None:
         """Write down that block `index` merges nothing."""
-        for entries in (self.size, self.place, self.source, self.merged, self.lengths):
-            entries[index + 1] = entries[index]  # type: ignore[call-overload]
+        for entries in (self.size, self.place, self.source):
+            entries[index + 1] = entries[index]
+        self.merged[index + 1], self.lengths[index + 1] = self.merged[index], self.lengths[index]
 
-    def leave(self, index: int, size: Tensor, place: Tensor, match: PackedMerge) -> None:
+    def leave(self, index: int, size: Tensor | None, place: Tensor, match: PackedMerge) -> None:
         """Write down what block `index` hands on, and the merge it did."""
         assert self.image_bounds is not None
         self.size[index + 1], self.place[index + 1], self.match[index] = size, place, match
