@@ -1,8 +1,8 @@
 """Packed towers: merging within each image, with every token given back before the merger, against the slice oracle.
 
 Towers of Qwen3-VL and Qwen2.5-VL with random weights, at half their width and a third of their blocks, one image,
-float32, sdpa, one thread. The oracle cuts tokens to the same numbers, and fills the grid up with zeros before what reads
-it (the patch merger, and the deepstack mergers of Qwen3-VL).
+float32, sdpa, one thread. The oracle cuts tokens to the same numbers, and fills the grid up with zeros before what
+reads it (the patch merger, and the deepstack mergers of Qwen3-VL).
 
     python benchmarks/packed.py [--quick] [--out benchmarks/measured/packed.json]
 """
