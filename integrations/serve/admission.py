@@ -10,6 +10,7 @@ from typing import Any
 from batching import Settings
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -71,3 +72,34 @@ def _declared_bytes(scope: Message) -> int:
 
 def _refuse(status: int, detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, CLOSE)
+
+
+def timed_protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol, closing a connection that sends no whole head of a request for some seconds.
+
+    uvicorn itself waits for ever for the first request of a connection, and for the rest of a head.
+    """
+
+    class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._waits_since = time.monotonic()
+            self._check = self.loop.call_later(seconds, self._close_if_late)
+
+        def on_response_complete(self) -> None:
+            self._waits_since = time.monotonic()
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._check.cancel()
+            super().connection_lost(exc)
+
+        def _close_if_late(self) -> None:
+            left = self._waits_since + seconds - time.monotonic()
+            waits = self.cycle is None or self.cycle.response_complete
+            if waits and left <= 0:
+                self.transport.close()
+            else:  # an answer may take any time; what is left is that of the next request
+                self._check = self.loop.call_later(left if waits else seconds, self._close_if_late)
+
+    return TimedProtocol

@@ -15,7 +15,7 @@ import dataclasses
 import os
 from collections.abc import AsyncIterator
 
-from admission import Admission
+from admission import Admission, timed_protocol
 from batching import BadImage, Batcher, Classifier, Settings
 from fastapi import FastAPI, HTTPException, Query, UploadFile
 
@@ -84,5 +84,6 @@ if __name__ == "__main__":
         create_app(settings),
         host=address.host,
         port=address.port,
+        http=timed_protocol(settings.head_seconds),
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )

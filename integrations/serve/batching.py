@@ -43,6 +43,7 @@ class Settings:
     max_bytes: int = 20_000_000  # size of an upload; larger ones get status 413
     max_decoding: int = 2  # images decoded at once, each in at most 300 MB
     media_limits: str = ""  # other limits than the usual, as in image_pixels=50000000 (see hf_tome.media.limits)
+    head_seconds: float = 10.0  # time for the head of a request, from when its connection is idle; then it is closed
     upload_seconds: float = 30.0  # time for an upload; slower ones get status 408
     shutdown_seconds: int = 10  # time for open requests after SIGTERM
 
@@ -54,9 +55,11 @@ class Classifier:
         chosen = find_merge_config(settings.model) if settings.config == "saved" else parse_config(settings.config)
         if chosen is None:
             raise ValueError(f"{settings.model} was saved without a merge config; give one, as in --config r=13.")
-        model = AutoModelForImageClassification.from_pretrained(settings.model, dtype=settings.dtype)
+        model = AutoModelForImageClassification.from_pretrained(
+            settings.model, dtype=settings.dtype, trust_remote_code=False
+        )
         self.model = hf_tome.apply(model.to(settings.device).eval(), chosen)
-        self.processor = AutoImageProcessor.from_pretrained(settings.model)
+        self.processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=False)
         self.config = format_config(chosen)
         self.limits = dataclasses.replace(parse_limits(settings.media_limits), file_bytes=settings.max_bytes)
         self.images = self.batches = 0

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import hf_tome
+from hf_tome.patching.patch import is_patched
 
 
 @contextmanager
@@ -20,6 +21,8 @@ def merge_when_built(classes: Sequence[type], r: int) -> Iterator[None]:
         @functools.wraps(build)
         def built(self: Any, *args: Any, **kwargs: Any) -> None:
             nonlocal depth
+            if is_patched(self):  # built by the `type(model)(config)` of a merged model, and merged on the way
+                return
             depth += 1
             try:
                 build(self, *args, **kwargs)

@@ -19,6 +19,7 @@ from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 from transformers.pipelines.image_classification import ImageClassificationPipeline
 from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
+from transformers.pipelines.image_text_to_text import ImageTextToTextPipeline
 from transformers.pipelines.object_detection import ObjectDetectionPipeline
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
@@ -30,12 +31,16 @@ from .config.json_file import CONFIG_NAME
 from .hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
 from .hub.sources import is_folder
 from .media.audio import AudioError, read_audio, resample
+from .media.chats import open_images, open_messages
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .media.links import fetch, open_linked_image
 from .media.source import error_reason
 from .media.video import VideoError, frame_count, is_frame, read_frames, stack_frames
 
 logger = logging.getLogger(__name__)
+
+USUAL_RATE = 16_000
+"""Samples per second of sound in chats, where no feature extractor says; transformers' own default."""
 
 
 class _LimitsMedia(transformers.Pipeline):
@@ -89,6 +94,28 @@ class LimitedZeroShotDetectionPipeline(_ReadsImages, ZeroShotObjectDetectionPipe
         """Yield the model's inputs for each name and one image (see the base class)."""
         image = open_linked_image(inputs["image"], media_limits, kwargs.get("timeout"))
         yield from ZeroShotObjectDetectionPipeline.preprocess(self, {**inputs, "image": image}, **kwargs)
+
+
+class LimitedImageTextPipeline(_LimitsMedia, ImageTextToTextPipeline):  # type: ignore[misc]
+    """Text about images, alone or in chats, which are checked before they are decoded; so are clips and recordings."""
+
+    def preprocess(self, inputs: Any = None, media_limits: MediaLimits = DEFAULT_LIMITS, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return the model's inputs for a chat, a text, or images and a text.
+
+        Raises:
+            ImageError, VideoError, AudioError, MediaLimitError: a file cannot be read, or is too large.
+        """
+        plain, timeout = super().preprocess, kwargs.get("timeout")
+        if isinstance(inputs, dict) and "images" in inputs:
+            return plain({**inputs, "images": open_images(inputs["images"], media_limits, timeout)}, **kwargs)
+        if not hasattr(inputs, "messages"):
+            return plain(inputs, **kwargs)
+        extractor = getattr(self.processor, "feature_extractor", None)
+        rate = getattr(extractor, "sampling_rate", None) or USUAL_RATE
+        with open_messages(inputs.messages, rate, media_limits, timeout) as messages:
+            model_inputs = plain(type(inputs)(messages), **kwargs)
+        model_inputs["text"] = inputs  # the result names the chat as it was asked
+        return model_inputs
 
 
 class _NotesErrors(_LimitsMedia):
@@ -258,7 +285,7 @@ class MergedFeaturesPipeline(_ReadsImages, ImageFeatureExtractionPipeline):  # t
         return super().postprocess(BaseModelOutputWithPooling(features, pooled), **kwargs)
 
 
-PIPELINE_CLASSES: dict[str, type[transformers.Pipeline] | None] = {
+PIPELINE_CLASSES: dict[str, type[transformers.Pipeline]] = {
     "image-classification": LimitedImagePipeline,
     "zero-shot-image-classification": LimitedZeroShotPipeline,
     "video-classification": UniformVideoPipeline,
@@ -268,9 +295,9 @@ PIPELINE_CLASSES: dict[str, type[transformers.Pipeline] | None] = {
     "depth-estimation": LimitedDepthPipeline,
     "image-segmentation": LimitedSegmentationPipeline,
     "zero-shot-object-detection": LimitedZeroShotDetectionPipeline,
-    "image-text-to-text": None,
+    "image-text-to-text": LimitedImageTextPipeline,
 }
-"""By task, the pipeline class, or `None` for transformers' own."""
+"""By task, the pipeline class."""
 
 
 def pipeline(
@@ -314,8 +341,7 @@ def pipeline(
             f"There is no merge config: {_name(model)} has neither a {CONFIG_NAME} nor the key {CONFIG_KEY!r} in its "
             "config.json; pass `merge_config=MergeConfig(r=16)`."
         )
-    if PIPELINE_CLASSES[task] is not None:
-        kwargs.setdefault("pipeline_class", PIPELINE_CLASSES[task])
+    kwargs.setdefault("pipeline_class", PIPELINE_CLASSES[task])
     kwargs["trust_remote_code"] = kwargs.get("trust_remote_code") or False  # `None` asks on standard input
     build: Any = transformers.pipeline  # its overloads are of no help to keyword arguments passed on
     return apply(build(task, model, **kwargs), config)

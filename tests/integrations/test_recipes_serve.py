@@ -170,6 +170,7 @@ def server(model):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     limits = ["--max-bytes", "4000000", "--max-queue", "4", "--upload-seconds", "2", "--shutdown-seconds", "1"]
+    limits += ["--head-seconds", "1"]
     served = ["--model", str(model), "--config", "r=8", "--device", "cpu", "--port", str(port)]
     command = [sys.executable, str(RECIPE / "app.py"), *served, *limits]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -236,6 +237,34 @@ def test_a_slow_client_costs_one_slot(server):
             assert connection.recv(4096).startswith(b"HTTP/1.1 408")
     assert time.monotonic() - begun < 4
     assert ask(port, png(small.picture())).status_code == 200
+
+
+@pytest.mark.parametrize("head", [b"", b"POST /classify HTTP/1.1\r\nHost: x\r\n"])
+def test_a_connection_without_a_request_is_closed(server, head):
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096) == b""
+    assert 0.9 < time.monotonic() - begun < 4
+
+
+def test_the_next_request_of_a_connection_has_its_own_time(server):
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as connection:
+        for _ in range(3):
+            connection.sendall(whole)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)
+        connection.sendall(whole[:20])
+        begun, closed = time.monotonic(), False
+        while not closed and time.monotonic() - begun < 10:
+            try:
+                connection.sendall(b"x")  # slowly, byte by byte, for ever
+                time.sleep(0.2)
+            except OSError:
+                closed = True
+        assert closed
+        assert time.monotonic() - begun < 4
 
 
 def memory(process, name):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .source import Source, error_reason, source_name
-from .video_decoders import DECODERS, VideoError, first_working
+from .video_decoders import DECODERS, VideoError, check_container, first_working
 
 
 def uniform_indices(length: int, count: int, clip: int = 0, clips: int = 1) -> np.ndarray:
@@ -121,6 +121,21 @@ def _decode(
     try:
         return read(video, indices, limits)
     except Exception as error:  # PyAV and torchcodec raise a dozen kinds
+        raise VideoError(f"Cannot read {source_name(video, 'a clip')}: {error_reason(error)}.") from error
+
+
+def check_clip(video: Source, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    """Check the container and the declared sizes of a clip that something else is to decode.
+
+    Raises:
+        VideoError: it is no clip, or exceeds a limit.
+        ImportError: PyAV is not installed.
+    """
+    import av  # noqa: F401  # what is missing is not the clip
+
+    try:
+        check_container(video, limits)
+    except Exception as error:  # PyAV raises a dozen kinds
         raise VideoError(f"Cannot read {source_name(video, 'a clip')}: {error_reason(error)}.") from error
 
 

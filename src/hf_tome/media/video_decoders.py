@@ -67,6 +67,14 @@ def _read_pyav(video: Source, indices: Callable[[int], np.ndarray], limits: Medi
     return np.stack([frames.get(index, final) for index in wanted.tolist()])
 
 
+def check_container(video: Source, limits: MediaLimits) -> None:
+    """Raise where a file is no clip, or where its frames are too large or too many; none is decoded."""
+    with open_container(video, limits) as (container, deadline):
+        stream = _moving_stream(container)
+        _count_packets(container, stream, limits, deadline)
+        _check_size(stream.codec_context.width, stream.codec_context.height, 1, limits)
+
+
 def _moving_stream(container: Any) -> Any:
     """Return the first video stream that is no picture, such as the cover of a recording."""
     pictures = ("attached_pic", "timed_thumbnails")
