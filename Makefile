@@ -23,7 +23,7 @@ define set_up
 	touch $(1)/.installed
 endef
 
-.PHONY: gpu install install-latest demo test test-all test-oldest test-latest test-browser lock dist space quality style docs clean
+.PHONY: gpu install install-latest demo test test-all test-oldest test-latest test-transformers test-browser lock dist space quality style docs clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +63,13 @@ install-latest:
 
 test-latest: install-latest
 	.venv-latest/bin/python $(PYTEST) --pairwise tests
+
+# transformers' own common model tests on merged models, with the locked release and then the latest one: over an hour on
+# two cores. MODELS=vit,clip for some of the models of tests/support/zoo.py and its like.
+MODELS ?=
+test-transformers: install install-latest
+	$(BIN)/python scripts/transformers_tests/run.py --workers 2 --models "$(MODELS)"
+	.venv-latest/bin/python scripts/transformers_tests/run.py --workers 2 --models "$(MODELS)"
 
 # The page of integrations/gradio_space in a real browser; an environment of its own, as gradio wants an older Pillow.
 test-browser: .venv-browser/.installed

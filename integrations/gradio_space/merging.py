@@ -122,7 +122,9 @@ def _digit_scores(name: str, model: Any) -> Callable[[Any, Any], torch.Tensor] |
     if folder is None or not hasattr(model, "get_text_features"):
         return None
     with torch.inference_mode():
-        return image_scores(class_embeddings(model, AutoTokenizer.from_pretrained(folder), NAMES, TEMPLATES))
+        return image_scores(
+            class_embeddings(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), NAMES, TEMPLATES)
+        )
 
 
 def configs(method: str, r: float, schedule: str, threshold: float) -> dict[str, MergeConfig]:

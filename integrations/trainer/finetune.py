@@ -71,8 +71,12 @@ def load_model(name: str, names: list[str], from_scratch: bool) -> transformers.
     """Load a model with a class for each name: its own head where it has those classes, else a new one."""
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if from_scratch:
-        return AutoModelForImageClassification.from_config(transformers.AutoConfig.from_pretrained(name, **labels))
-    return AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=True, **labels)
+        return AutoModelForImageClassification.from_config(
+            transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
+        )
+    return AutoModelForImageClassification.from_pretrained(
+        name, ignore_mismatched_sizes=True, trust_remote_code=False, **labels
+    )
 
 
 def count_correct(prediction: transformers.EvalPrediction) -> dict[str, float]:
@@ -82,7 +86,7 @@ def count_correct(prediction: transformers.EvalPrediction) -> dict[str, float]:
 def build_trainer(args: argparse.Namespace) -> tuple[Trainer, StepTimer]:
     transformers.set_seed(args.seed)
     train, held_out = open_data(args.data, args.limit)
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model, trust_remote_code=False)
     model = load_model(args.model, train.features["label"].names, args.from_scratch)
 
     def preprocess(rows: dict[str, list]) -> dict[str, object]:

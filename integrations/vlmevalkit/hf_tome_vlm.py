@@ -40,9 +40,9 @@ class HfTomeVlm(BaseModel):
         max_new_tokens: int = MAX_NEW_TOKENS,
     ):
         config = parse_config(merge) if merge else None  # before anything heavy is loaded
-        self.model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype)
+        self.model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, trust_remote_code=False)
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        self.processor = AutoProcessor.from_pretrained(pretrained)
+        self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=False)
         self.max_new_tokens = max_new_tokens
         if config is not None:
             hf_tome.apply(self.model, config)

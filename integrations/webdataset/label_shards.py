@@ -95,7 +95,7 @@ def embedder(args: argparse.Namespace) -> tuple[torch.nn.Module, Callable[[torch
 
 
 def load(auto_class: type, args: argparse.Namespace) -> torch.nn.Module:
-    model = auto_class.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    model = auto_class.from_pretrained(args.model, dtype=args.dtype, trust_remote_code=False).to(args.device).eval()
     return hf_tome.apply(model, parse_config(args.config))
 
 
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     targets = {shard: args.out / f"{name}.parquet" for name, shard in mine}
     todo = [shard for shard, target in targets.items() if not is_done(shard, target)]
     model, run = classifier(args) if args.what == "labels" else embedder(args)
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model, trust_remote_code=False)
 
     begun, images, skipped, failed = (time.perf_counter(), time.process_time()), 0, [], []
     for shard in todo:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import small
@@ -12,6 +13,7 @@ import yaml
 
 from hf_tome import MergeConfig, apply, from_pretrained, pipeline, save_pretrained
 from hf_tome.api import targets
+from hf_tome.hub import save_load as hub_files
 from hf_tome.hub.save_load import saved_class
 
 R8 = MergeConfig(r=8)
@@ -247,3 +249,47 @@ def test_plain_transformers_loads_it_unmerged(tmp_path):
     plain = tf.AutoModelForImageClassification.from_pretrained(tmp_path)
     assert not targets(plain)
     assert all(torch.equal(plain.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+class Hub:
+    """Stands in for the Hub: notes what is uploaded, as it lies in the folder at that time."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def create_repo(self, repo_id, **options):
+        CREATED.append((repo_id, self.token, options))
+        return SimpleNamespace(repo_id=f"someone/{repo_id}")
+
+    def upload_folder(self, *, folder_path, allow_patterns, **options):
+        UPLOADED.append(({name: (folder_path / name).read_bytes() for name in allow_patterns}, options))
+
+
+CREATED, UPLOADED = [], []
+
+
+@pytest.mark.parametrize("as_pipeline", [False, True])
+def test_one_upload_holds_all_that_was_written(tmp_path, monkeypatch, as_pipeline):
+    monkeypatch.setattr(hub_files, "HfApi", Hub)
+    CREATED.clear()
+    UPLOADED.clear()
+    folder = tmp_path / "merged-vit"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("of the user's own")
+    model = merged(small.vit(tmp_path / "source"))
+    saved = (
+        tf.pipeline("image-classification", model, image_processor=small.image_processor()) if as_pipeline else model
+    )
+    save_pretrained(saved, folder, push_to_hub=True, token="t", private=True, commit_message="One")
+    ((files, options),) = UPLOADED
+    assert CREATED == [("merged-vit", "t", {"private": True, "exist_ok": True})]
+    assert options == {"repo_id": "someone/merged-vit", "commit_message": "One"}
+    expected = {"config.json", "model.safetensors", "merge_config.json", "preprocessor_config.json", "README.md"}
+    assert set(files) == expected
+    assert json.loads(files["merge_config.json"])["r"] == 8
+
+
+def test_nothing_is_uploaded_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_files, "HfApi", None)
+    save_pretrained(merged(), tmp_path, push_to_hub=False)
+    assert (tmp_path / "merge_config.json").exists()

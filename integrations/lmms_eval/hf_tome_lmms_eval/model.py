@@ -55,10 +55,14 @@ class HfTome(lmms):
         config = parse_config(merge.replace(";", ",")) if merge else None  # before anything heavy is loaded
         self._device = self._join_processes(device)
         self.model = AutoModelForImageTextToText.from_pretrained(
-            pretrained, dtype=dtype, attn_implementation=attn_implementation, revision=revision
+            pretrained,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            trust_remote_code=False,
         )
         self.model.to(self._device).eval()
-        self.processor = AutoProcessor.from_pretrained(pretrained, revision=revision)
+        self.processor = AutoProcessor.from_pretrained(pretrained, revision=revision, trust_remote_code=False)
         if config is not None:
             hf_tome.apply(self.model, config)
         self.batch_size = int(batch_size)

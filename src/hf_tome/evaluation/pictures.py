@@ -190,7 +190,7 @@ def clip_scorer(folder: str, prompts: Sequence[str], device: str) -> Callable[[T
     from transformers import AutoProcessor, CLIPModel
 
     model = CLIPModel.from_pretrained(folder).eval().to(device)
-    processor: Any = AutoProcessor.from_pretrained(folder)
+    processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
     @torch.inference_mode()
     def score(pictures: Tensor, numbers: list[int]) -> Scores:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
+from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 CONFIG_KEY = "merge_config"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 CODE_ARGUMENTS = ("code_revision", "trust_remote_code")
+UPLOAD_ARGUMENTS = ("repo_id", "private", "commit_message", "commit_description", "create_pr", "revision")
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -43,7 +45,8 @@ def save_pretrained(model: Any, save_directory: str | Path, *, processor: Any = 
         save_directory: the folder, made if need be; a `README.md` of the user's own in it is kept.
         processor (*optional*): processor, image processor or tokenizer to save with the model; by default the one of
             the folder or the Hub repository that the model was loaded from, unless the folder has one already.
-        kwargs: for the model's own `save_pretrained`.
+        kwargs: for the model's own `save_pretrained`. With `push_to_hub=True` all that was written is uploaded, in one
+            commit, to `repo_id`, by default the folder's name; `UPLOAD_ARGUMENTS` are for that.
 
     Raises:
         ValueError: no tokens are merged in the model, or it holds PEFT adapters.
@@ -67,14 +70,40 @@ def save_pretrained(model: Any, save_directory: str | Path, *, processor: Any = 
             "`model.merge_and_unload()` instead, or the adapter by its own `save_pretrained` and the merge config by "
             "`config.save_pretrained` into the same folder."
         )
-    saved = model if isinstance(model, transformers.Pipeline) else root
-    saved.save_pretrained(save_directory, **kwargs)
-    merged[0].config.save_pretrained(save_directory)
+    saved, folder = model if isinstance(model, transformers.Pipeline) else root, Path(save_directory)
+    upload = {name: kwargs.pop(name) for name in ("push_to_hub", *UPLOAD_ARGUMENTS) if name in kwargs}
+    before = _modification_times(folder)
+    saved.save_pretrained(folder, **kwargs)
+    merged[0].config.save_pretrained(folder)
     if processor is not None:
-        processor.save_pretrained(save_directory)
+        processor.save_pretrained(folder)
     else:
-        copy_processor(root.config, Path(save_directory))
-    write_card(model, Path(save_directory))
+        copy_processor(root.config, folder)
+    write_card(model, folder)
+    if upload.pop("push_to_hub", False):
+        written = [name for name, time in _modification_times(folder).items() if time != before.get(name)]
+        _upload(folder, written, token=kwargs.get("token"), **upload)
+
+
+def _modification_times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*") if path.is_file()}
+
+
+def _upload(
+    folder: Path,
+    names: list[str],
+    *,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    token: Any = None,
+    commit_message: str | None = None,
+    **options: Any,
+) -> None:
+    """Upload these files of a folder in one commit; transformers would leave out what is written after the model."""
+    api = HfApi(token=token)
+    repository = api.create_repo(repo_id or folder.resolve().name, private=private, exist_ok=True).repo_id
+    message = commit_message or "Upload the merged model"
+    api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names, commit_message=message, **options)
 
 
 def copy_processor(config: Any, folder: Path) -> None:

@@ -30,6 +30,10 @@ class PatchedModule(_Module):
     reads_sizes: bool = False
     """Whether the mixin reads the sizes of a pass after its last block (see `Recorder.reader`)."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Build a plain module where one is built from a config, as in `type(model).from_pretrained(...)`."""
+        return getattr(cls, PATCHED_FROM)[1](*args, **kwargs) if args or kwargs else super().__new__(cls)
+
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return _rebuild, getattr(type(self), PATCHED_FROM), self.__dict__
 
@@ -39,10 +43,6 @@ class PatchedModel(PatchedModule):
 
     methods: tuple[str, ...] = ()
     """The methods that the mixin overrides."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Build a plain model where one is built from a config, as in `type(model).from_pretrained(...)`."""
-        return getattr(cls, PATCHED_FROM)[1](*args, **kwargs) if args or kwargs else super().__new__(cls)
 
 
 def patch(module: nn.Module, mixin: type, context: MergeContext) -> None:

@@ -296,3 +296,12 @@ def test_merging_behind_the_last_read():
     with pytest.raises(ValueError, match=r"before block 1 \(`out_features`\)"):
         apply(model, MergeConfig(r=6, layers=[2]))
     assert not any(is_patched(module) for module in model.modules())
+
+
+def test_a_part_of_a_merged_model_builds_plain_from_its_config():
+    """`type(module)(config)` is how transformers builds a model to load into; a part may be patched as a model is."""
+    merged = apply(BY_NAME["beit"].build("sdpa"), MergeConfig(r=2))
+    built = type(merged.beit)(merged.config)
+    assert is_patched(merged.beit)
+    assert not is_patched(built)
+    assert built.embeddings.patch_embeddings.projection.weight.shape == (32, 3, 4, 4)

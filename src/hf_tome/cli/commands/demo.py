@@ -136,7 +136,7 @@ def _merged(job: Job, demo: Demo) -> Image.Image:
     from ...evaluation.data.digits import MODELS
     from ...visualize import compare_sheet, contact_sheet, trace_input
 
-    processor = AutoImageProcessor.from_pretrained(MODELS / demo.model)
+    processor = AutoImageProcessor.from_pretrained(MODELS / demo.model, trust_remote_code=False)
     sheets, titles = [], []
     for sample in islice(job.data, demo.drawn):
         content, title = demo.shown(sample.content)
