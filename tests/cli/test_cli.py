@@ -193,7 +193,10 @@ def test_bad_input_is_one_line(capsys, digit_folder, tmp_path, arguments, messag
             (*EVAL, "--data", "x", "--clips", "7"),
             "--clips does not apply to the task image-classification; it is for video-",
         ),
-        ((*EVAL, "--data", "x", "--templates", "no.txt"), "; it is for zero-shot-image-classification. Leave it out."),
+        (
+            (*EVAL, "--data", "x", "--templates", "no.txt"),
+            "; it is for zero-shot-image-classification, zero-shot-object-detection. Leave",
+        ),
         ((*EVAL, "--data", "x", "--prompt", "y"), "it is for image-to-text, visual-question-answering. Leave"),
         (
             (*EVAL, "--data", "x", "--task", "image-to-text", "--labels", "y"),

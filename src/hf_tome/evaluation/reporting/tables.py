@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from ...files import write_whole
 from ..data.left_out import LeftOut
 from ..store.results import Results
 from ..tasks.registry import TASKS
-from .writers import csv_lines, markdown_table
+from .writers import csv_lines, fit_columns, markdown_table, terminal_width
 
-PIPED_WIDTH = 160
+LONGEST_NAME = 32
+"""The width from which the name of a config is folded in a table."""
 GENERATION_SETTINGS = ("prompt", "choice_prompt", "max_new_tokens")
 SKIPPED_SHOWN = 20
 """Skipped samples listed in a report; `results.json` lists all."""
@@ -216,25 +217,39 @@ def to_markdown(results: Results) -> str:
 
 
 def to_table(results: Results) -> str:
-    """Return the rows as a table for the terminal, in colour where the output is one."""
-    from rich import box
+    """Return the rows for the terminal, in colour where the output is one: as several tables where one is too wide."""
     from rich.console import Console
+
+    console = Console(width=terminal_width())
+    with console.capture() as capture:
+        parts = [summary(results), *_terminal_tables(results, console.width), *run_notes(results)]
+        console.print(*parts, sep="\n", highlight=False, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _terminal_tables(results: Results, width: int) -> Iterator[Any]:
+    """Yield tables of rich that fit a width; what names a row stands in each of them."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns(results):
-        header = column.header.format(**words(results))
-        table.add_column(header, justify="left" if column.key == "name" else "right", overflow="fold")
-    for row in results.rows:
-        cells = [short_name(row["name"]) if column.key == "name" else column.show(row) for column in columns(results)]
-        table.add_row(*map(Text, cells))  # as they are: brackets in a name are no markup
-    terminal = Console()
-    # Piped output has no width of its own, and would be wrapped at 80 columns.
-    console = terminal if terminal.is_terminal else Console(width=PIPED_WIDTH)
-    with console.capture() as capture:
-        console.print(summary(results), table, *run_notes(results), sep="\n", highlight=False, markup=False)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    shown = columns(results)
+    headers = [column.header.format(**words(results)) for column in shown]
+    cells = [
+        [short_name(row["name"]) if column.key == "name" else column.show(row) for column in shown]
+        for row in results.rows
+    ]
+    texts = zip(headers, *cells)
+    widths = [max(len(line) for text in column for line in text.split("\n")) for column in texts]
+    widths[0] = min(widths[0], LONGEST_NAME)
+    for table in fit_columns(widths, width, gap=2):
+        part = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for index in table:
+            justify = "left" if shown[index].key == "name" else "right"
+            part.add_column(headers[index], justify=justify, overflow="fold", width=widths[index])  # type: ignore[arg-type]
+        for row in cells:
+            part.add_row(*(Text(row[index]) for index in table))  # as they are: brackets in a name are no markup
+        yield part
 
 
 FORMATS: dict[str, Callable[[Results], str]] = {

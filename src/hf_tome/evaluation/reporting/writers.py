@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,8 +31,41 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], num_lef
     return "".join(f"{line}\n" for line in lines)
 
 
-def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows of cells as columns of equal width, for a terminal."""
+def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
+    """Return rows of cells as columns of equal width; as several tables, where one exceeds the terminal's width."""
     lines = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
+    return "\n".join(
+        "".join("  ".join(line[i].ljust(widths[i]) for i in table).rstrip() + "\n" for line in lines)
+        for table in fit_columns(widths, width or terminal_width(), gap=2)
+    )
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal; 80 where the output is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def fit_columns(widths: Sequence[int], width: int, gap: int) -> list[list[int]]:
+    """Return the columns of each of the fewest tables that fit a width; the first column stands in all of them.
+
+    The tables are about equally wide. A table that cannot fit has the first column and one other.
+
+    Args:
+        widths: of the columns.
+        width: of the terminal.
+        gap: blanks between two columns.
+    """
+    tables = _fill(widths, width, gap)
+    return next(split for limit in range(width + 1) if len(split := _fill(widths, limit, gap)) == len(tables))
+
+
+def _fill(widths: Sequence[int], width: int, gap: int) -> list[list[int]]:
+    tables, used = [[0]], widths[0]
+    for column, own in enumerate(widths[1:], 1):
+        if used + gap + own > width and len(tables[-1]) > 1:
+            tables.append([0])
+            used = widths[0]
+        tables[-1].append(column)
+        used += gap + own
+    return tables
