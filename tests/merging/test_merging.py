@@ -159,17 +159,51 @@ def test_a_kept_norm_is_the_mean_of_the_members_and_other_rows_keep_their_bits(d
     assert x.grad.isfinite().all()
 
 
-def test_tokens_of_high_penalty_merge_last():
+def coherence_of(members):
+    """Return the length of the mean of vectors (rows), as a share of their mean length."""
+    return members.mean(dim=0).norm() / members.norm(dim=-1).mean()
+
+
+def test_coherence_is_what_is_left_of_the_length_of_the_members():
+    x = tokens(0, 1, 13, 6, dtype=torch.float64)
+    match = tome(x, 4, 1, combine="keep_norm")
+    merged, _, coherence = match.merge_keeping_norm(x)
+    assert torch.equal(merged, match.merge(x)[0])
+    for row, value in enumerate(coherence[0]):
+        members = x[0, match.source[0] == row]
+        assert value == pytest.approx(coherence_of(members).item() if len(members) > 1 else 1)
+    _, _, again = match.merge_keeping_norm(x, None, torch.full((1, 13), 0.5))
+    torch.testing.assert_close(again, coherence / 2)
+    assert not match.merge_keeping_norm(x.requires_grad_())[2].requires_grad
+    opposite = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
+    assert tome(opposite, 1, combine="keep_norm").merge_keeping_norm(opposite)[2].tolist() == [[0]]
+    assert tome(opposite, 1, combine="keep_norm").merge_keeping_norm(0 * opposite)[2].tolist() == [[1]]
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "softmax"])
+def test_important_tokens_merge_last(distance):
     metric = tokens(3, 1, 12, 4)
-    plain = tome(metric, 2, 1)
-    penalty = torch.zeros(1, 12)
-    assert torch.equal(tome(metric, 2, 1, penalty=penalty).source, plain.source)
+    plain = tome(metric, 2, 1, distance=distance)
+    importance = torch.zeros(1, 12)
+    assert torch.equal(tome(metric, 2, 1, distance=distance, importance=importance).source, plain.source)
     first = plain.merged[0]
-    penalty[0, first] = 5.0  # a cosine is 1 at most: these two merge only where no other is left
-    moved = tome(metric, 2, 1, penalty=penalty)
+    importance[0, first] = 1e4
+    moved = tome(metric, 2, 1, distance=distance, importance=importance)
     assert not set(moved.merged[0].tolist()) & set(first.tolist())
     partner = plain.representative[0, plain.into[0, 0]]
-    assert partner not in tome(metric, 1, 1, penalty=torch.zeros(1, 12).index_fill(1, partner, 5.0)).source[0, first]
+    importance = torch.zeros(1, 12).index_fill(1, partner, 1e4)
+    assert partner not in tome(metric, 1, 1, distance=distance, importance=importance).source[0, first]
+
+
+def test_importance_multiplies_the_distance():
+    # (1, 4, 2), of which 0 and 2 are set A: 0 is nearer to 1 than 2 to 3, until 0 counts for more
+    angles = torch.tensor([[0.0, 0.1, 2.0, 2.12]])
+    metric = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    assert tome(metric, 1).merged.tolist() == [[0]]
+    assert tome(metric, 1, importance=torch.tensor([[0.4, 0, 0, 0]])).merged.tolist() == [[0]]  # 0.1^2 * 1.4 < 0.12^2
+    assert tome(metric, 1, importance=torch.tensor([[0.5, 0, 0, 0]])).merged.tolist() == [[2]]
+    with pytest.raises(ValueError, match="`distance` is 'dot', which has no highest score"):
+        tome(metric, 1, distance="dot", importance=torch.zeros(1, 4))
 
 
 def assert_is(match, expected, x, size, combine="weighted_mean"):

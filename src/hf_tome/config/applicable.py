@@ -50,6 +50,11 @@ def check_together(config: MergeConfig) -> None:
         raise ValueError(
             f"`r` is {shown(config.r)} and `ratio` is {config.ratio:g}; both say how many tokens merge. Leave one out."
         )
+    if config.protect_attended and config.distance == "dot":
+        raise ValueError(
+            f"`protect_attended` is {config.protect_attended:g} and `distance` is 'dot', which knows no distance to "
+            "multiply: a product has no highest value. Leave one of them out."
+        )
     if config.keep_ratio is not None and config.batching == "union":
         raise ValueError(
             "`batching` is 'union', but with `keep_ratio` every image keeps the same number of tokens, so there "

@@ -59,13 +59,14 @@ class MergeConfig:
             `"mean"` or `"concat"` over the attention heads of `k`, `q` and `v` (ToMe, table 1c).
         combine (`str`, *optional*):
             `"weighted_mean"`, `"mean"`, `"max"` or `"keep_one"` (ToMe, table 1d), or `"keep_norm"`, the weighted mean
-            brought to the weighted mean of its members' norms.
+            brought to the weighted mean of its members' norms. In the blocks of an encoder the attention's value of
+            such a token is then multiplied by its coherence (`hf_tome.merging.HardMerge.merge_keeping_norm`).
         partition (`str`, *optional*):
             `"alternating"`, `"sequential"` or `"random"` (ToMe, table 1e; MaMe, figure 2c).
         protect_attended (`float`, *optional*, defaults to 0.0):
-            How much later tokens merge that the class token attends to: so many times the attention that it pays to
-            a token (a multiple of the mean, 5 at most) is subtracted from the similarity of each pair with it. In a
-            model without a class token it is the attention of the mean query. 0.05 to 0.2 are common.
+            How much later tokens merge that the class token attends to: the distance of a pair, 1 minus its cosine, is
+            multiplied by 1 and so many times the attention that it pays to both tokens (a multiple of the mean, 5 at
+            most). In a model without a class token it is the attention of the mean query. 1 to 4 are common.
         kmeans_iterations (`int`, *optional*, defaults to 2):
             Iterations of the `"kmeans"` baseline (ToMe, table 2).
         trace (`bool`, *optional*, defaults to `False`):

@@ -25,6 +25,8 @@ class Merge(ABC):
 
     num_input: int
     num_output: int
+    keeps_norm = False
+    """Whether it is a `HardMerge` with `combine="keep_norm"`, which has a `merge_keeping_norm`."""
 
     @abstractmethod
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -96,11 +98,50 @@ class HardMerge(Merge):
             raise ValueError(f"`combine` is {combine!r}; it takes one of {', '.join(map(repr, COMBINE_MODES))}.")
         self.kept, self.merged, self.into, self.combine, self.padding = kept, merged, into, combine, padding
         self.num_input, self.num_output = num_input, kept.shape[1]
+        self.keeps_norm = combine == "keep_norm"
 
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Merge tokens; only the R merged rows are computed on, the rest is copied (see the base class)."""
-        batch_size, channels = self.kept.shape[0], x.shape[-1]
-        check_tokens(x, batch_size, self.num_input)
+        if self.keeps_norm:
+            return self.merge_keeping_norm(x, size)[:2]
+        flat, kept, merged, into, merged_size, out_size = self._flat(x, size)
+        out = flat.index_select(0, kept)
+        if self.merged.shape[1] > 0 and self.combine != "keep_one":
+            members = self._members(flat, out, merged, into, merged_size)
+            out = self._combine(out, members, into, merged_size, out_size).to(x.dtype)
+        return self._batch(out), self._batch(out_size[:, None])
+
+    def merge_keeping_norm(
+        self, x: Tensor, size: Tensor | None = None, coherence: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge tokens as `combine="keep_norm"` has it, and return how coherent the members of each are, too.
+
+        The coherence of a token is the length of its members' weighted mean, as a share of their weighted mean length:
+        1 where all point the same way. What it gives to others in attention, its value, is to be multiplied by it, as
+        the mean of the members' values is shorter than the value of a token of full length.
+
+        Args:
+            x, size: as in `merge`.
+            coherence (`Tensor`, *optional*): (B, N), of the tokens that go in, all 1 where `None`.
+
+        Returns:
+            Tokens (B, M, C), sizes (B, M, 1), and coherence (B, M), in float32 at least and without a gradient.
+        """
+        flat, kept, merged, into, merged_size, out_size = self._flat(x, size)
+        out = flat.index_select(0, kept)
+        share = merged_size / out_size.index_select(0, into).clamp(min=1e-12)
+        out, left = _keep_norm(out, self._members(flat, out, merged, into, merged_size), into, share)
+        if coherence is not None:
+            before = coherence.reshape(-1).to(share.dtype)  # (B, N) -> (B*N,)
+            mean = before.index_select(0, kept)
+            left = left * mean.index_add(
+                0, into, (before.index_select(0, merged) - mean.index_select(0, into)) * share
+            )
+        return self._batch(out.to(x.dtype)), self._batch(out_size[:, None]), self._batch(left[:, None])[..., 0]
+
+    def _flat(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, ...]:
+        """Return all tokens (B*N, C), the rows in them of `kept` (B*M,) and `merged` (B*R,), and sizes by row."""
+        check_tokens(x, self.kept.shape[0], self.num_input)
         if not x.is_floating_point() and self.combine != "keep_one":
             raise ValueError(f"`x` is a {x.dtype} tensor; combining tokens by {self.combine!r} takes a floating one.")
         size = ones_or_checked(size, x)
@@ -108,23 +149,23 @@ class HardMerge(Merge):
             size = size.masked_fill(self.padding[..., None], 0)
         kept, merged = flat_rows(self.num_input, self.kept, self.merged)
         (into,) = flat_rows(self.num_output, self.into)
-
         flat_size = size.reshape(-1)  # (B, N, 1) -> (B*N,)
         merged_size = flat_size.index_select(0, merged)
         out_size = flat_size.index_select(0, kept).index_add(0, into, merged_size)
+        return x.reshape(-1, x.shape[-1]), kept, merged, into, merged_size, out_size
 
-        flat = x.reshape(-1, channels)  # (B, N, C) -> (B*N, C)
-        out = flat.index_select(0, kept)
-        if self.merged.shape[1] > 0 and self.combine != "keep_one":
-            out = self._combine(out, flat.index_select(0, merged), into, merged_size, out_size).to(x.dtype)
-        return out.view(batch_size, self.num_output, channels), out_size.view(batch_size, self.num_output, 1)
+    def _batch(self, rows: Tensor) -> Tensor:
+        return rows.view(self.kept.shape[0], self.num_output, rows.shape[-1])  # (B*M, C) -> (B, M, C)
+
+    def _members(self, flat: Tensor, out: Tensor, merged: Tensor, into: Tensor, merged_size: Tensor) -> Tensor:
+        members = flat.index_select(0, merged)
+        if self.padding is None:
+            return members
+        # padding that goes into a token is made equal to it, and so changes nothing
+        return torch.where((merged_size > 0)[:, None], members, out.index_select(0, into))
 
     def _combine(self, out: Tensor, members: Tensor, into: Tensor, merged_size: Tensor, out_size: Tensor) -> Tensor:
         # out (B*M, C); members (B*R, C); into, merged_size (B*R,); out_size (B*M,)
-        if self.padding is not None:  # padding that goes into a token is made equal to it, and so changes nothing
-            members = torch.where((merged_size > 0)[:, None], members, out.index_select(0, into))
-        if self.combine == "keep_norm":
-            return _keep_norm(out, members, into, merged_size / out_size.index_select(0, into).clamp(min=1e-12))
         if self.combine == "max":
             return out.scatter_reduce(0, into[:, None].expand_as(members), members, "amax", include_self=True)
         if self.combine == "mean":
@@ -166,11 +207,12 @@ class HardMerge(Merge):
         return self.kept
 
 
-def _keep_norm(out: Tensor, members: Tensor, into: Tensor, share: Tensor) -> Tensor:
+def _keep_norm(out: Tensor, members: Tensor, into: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Combine as a weighted mean, and bring each mean to the weighted mean of its members' norms.
 
     A mean of vectors is shorter than they are, unless they point the same way; later blocks know vectors of full
     length. `out` (B*M, C), `members` (B*R, C), `into` and `share` (B*R,); rows without members keep their bits.
+    Returns the tokens, and what share of their length each mean had (B*M,).
     """
     full = torch.promote_types(out.dtype, torch.float32)
     out, members = out.to(full), members.to(full)
@@ -178,8 +220,10 @@ def _keep_norm(out: Tensor, members: Tensor, into: Tensor, share: Tensor) -> Ten
     length = length.index_add(0, into, (member_length - length.index_select(0, into)) * share)
     mean = out.index_add(0, into, (members - out.index_select(0, into)) * share[:, None])
     tiny = torch.finfo(full).tiny
-    stretch = length / torch.linalg.vector_norm(mean, dim=-1).clamp(min=tiny)
-    return mean * stretch.clamp(max=MAX_STRETCH)[:, None]
+    mean_length = torch.linalg.vector_norm(mean, dim=-1)
+    stretch = length / mean_length.clamp(min=tiny)
+    left = torch.where(length > 0, mean_length / length.clamp(min=tiny), 1).clamp(max=1).detach()
+    return mean * stretch.clamp(max=MAX_STRETCH)[:, None], left
 
 
 def identity_merge(batch_size: int, num_tokens: int, device: torch.device, padding: Tensor | None = None) -> HardMerge:

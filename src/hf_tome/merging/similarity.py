@@ -24,7 +24,7 @@ def similarity(
     padding: Tensor | None = None,
     *,
     bounded: bool = False,
-    penalty: Tensor | None = None,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return how alike sources and destinations are, (B, S, T), higher is more alike, and a bias (B, S) to add.
 
@@ -37,25 +37,39 @@ def similarity(
         sources, destinations (`Tensor`): positions, (S,) and (T,), or (B, S) and (B, T).
         distance (`str`): a name in `DISTANCES`.
         padding (`Tensor`, *optional*): (B, N) bool.
-        penalty (`Tensor`, *optional*): (B, N), subtracted from the score of a pair for each of its two tokens.
+        importance (`Tensor`, *optional*): (B, N), by which the distance of a pair is multiplied: by 1 and what both of
+            its tokens have. The distance is what a score lacks of `HIGHEST`.
         bounded (`bool`): bring the Euclidean distance to [-1, 1], where a threshold can be set, as cosines are.
 
     Raises:
-        ValueError: an unknown distance.
+        ValueError: an unknown distance, or one without a highest score together with `importance`.
     """
     table = BOUNDED_DISTANCES if bounded else DISTANCES
     if distance not in table:
         raise ValueError(f"`distance` is {distance!r}; it takes one of {', '.join(map(repr, table))}.")
     metric, bias = sound(metric, unit=distance == "cosine")
-    if penalty is not None:
-        bias = bias - penalty.to(bias)
     if padding is not None:
         bias = bias.masked_fill(padding, -torch.inf)
     a, b, added = take(metric, sources), take(metric, destinations), take(bias, destinations)[:, None]
     with full_precision(metric.device):
+        if importance is not None:
+            scores = table[distance](a, b, torch.zeros_like(added))  # (B, S, T)
+            sides = (take(importance.to(bias), tokens) for tokens in (sources, destinations))
+            return _weighted(scores, *sides, distance).add_(added), take(bias, sources)
         if distance == "cosine" and is_zero(added):
             return torch.bmm(a, b.transpose(1, 2)), take(bias, sources)
         return table[distance](a, b, added), take(bias, sources)
+
+
+def _weighted(scores: Tensor, of_sources: Tensor, of_destinations: Tensor, distance: str) -> Tensor:
+    # (B, S, T), (B, S) and (B, T) -> (B, S, T): scores of 0 and less
+    if distance not in HIGHEST:
+        raise ValueError(
+            f"`distance` is {distance!r}, which has no highest score, so that no importance can weigh how far a pair "
+            f"is from it; use one of {', '.join(map(repr, HIGHEST))}."
+        )
+    weights = (1 + of_sources)[:, :, None] + of_destinations[:, None]
+    return (scores - HIGHEST[distance]) * weights
 
 
 def is_zero(bias: Tensor) -> bool:
@@ -120,5 +134,8 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "softmax": _softmax,
 }
 """Similarity by name, (B, S, D), (B, T, D) -> (B, S, T), with a bias (B, 1, T) added; a softmax runs over T."""
+
+HIGHEST = {"cosine": 1.0, "euclidean": 0.0, "softmax": 1.0}
+"""The score of equal tokens, or one that none exceeds, where there is such a score."""
 
 BOUNDED_DISTANCES = {**DISTANCES, "euclidean": _bounded_euclidean}

@@ -25,7 +25,7 @@ def bipartite_soft_matching(
     partition: str = "alternating",
     combine: str = "weighted_mean",
     seed: int = 0,
-    penalty: Tensor | None = None,
+    importance: Tensor | None = None,
     causal: bool = False,
     destinations: Tensor | None = None,
 ) -> Merge:
@@ -45,8 +45,8 @@ def bipartite_soft_matching(
             and comes out last, so that an image's result does not depend on how far it is padded.
         distance, partition, combine (`str`): the ablations of ToMe's table 1.
         seed (`int`): for `partition="random"`.
-        penalty (`Tensor`, *optional*): (B, N), subtracted from the score of a pair for each of its two tokens, so that
-            tokens of high penalty merge late.
+        importance (`Tensor`, *optional*): (B, N), at least 0. The distance of a pair is multiplied by 1 and the
+            importance of both of its tokens, so that important tokens merge where they are most alike, and late.
         causal (`bool`): tokens merge into later ones alone.
         destinations (`Tensor`, *optional*): (B, T), ascending, set B itself; all other tokens are set A, of which up
             to all merge. There are no special tokens and no padding then.
@@ -56,7 +56,8 @@ def bipartite_soft_matching(
         order the unmerged tokens by falling similarity, where rounding may swap rows; here position decides.)
 
     Raises:
-        ValueError: a negative `r`, an unknown name, or tensors of the wrong shape.
+        ValueError: a negative `r`, an unknown name, tensors of the wrong shape, or `importance` with the distance
+            `"dot"`, which knows no highest score.
     """
     if num_special is None:
         num_special = int(class_token) + int(distill_token)
@@ -73,7 +74,7 @@ def bipartite_soft_matching(
         return identity_merge(batch_size, num_tokens, metric.device, padding)
 
     with torch.no_grad():
-        scores, bias = similarity(metric, a, b, distance, padding, penalty=penalty)  # (B, |A|, |B|), (B, |A|)
+        scores, bias = similarity(metric, a, b, distance, padding, importance=importance)  # (B, |A|, |B|), (B, |A|)
         if causal:
             scores = scores.masked_fill(a[..., :, None] > b[..., None, :], -torch.inf)
         order = (scores.amax(dim=-1) + bias).argsort(dim=-1, descending=True, stable=True)
@@ -101,7 +102,7 @@ def _match(inputs: MatchInputs) -> Merge:
         partition=fields["partition"],
         combine=fields["combine"],
         seed=inputs.seed,
-        penalty=None if attended is None else fields["protect_attended"] * attended,
+        importance=None if attended is None else fields["protect_attended"] * attended,
         causal=inputs.causal,
         destinations=inputs.destinations,
     )

@@ -50,7 +50,7 @@ def test_it_changes_what_merges_and_nothing_where_it_is_0(monkeypatch):
     told = attended(monkeypatch, model, zoo, MergeConfig(r=8))
     plain = zoo.run(model)
     assert told is None
-    assert not torch.equal(zoo.run(hf_tome.apply(model, r=8, protect_attended=0.5)), plain)
+    assert not torch.equal(zoo.run(hf_tome.apply(model, r=8, protect_attended=5)), plain)
     unmerged = zoo.run(hf_tome.remove(model))
     assert torch.equal(zoo.run(hf_tome.apply(model, protect_attended=0.5, combine="keep_norm")), unmerged)
 
@@ -67,6 +67,8 @@ def test_it_costs_a_row_a_block():
 def test_a_method_without_it_and_a_value_out_of_range():
     with pytest.raises(ValueError, match=r"`protect_attended` is 0\.1, but method 'mame' does not use it"):
         MergeConfig(method="mame", protect_attended=0.1)
+    with pytest.raises(ValueError, match=r"`protect_attended` is 0\.1 and `distance` is 'dot'"):
+        MergeConfig(protect_attended=0.1, distance="dot")
     with pytest.raises(ValueError, match="`protect_attended` is -1; it takes a number from 0 to 10"):
         MergeConfig(protect_attended=-1)
     assert replace(MergeConfig(r=4), protect_attended=1).protect_attended == 1.0

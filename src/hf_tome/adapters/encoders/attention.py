@@ -41,6 +41,7 @@ class AttentionCall:
         attending (`int`, *optional*): how many leading tokens are class tokens whose attention is to be returned.
         num_queries (`int`, *optional*): how many leading tokens attend, where the others are not read; the output then
             has their rows alone, and is not packed.
+        value_scale (`Tensor`, *optional*): (B, N), by which each token's value is multiplied.
         layout (`PaddedLayout`): of the attention's input and output.
         result (`Tensor`, *optional*): (B, H, N, d) for a projection, (B, N) for the attention each token received.
         attended (`Tensor`, *optional*): (B, N), see `attention_paid`.
@@ -53,6 +54,7 @@ class AttentionCall:
     feature: str | None = None
     attending: int | None = None
     num_queries: int | None = None
+    value_scale: Tensor | None = None
     layout: PaddedLayout = PADDED
     result: Tensor | None = None
     attended: Tensor | None = None
@@ -62,6 +64,14 @@ class AttentionCall:
         """Whether queries, keys and values may stay packed: nothing reads those of all images at once."""
         all_read = self.attending is not None or self.num_queries is not None or self.feature in QUERY_KEY_FEATURES
         return self.layout.per_image and not all_read
+
+    def scale_value(self, value: Tensor, packed: bool) -> Tensor:
+        """Return the values (B, H, N, d), or (1, H, R, d) where they are packed, by `value_scale`."""
+        if self.value_scale is None:
+            return value
+        scale = self.value_scale[..., None]  # (B, N, 1)
+        scale = self.layout.pack(scale) if packed else scale
+        return value * scale[:, None].to(value.dtype)  # (B, 1, N, 1)
 
 
 class MergedAttention(PatchedModule):
@@ -102,6 +112,7 @@ class MergedAttention(PatchedModule):
         if family.rotary is not None:
             query, key = _rotate(self, family.rotary, query, key, kwargs.pop("position_embeddings"), call)
 
+        value = call.scale_value(value, packed)
         backend = check_backend(backend_of(self))
         pairs = None if family.position_bias is None else attention_mask
         if call.feature == "received":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from ...merging import MatchInputs
+from ...merging import HardMerge, MatchInputs
 from ...patching.patch import PatchedModule, context_of
 from ...patching.plans import MergeContext, Target, patched_inside
 from .attention import AttentionCall, backend_of, log_size
@@ -214,6 +214,7 @@ def _attention_call(context: MergeContext, state: ForwardState, queries: int | N
         feature=(plan.method.metric or plan.config.choice("metric")) if matches else None,
         attending=plan.num_class_tokens if matches and plan.config.protect_attended else None,
         num_queries=queries,
+        value_scale=state.coherence[index],
         layout=state.layout[index],
     )
 
@@ -225,7 +226,9 @@ def _merge(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_st
     size, match = state.size[index], None
     if plan.merging[index]:
         match = _match(context, call, hidden_states, size if state.padded[index] else None)
-        hidden_states, size = match.merge(hidden_states, size)
+        hidden_states, size = _merge_tokens(match, state, index, hidden_states)
+    else:
+        state.coherence[index + 1] = state.coherence[index]
     hidden_states = state.leave(index, hidden_states, size, match, plan)
     if match is None:
         state.layout[index + 1] = state.layout[index]
@@ -235,6 +238,16 @@ def _merge(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_st
         backend = backend_of(attrgetter(family.attention)(block))
         state.layout[index + 1] = layout_of(size, padded, block, backend, has_mask)
     return hidden_states
+
+
+def _merge_tokens(match: Merge, state: ForwardState, index: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    size, coherence = state.size[index], state.coherence[index]
+    if isinstance(match, HardMerge) and match.keeps_norm:
+        hidden_states, size, coherence = match.merge_keeping_norm(hidden_states, size, coherence)
+    else:
+        hidden_states, size = match.merge(hidden_states, size)
+    state.coherence[index + 1] = coherence
+    return hidden_states, size
 
 
 def _match(context: MergeContext, call: AttentionCall, hidden_states: Tensor, size: Tensor | None) -> Merge:

@@ -27,6 +27,8 @@ class ForwardState:
 
     Attributes:
         size: (B, N_i, 1) going into block i, 0 for padding; `None` while nothing has merged and nothing is padded.
+        coherence: (B, N_i), how coherent the members of each token are (`HardMerge.merge_keeping_norm`); `None` where
+            nothing has merged so.
         position: (B, N_i) int64, the input position that each token keeps; `None` while nothing has merged, or where
             no part of the model asks for it.
         source: (B, N_0) int64, the token that holds each input token going into block i; with `trace` only.
@@ -47,6 +49,7 @@ class ForwardState:
     def __init__(self, num_layers: int, reads: tuple[int, ...] | None = None):
         self.num_layers = num_layers
         self.size: list[Tensor | None] = [None] * (num_layers + 1)
+        self.coherence: list[Tensor | None] = [None] * (num_layers + 1)
         self.position: list[Tensor | None] = [None] * (num_layers + 1)
         self.source: list[Tensor | None] = [None] * (num_layers + 1)
         self.match: list[Merge | None] = [None] * num_layers
@@ -73,7 +76,7 @@ class ForwardState:
 
     def bring(self, index: int, device: torch.device) -> None:
         """Move what block `index` reads to its device, where a model is spread over several."""
-        for entries in (self.size, self.position, self.source):
+        for entries in (self.size, self.coherence, self.position, self.source):
             entry = entries[index]
             if entry is not None and entry.device != device:
                 entries[index] = entry.to(device)

@@ -79,6 +79,7 @@ class TimmAttention(PatchedModule):
             call.result = attention_received(query, key, self.scale, call)
         if call.attending is not None:
             call.attended = attention_paid(query, key, self.scale, call)
+        value = call.scale_value(value, call.stays_packed)
         if call.layout.per_image:
             bias = call.bias if context_of(self).target.plan.proportional else None  # no padding, no mask
             out = attend_per_image(

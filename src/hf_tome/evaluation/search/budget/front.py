@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 BUDGETS = (0.9, 0.7, 0.6, 0.5, 0.4, 0.3)
 """The front, besides the budget that is asked for."""
-START = Settings(centre=0.4, width=0.5, fields={"metric": "x", "combine": "keep_norm", "protect_attended": 0.1})
+START = Settings(centre=0.4, width=0.5, fields={"metric": "x", "combine": "keep_norm", "protect_attended": 2.0})
 CONSTANT = Settings(centre=None)
 MAME = Settings(fields={"method": "mame"})
 SHIFT = 0.09
@@ -38,7 +38,7 @@ def _metrics(now: Settings) -> Iterator[Settings]:
 
 
 def _protection(now: Settings) -> Iterator[Settings]:
-    for weight in (0.0, 0.05, 0.2):
+    for weight in (0.0, 1.0, 4.0):
         yield now.having(protect_attended=weight)
 
 
