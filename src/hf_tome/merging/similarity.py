@@ -54,21 +54,21 @@ def similarity(
     with full_precision(metric.device):
         if importance is not None:
             scores = table[distance](a, b, torch.zeros_like(added))  # (B, S, T)
-            sides = (take(importance.to(bias), tokens) for tokens in (sources, destinations))
-            return _weighted(scores, *sides, distance).add_(added), take(bias, sources)
+            of_source, of_destination = (take(importance.to(bias), rows) for rows in (sources, destinations))
+            return _weighted(scores, of_source, of_destination, distance) + added, take(bias, sources)
         if distance == "cosine" and is_zero(added):
             return torch.bmm(a, b.transpose(1, 2)), take(bias, sources)
         return table[distance](a, b, added), take(bias, sources)
 
 
-def _weighted(scores: Tensor, of_sources: Tensor, of_destinations: Tensor, distance: str) -> Tensor:
+def _weighted(scores: Tensor, of_source: Tensor, of_destination: Tensor, distance: str) -> Tensor:
     # (B, S, T), (B, S) and (B, T) -> (B, S, T): scores of 0 and less
     if distance not in HIGHEST:
         raise ValueError(
             f"`distance` is {distance!r}, which has no highest score, so that no importance can weigh how far a pair "
             f"is from it; use one of {', '.join(map(repr, HIGHEST))}."
         )
-    weights = (1 + of_sources)[:, :, None] + of_destinations[:, None]
+    weights = (1 + of_source)[:, :, None] + of_destination[:, None]
     return (scores - HIGHEST[distance]) * weights
 
 

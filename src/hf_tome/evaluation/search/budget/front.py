@@ -75,7 +75,7 @@ def _proportional(now: Settings) -> Iterator[Settings]:
 
 AT_THE_BUDGET: tuple[Moves, ...] = (_centre, _metrics, _protection, _norm, _width, _centre, _fine, _proportional)
 """What is tried at the budget that is asked for, each from the best so far."""
-AT_ITS_NEIGHBOURS: tuple[Moves, ...] = (_centre,)
+AT_ITS_NEIGHBOURS: tuple[Moves, ...] = (_centre, _centre)
 """What is tried at the others, from their neighbour's winner."""
 
 
