@@ -1,4 +1,4 @@
-"""What `tune` finds on real photographs: half and 0.7 of the GFLOPs without labels, half with the image size free.
+"""What `tune` finds on real photographs: half and 0.7 of the GFLOPs, 0.5 and 0.6 of the time, the image size free.
 
 96 photographs to choose by, the others to confirm on, beside what else costs as much. `docs/tune.md` shows the record.
 
@@ -23,8 +23,11 @@ from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
 from hf_tome.evaluation.tasks.registry import build_job
 
 DATA = Path(os.environ.get("HF_TOME_TEST_DATA", "../shared/data"))
+UNLABELLED = {"use_labels": False}
 CASES: dict[str, dict[str, Any]] = {
-    "half": {"budget": Budget(0.5), "use_labels": False, "also": [0.7]},
+    "half": {"budget": Budget(0.5), **UNLABELLED, "also": [0.7]},
+    "half of the time": {"budget": Budget(0.5, by="time"), **UNLABELLED, "against": ["smaller images"]},
+    "0.6 of the time": {"budget": Budget(0.6, by="time"), **UNLABELLED, "against": ["smaller images"]},
     "half, image size free": {"budget": Budget(0.5), "image_size": "free", "controls": [], "front": ()},
 }
 QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 4}

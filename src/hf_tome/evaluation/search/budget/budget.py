@@ -22,6 +22,8 @@ from .trials import Progress
 from .tuning_run import TuningRun
 
 MAX_EVALUATIONS = 45
+CONTROLS = ("constant ToMe", "decreasing ToMe", "MaMe", "random pruning", "smaller images")
+"""What is shown beside the choice."""
 UNITS = {"gflops": "GFLOPs", "time": "time"}
 
 
@@ -51,6 +53,7 @@ def tune_to_budget(
     image_size: str = "fixed",
     use_labels: bool = True,
     controls: Sequence[str] = ("gflops", "time"),
+    against: Sequence[str] = CONTROLS,
     also: Sequence[float] = (),
     choose: int = COMMON,
     confirm: int | None = 1000,
@@ -73,6 +76,7 @@ def tune_to_budget(
         image_size: `"fixed"`, or `"free"` to let the search take smaller images too.
         use_labels: choose by the labels too, where there are any; without them, by the unmerged model's outputs alone.
         controls: what is shown beside the choice: other ways at equal GFLOPs, and at equal measured time.
+        against: what these controls are, of `CONTROLS`.
         also: budgets of the front that are confirmed too, each beside constant ToMe.
         choose, confirm: how many samples to choose by, and to confirm on (`None` for all others).
         seed: for the draw of the samples.
@@ -97,7 +101,7 @@ def tune_to_budget(
         if by_block:
             tuning.measure_blocks()
         point = tuning.choose()
-        variants = {**tuning.variants(point, controls), **tuning.at_budgets(also)}
+        variants = {**tuning.variants(point, controls, against), **tuning.at_budgets(also)}
         confirming = replace(job, data=confirmed_on)
         tested = [*variants.values(), *(tuning.front() if budget.max_drop is not None else [])]
         with nullcontext(out) if out is not None else TemporaryDirectory() as place:

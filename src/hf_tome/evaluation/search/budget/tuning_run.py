@@ -156,8 +156,9 @@ class TuningRun:
             point = Point(share, near.settings, replace(near.trial, variant=variant))
         return point
 
-    def variants(self, point: Point, controls: Sequence[str]) -> dict[str, Variant]:
+    def variants(self, point: Point, controls: Sequence[str], against: Sequence[str]) -> dict[str, Variant]:
         """Return what is confirmed, by what it is: the choice, and controls at equal GFLOPs and at equal time."""
+        self.against = against
         chosen, share = point.trial.variant, point.budget
         named: dict[str, Variant | None] = {"tuned": chosen}
         if "gflops" in controls:
@@ -202,7 +203,7 @@ class TuningRun:
         named = {
             name: None if variant is None else replace(variant, control=name) for name, variant in controls.items()
         }
-        return {f"{name}{mark}": variant for name, variant in named.items()}
+        return {f"{name}{mark}": variant for name, variant in named.items() if name in self.against}
 
     def at_budgets(self, budgets: Sequence[float]) -> dict[str, Variant]:
         """Return the winner and the constant schedule at other budgets."""
