@@ -60,12 +60,12 @@ def open_shards(path: Path, shards: dict[str, list[Path]], streaming: bool = Fal
 
     try:
         splits = dict(datasets.load_dataset("webdataset", data_files=_data_files(shards), streaming=streaming))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"The tar files in {path} cannot be read as WebDataset shards: {first_line(error)} Members of one sample "
+        return {name: _with_label(rows) for name, rows in splits.items()}
+    except Exception as error:  # tarfile, pyarrow and `datasets` have no common class for theirs
+        raise DataError(
+            f"The tar files in {path} cannot be read as WebDataset shards: {_cause(error)} Members of one sample "
             "share a key, and every sample has the same members: 0001.jpg, 0001.cls, 0002.jpg, 0002.cls, ..."
         ) from error
-    return {name: _with_label(rows) for name, rows in splits.items()}
 
 
 def _declared_features(path: Path) -> Any:
