@@ -16,6 +16,12 @@ from hf_tome.evaluation.reporting.tables import unit
 from hf_tome.evaluation.running.runner import evaluate
 
 TEMPLATE = Path(__file__).with_name("demo_model_card.md")
+MEASURES = {
+    "accuracy": ("accuracy", "accuracy", "right"),
+    "top1": ("accuracy", "accuracy", "right"),
+    "miou": ("mIoU", "mean_iou", "mIoU"),
+}
+"""What a card calls the measure of a row: in words, on the Hub, and in the table."""
 ALL = 10**6
 """More samples than there are held-out digits."""
 
@@ -49,9 +55,9 @@ def write_card(card: Card, models: Path, minutes: float) -> None:
     with TemporaryDirectory() as place:
         job = demo.job(Path(place), ALL, models=models)
         results = evaluate(job, [parse_config(text) for text in demo.configs], batch_size=32)
-    measure = "accuracy" if "accuracy" in results.rows[0] else "top1"
+    measure = next(name for name in MEASURES if name in results.rows[0])
     config, unmerged = job.model.config, results.rows[0]
-    vision = getattr(config, "vision_config", config)
+    vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
     filled = TEMPLATE.read_text().format(
         **vars(card),
         name=demo.model,
@@ -70,6 +76,8 @@ def write_card(card: Card, models: Path, minutes: float) -> None:
         share=unmerged[measure] / 100,
         accuracy=unmerged[measure],
         count=f"{results.data['num_samples']} {unit(results)}",
+        measure=MEASURES[measure][0],
+        metric=MEASURES[measure][1],
         table=_table(results.rows, measure),
     )
     (models / demo.model / "README.md").write_text(filled)
@@ -77,6 +85,6 @@ def write_card(card: Card, models: Path, minutes: float) -> None:
 
 
 def _table(rows: list[dict[str, Any]], measure: str) -> str:
-    lines = ["| config | right % | same as unmerged % | tokens left |", "|---|---:|---:|---:|"]
+    lines = [f"| config | {MEASURES[measure][2]} % | same as unmerged % | tokens left |", "|---|---:|---:|---:|"]
     lines += [f"| {row['name']} | {row[measure]:.1f} | {row['agreement']:.1f} | {row['tokens']:.0f} |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -105,6 +105,39 @@ def build_vitpose(backend: str):
     return model
 
 
+WINDOWED = {**FOUR, **IMAGE, "mlp_ratio": 2}
+RF_DETR = {**WINDOWED, "num_windows": 2, "out_indices": [1, 3], "layerscale_value": 0.7}
+LW_DETR = {
+    **WINDOWED,
+    "num_windows": 4,
+    "window_block_indices": [0, 2],
+    "out_indices": [2, 4],
+    "pretrain_image_size": 32,
+    "cae_init_values": 0.7,
+}
+DETR = {
+    "d_model": 32,
+    "decoder_ffn_dim": 32,
+    "decoder_layers": 2,
+    "decoder_self_attention_heads": 2,
+    "decoder_cross_attention_heads": 2,
+    "num_queries": 5,
+    "c2f_num_blocks": 1,
+}
+
+
+def detr(prefix: str, inner: object, **options):
+    """Build a whole detector around a backbone of this config."""
+
+    def make(backend: str):
+        config = getattr(tf, f"{prefix}Config")(backbone_config=copy.deepcopy(inner), **DETR, **options)
+        model = getattr(tf, f"{prefix}ForObjectDetection")(config)
+        model.model.backbone.backbone.set_attn_implementation(backend)
+        return model
+
+    return make
+
+
 def for_poses(batch_size: int):
     return {**pixels(3, 64, 48)(batch_size), "dataset_index": torch.zeros(batch_size, dtype=torch.long)}
 
@@ -292,5 +325,20 @@ DENSE_ZOO: tuple[Zoo, ...] = (
         restores=True,
     ),
     Maps("sapiens2-backbone", "Sapiens2Backbone", backbone("Sapiens2Backbone", "Sapiens2Config", **SAPIENS), IMG),
+    Maps(
+        "rf_detr_dinov2",
+        "RfDetrDinov2Backbone",
+        backbone("RfDetrDinov2Backbone", "RfDetrDinov2Config", **RF_DETR),
+        IMG,
+    ),
+    Maps("lw_detr_vit", "LwDetrViTBackbone", backbone("LwDetrViTBackbone", "LwDetrViTConfig", **LW_DETR), IMG),
+    DenseZoo("rf_detr", "RfDetrDinov2Backbone", detr("RfDetr", tf.RfDetrDinov2Config(**RF_DETR)), IMG, "pred_boxes"),
+    DenseZoo(
+        "lw_detr",
+        "LwDetrViTBackbone",
+        detr("LwDetr", tf.LwDetrViTConfig(**LW_DETR), projector_scale_factors=[1.0]),
+        IMG,
+        "pred_boxes",
+    ),
     DenseZoo("depth_pro", "Dinov2Model", build_depth_pro, pixels(3, 64, 64), DEPTH, restores=True),
 )

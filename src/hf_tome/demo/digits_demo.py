@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..evaluation.data import digits
 from ..evaluation.job import Job
 from ..evaluation.options import JobOptions
+from ..evaluation.store.results import Results
 from ..evaluation.tasks.registry import build_job
-from . import digits_questions, digits_scenes
+from . import digits_masks, digits_questions, digits_scenes
 from .digits_scenes import NAMES
+from .masks_picture import masks_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 BATCH = 32
 """Scenes that are drawn at once."""
@@ -36,6 +41,9 @@ class Demo:
         drawn: how many samples it draws.
         shown: a sample's content to the image or the clip that is drawn, and a title.
         options: more for `JobOptions`.
+        picture: draws the first samples from the job, the configs to draw, the results and how many samples; by
+            default the tokens that are left are drawn.
+        caption: what is said of the picture.
     """
 
     task: str
@@ -48,6 +56,8 @@ class Demo:
     drawn: int = 4
     shown: Callable[[Any], tuple[Any, str]] = lambda image: (image, "")
     options: dict[str, Any] = field(default_factory=dict)
+    picture: Callable[[Job, Sequence[str], Results, int], Image] | None = None
+    caption: str = "Held-out digits as the model sees them, and the tokens left after the last block."
 
     def job(self, place: Path, limit: int | None = None, *, device: str = "cpu", models: Path = digits.MODELS) -> Job:
         """Write the data into a new folder in `place`, and load the task on them.
@@ -130,6 +140,22 @@ def write_questions(folder: Path, count: int) -> None:
     (folder / "test.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def write_scenes(folder: Path, count: int) -> None:
+    """Write scenes of several held-out digits each as `test/images/<number>.png`, with their masks in `test/masks`."""
+    from PIL import Image
+
+    material, generator = digits_scenes.load_material("test"), torch.Generator().manual_seed(digits.SCENE_SEED)
+    for name in ("images", "masks"):
+        (folder / "test" / name).mkdir(parents=True)
+    number = 0
+    for which in _choose(len(material.labels), count).split(BATCH):
+        pictures, masks = digits_masks.make_scenes(material, which, generator)
+        for picture, mask in zip(digits_scenes.to_bytes(pictures), masks.to(torch.uint8).numpy()):
+            Image.fromarray(picture).save(folder / "test" / "images" / f"{number:03}.png")
+            Image.fromarray(mask).save(folder / "test" / "masks" / f"{number:03}.png")
+            number += 1
+
+
 def _choose(total: int, count: int) -> torch.Tensor:
     """Return the indices of so many held-out digits, in a random order that is always the same."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(digits.SCENE_SEED))[:count]
@@ -156,10 +182,11 @@ def _write_clip(path: Path, frames: Any) -> None:
         container.mux(stream.encode())
 
 
-IMAGES, CLIPS, ZERO_SHOT, QUESTIONS = (
+IMAGES, CLIPS, ZERO_SHOT, MASKS, QUESTIONS = (
     "image-classification",
     "video-classification",
     "zero-shot-image-classification",
+    "semantic-segmentation",
     "visual-question-answering",
 )
 TOME = ("r=8", "r=16", "r=32", "r=64")
@@ -206,6 +233,17 @@ DEMOS: dict[str, Demo] = {
         write_pictures,
         200,
         (*TOME, *PRUNED, *MAME),
+    ),
+    "scenes": Demo(
+        MASKS,
+        "digits-dinov2",
+        "scenes of digits",
+        write_scenes,
+        60,
+        ("r=32", "r=64", "r=96", "r=128", "r=392,layers=1", "method=mame,threshold=0.9", "method=mame,threshold=0.8"),
+        ("r=64", "r=96", "method=mame,threshold=0.9"),
+        picture=masks_picture,
+        caption="Held-out scenes, the right masks, and those of the unmerged and the merged model.",
     ),
     "questions": Demo(
         QUESTIONS,

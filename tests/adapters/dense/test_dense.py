@@ -130,7 +130,8 @@ def without_positions(zoo):
 # Rotary positions are no weights that could be set to zero; Depth Pro cuts its picture up, and resizes the pieces;
 # ViTPose's patches overlap.
 NOT_PLACED = ("dinov3", "chmv2", "sapiens2", "sapiens2-backbone", "depth_pro", "vitpose")
-PLACED = [zoo for zoo in DENSE_ZOO if zoo.name not in NOT_PLACED]
+WINDOWS = ("rf_detr_dinov2", "lw_detr_vit", "rf_detr", "lw_detr")  # have tests of their own (see test_windows.py)
+PLACED = [zoo for zoo in DENSE_ZOO if zoo.name not in (*NOT_PLACED, *WINDOWS)]
 MAPS = [zoo for zoo in PLACED if isinstance(zoo, Maps)]
 # Methods that halve the tokens do it by their order, which a merge changes: one merge of these, several of the others.
 ORDERLESS = {

@@ -23,6 +23,7 @@ from ..encoders.rows.image_text import CLIP
 from ..encoders.rows.images import VIT
 from .reads import UnmergedFeatures, out_indices
 from .speech import WHISPER
+from .windows import window_families
 
 READS_FEATURES = OutputAdapter(
     UnmergedFeatures,
@@ -130,6 +131,7 @@ DENSE_FAMILIES: tuple[Family, ...] = (
         mlp=("mlp",),
     ),
     SAPIENS2,
+    *window_families(READS_FEATURES),
     replace(SAPIENS2, tower="Sapiens2Backbone", heads={"Sapiens2Backbone": (features_of("model"),)}),
     WHISPER,
 )

@@ -188,7 +188,7 @@ def plan_tower(
     )
     if not reads and not any(row.reads_tokens for _, row in owned):
         plan = replace(plan, last_queries=_last_queries(plan))
-    mixin = ATTENTIONS.get(family.library, MergedAttention)
+    mixin = family.attention_mixin or ATTENTIONS.get(family.library, MergedAttention)
     patches = [Patch(block, MergedBlock, index) for index, block in enumerate(blocks)]
     patches += [Patch(part, mixin, index, forward_module(part)) for index, part in enumerate(attentions)]
     check_forwards([change.module for change in (*patches, *outputs)])

@@ -60,7 +60,7 @@ BY_REASON: dict[str, str] = {
         swiftformer
     """,
     WINDOWS: """
-        donut-swin florence2 lw_detr_vit maskformer-swin rf_detr_dinov2 sam sam3_tracker sam3_video sam_hq swin
+        donut-swin florence2 maskformer-swin sam sam3_tracker sam3_video sam_hq swin
         swin2sr swinv2 vitdet
     """,
     NEIGHBOURS: "dinat",
@@ -69,9 +69,9 @@ BY_REASON: dict[str, str] = {
         efficientloftr eomt eomt_dinov3 videomt vitmatte
     """,
     LOOKED_UP: """
-        conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino lw_detr
+        conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino
         mm-grounding-dino omdet-turbo oneformer pp_doclayout_v2 pp_doclayout_v3 pp_doclayout_v4
-        rf_detr rt_detr rt_detr_v2 table-transformer
+        rt_detr rt_detr_v2 table-transformer
     """,
     SAM_TOWER: "deepseek_ocr2 deepseek_vl_hybrid got_ocr2 pp_chart2table pp_formulanet unlimited_ocr",
     TIMM: "edgetam edgetam_video fast_vlm gemma3n perception_lm timm_backbone timm_wrapper",

@@ -36,14 +36,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = example(
     "hf-tome demo --task all --out demo/",
-    "prints a table for each of six small models in about three minutes, and writes report.md, results.json and "
+    "prints a table for each of seven small models in about four minutes, and writes report.md, results.json and "
     "pictures to a folder for each in demo/.",
 )
 
 ALL = "all"
 DRAWN = "class-to-image"
 """The task of the small diffusion model, which draws digits instead of reading them."""
-CAPTION = "Held-out digits as the model sees them, and the tokens left after the last block."
 
 
 def demo_command(
@@ -51,7 +50,8 @@ def demo_command(
         str,
         typer.Option(
             help="What to show: image-classification, video-classification, zero-shot-image-classification (CLIP and "
-            "SigLIP), visual-question-answering (LLaVA), class-to-image (a diffusion model), or all."
+            "SigLIP), semantic-segmentation (DINOv2 with UPerNet), visual-question-answering (LLaVA), class-to-image "
+            "(a diffusion model), or all."
         ),
     ] = "image-classification",
     out: Annotated[Path, typer.Option(help="Folder to write the reports and the pictures to.")] = Path("demo"),
@@ -121,8 +121,10 @@ def _show(name: str, demo: Demo, out: Path, limit: int | None, batch_size: int, 
         with progress(name) as update:
             results = evaluate(job, parse_configs(demo.configs), batch_size=batch_size, on_progress=update)
         out.mkdir(parents=True, exist_ok=True)
-        _merged(job, demo).save(out / "merged.png")
-    write_results(results, out, [("merged.png", CAPTION)])
+        draw = demo.picture
+        picture = _merged(job, demo) if draw is None else draw(job, demo.pictured, results, demo.drawn)
+        picture.save(out / "merged.png")
+    write_results(results, out, [("merged.png", demo.caption)])
     return results
 
 

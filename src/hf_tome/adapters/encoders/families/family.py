@@ -136,6 +136,7 @@ class Family:
             all special ones by default.
         inputs: what the tower takes, and how its patches lie on it: for example inputs and pictures.
         sizes: where the config keeps the sizes that the multiply-adds depend on.
+        attention_mixin: what the attention is patched with, `MergedAttention` by default.
         library: whose modules these are: `"transformers"`, or `"timm"`, whose attention has a forward of its own.
     """
 
@@ -169,6 +170,7 @@ class Family:
     class_tokens: Callable[[Any, Any], int] | None = None
     inputs: InputFormat = IMAGE
     sizes: Sizes = PLAIN
+    attention_mixin: type | None = None
     library: str = "transformers"
 
     def num_protected(self, config: Any, tower: Any = None) -> int:

@@ -1,6 +1,6 @@
 """Train the demo's segmentation model, which finds handwritten digits in scenes, and write it with its model card.
 
-    python scripts/train_digits_scenes.py
+    python scripts/training/train_digits_scenes.py
 
 It takes some eight minutes on one CPU core: most epochs show scenes of 2 x 2 cells (196 tokens), the last few whole
 ones (784 tokens), whose positions start from those of the small ones.
@@ -9,6 +9,7 @@ ones (784 tokens), whose positions start from those of the small ones.
 import torch
 import torch.nn.functional as F
 import transformers as tf
+from demo_cards import Card, write_card
 from training import Loss, Stage, arguments, fit, livelier, normalise, save_half, square_processor
 
 from hf_tome.demo import digits_masks as masks
@@ -17,6 +18,20 @@ from hf_tome.evaluation.data.digits import MODELS
 
 PATCH = 4
 STAGES = ((scenes.SIDE, 14, 2e-3), (masks.SIDE, 1, 7e-4))  # (side in pixels, epochs, learning rate)
+
+
+CARD = Card(
+    demo="scenes",
+    pipeline="image-segmentation",
+    tokens=f"{(masks.SIDE // PATCH) ** 2 + 1} tokens, with a UPerNet head",
+    summary=f"It finds handwritten digits in scenes of {masks.SIDE}x{masks.SIDE} pixels, up to sixteen in each: the "
+    "class of each pixel, one of ten digits or the background. The mask of a digit has a margin of about one of the "
+    "pixels that the digit is made of.",
+    training=", ".join(f"{epochs} epochs of scenes of {side} pixels" for side, epochs, _ in STAGES),
+    merging="Each hidden state that the head reads is unmerged, while the blocks go on merging. Merging half of the "
+    "tokens in the second block (`r=392,layers=1`) costs more than merging as many gradually (`r=64`).",
+    command="training/train_digits_scenes.py",
+)
 
 
 def make_model() -> tf.UperNetForSemanticSegmentation:
@@ -74,6 +89,7 @@ def main() -> None:
         stage = Stage(f"{side} px", epochs, make_loss(model, material, side), learning_rate, batch_size=16)
         minutes += fit(model, stage, len(material.labels))
     save_half(model.eval(), args.out / "digits-dinov2", square_processor(tf.SegformerImageProcessor, masks.SIDE))
+    write_card(CARD, args.out, minutes)
 
 
 if __name__ == "__main__":
