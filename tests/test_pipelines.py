@@ -31,6 +31,7 @@ def models(tmp_path_factory):
         "automatic-speech-recognition": small.whisper,
         "depth-estimation": small.depth,
         "image-segmentation": small.segmenter,
+        "object-detection": small.rf_detr,
         "zero-shot-object-detection": small.owl,
         "image-text-to-text": small.llava,
     }
@@ -51,6 +52,7 @@ CALLS = {
     "image-segmentation": lambda pipe: [
         {**entry, "mask": np.asarray(entry["mask"]).sum().item()} for entry in pipe(small.picture())
     ],
+    "object-detection": lambda pipe: pipe(small.picture(), threshold=0.0),
     "zero-shot-object-detection": lambda pipe: pipe(small.picture(), candidate_labels=["cat", "dog"], threshold=0.0),
     "image-text-to-text": lambda pipe: pipe(small.picture(), text="<image> a photo of", max_new_tokens=4),
 }

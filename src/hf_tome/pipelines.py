@@ -294,6 +294,7 @@ PIPELINE_CLASSES: dict[str, type[transformers.Pipeline]] = {
     "automatic-speech-recognition": ResamplingSpeechPipeline,
     "depth-estimation": LimitedDepthPipeline,
     "image-segmentation": LimitedSegmentationPipeline,
+    "object-detection": LimitedDetectionPipeline,
     "zero-shot-object-detection": LimitedZeroShotDetectionPipeline,
     "image-text-to-text": LimitedImageTextPipeline,
 }

@@ -114,6 +114,17 @@ def segmenter(folder: Path) -> Path:
     return save(folder, larger(tf.UperNetForSemanticSegmentation(config)), processor)
 
 
+def rf_detr(folder: Path) -> Path:
+    """An RF-DETR with 2 x 2 windows."""
+    torch.manual_seed(0)
+    backbone = tf.RfDetrDinov2Config(**{**SMALL, **IMAGE, "mlp_ratio": 2, "num_windows": 2, "out_indices": [1, 3]})
+    sizes = {"d_model": 32, "decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 9, "c2f_num_blocks": 1}
+    heads = {"decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2}
+    config = tf.RfDetrConfig(backbone_config=backbone, **sizes, **heads, **labels("cat", "dog", "tree"))
+    processor = tf.RfDetrImageProcessor(size={"height": 32, "width": 32})
+    return save(folder, larger(tf.RfDetrForObjectDetection(config)), processor)
+
+
 def owl(folder: Path) -> Path:
     """An OWL-ViT."""
     torch.manual_seed(0)

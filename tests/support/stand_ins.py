@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import small
 import speaking
 import torch
 import transformers as tf
+from PIL import Image
 
 
 def deit(folder: Path) -> Path:
@@ -25,6 +27,10 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "openai/clip-vit-base-patch32": small.dual,
     "MIT/ast-finetuned-audioset-10-10-0.4593": small.ast,
     "llava-hf/llava-1.5-7b-hf": speaking.llava,
+    "microsoft/beit-base-finetuned-ade-640-640": small.segmenter,
+    "depth-anything/Depth-Anything-V2-Small-hf": small.depth,
+    "google/owlvit-base-patch32": small.owl,
+    "openai/whisper-tiny.en": small.whisper,
 }
 """A folder of that name below the working directory is loaded instead of the model on the Hub."""
 
@@ -49,9 +55,36 @@ def write_stand_ins(folder: Path) -> Path:
     small.write_sound(folder / "sound.wav")
     _write_samples(folder / "captions", {"captions": ["a cat on a tree", "a red cat"]})
     _write_samples(folder / "questions", {"question": "what is it?", "choices": ["cat", "dog"], "answer": "B"})
+    _write_maps(folder / "scenes" / "validation", "masks", np.random.default_rng(0).integers(0, 3, (48, 48)))
+    _write_maps(folder / "rooms" / "validation", "depths", np.random.default_rng(0).integers(500, 9000, (48, 48)))
+    _write_boxes(folder / "streets")
+    small.write_sound(folder / "speech" / "a.wav")
+    (folder / "speech" / "test.csv").write_text("path,text\na.wav,abc\n")
     (folder / "names.txt").write_text("cat\ndog\ntree\n")
     (folder / "templates.txt").write_text("a photo of a {}\na big {}\n")
     return folder
+
+
+def _write_maps(folder: Path, name: str, values: np.ndarray) -> None:
+    for place in ("images", name):
+        (folder / place).mkdir(parents=True)
+    for number in range(3):
+        small.picture(number).save(folder / "images" / f"{number}.png")
+        Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(
+            folder / name / f"{number}.png"
+        )
+
+
+def _write_boxes(folder: Path) -> None:
+    folder.mkdir()
+    small.picture().save(folder / "0.png")
+    boxes = [{"image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20]}]
+    content = {
+        "images": [{"id": 0, "file_name": "0.png"}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "validation.json").write_text(json.dumps(content))
 
 
 def _write_samples(folder: Path, texts: dict[str, object]) -> None:

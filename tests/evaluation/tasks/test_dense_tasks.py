@@ -279,6 +279,26 @@ def test_boxes_of_coco(tmp_path):
         build_job("zero-shot-object-detection", options)
 
 
+def test_boxes_of_a_detector(tmp_path):
+    """Classes are the model's own, matched by name."""
+    small.picture().save(tmp_path / "0.png")
+    content = {
+        "images": [{"id": 0, "file_name": "0.png"}],
+        "annotations": [{"image_id": 0, "category_id": 5, "bbox": [2, 3, 20, 20]}],
+        "categories": [{"id": 5, "name": "tree"}],
+    }
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    options = JobOptions(str(small.rf_detr(tmp_path / "model")), str(tmp_path / "test.json"))
+    job = build_job("object-detection", options)
+    assert [sample.label for sample in job.data] == [[[2, 2.0, 3.0, 22.0, 23.0, 0]]]
+    unmerged, merged = evaluate(job, [MergeConfig(r=2)]).rows
+    assert unmerged["agreement"] == pytest.approx(100)
+    assert 0 <= merged["agreement"] <= 100
+    (tmp_path / "test.json").write_text(json.dumps(content).replace("tree", "bicycle"))
+    with pytest.raises(ValueError, match="The model has no label 'bicycle'"):
+        build_job("object-detection", options)
+
+
 def test_boxes_of_a_data_set(tmp_path):
     names = datasets.ClassLabel(names=["dog", "cat"])
     features = datasets.Features(

@@ -364,7 +364,7 @@ def test_the_pipelines_and_the_command_line_name_the_same_tasks():
     from hf_tome.pipelines import PIPELINE_CLASSES
 
     others = {"image-to-text", "visual-question-answering", "text-cache"}  # image-text-to-text, and `contexts`
-    others |= {"semantic-segmentation", "object-detection"}  # image-segmentation
+    others |= {"semantic-segmentation"}  # image-segmentation
     unscored = {"image-feature-extraction", "image-text-to-text", "image-segmentation"}
     assert set(TASKS) - others == set(PIPELINE_CLASSES) - unscored
 
