@@ -31,7 +31,7 @@ def models(tmp_path_factory):
         "automatic-speech-recognition": small.whisper,
         "depth-estimation": small.depth,
         "image-segmentation": small.segmenter,
-        "object-detection": small.rf_detr,
+        "object-detection": small.lw_detr,
         "zero-shot-object-detection": small.owl,
         "image-text-to-text": small.llava,
     }

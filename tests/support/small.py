@@ -114,15 +114,16 @@ def segmenter(folder: Path) -> Path:
     return save(folder, larger(tf.UperNetForSemanticSegmentation(config)), processor)
 
 
-def rf_detr(folder: Path) -> Path:
-    """An RF-DETR with 2 x 2 windows."""
+def lw_detr(folder: Path) -> Path:
+    """An LW-DETR with 2 x 2 windows; RF-DETR's processor needs torchvision."""
     torch.manual_seed(0)
-    backbone = tf.RfDetrDinov2Config(**{**SMALL, **IMAGE, "mlp_ratio": 2, "num_windows": 2, "out_indices": [1, 3]})
+    windows = {"num_windows": 4, "window_block_indices": [0, 2], "out_indices": [2, 4], "pretrain_image_size": 32}
+    backbone = tf.LwDetrViTConfig(**{**SMALL, **IMAGE, "num_hidden_layers": 4, "mlp_ratio": 2}, **windows)
     sizes = {"d_model": 32, "decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 9, "c2f_num_blocks": 1}
-    heads = {"decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2}
-    config = tf.RfDetrConfig(backbone_config=backbone, **sizes, **heads, **labels("cat", "dog", "tree"))
-    processor = tf.RfDetrImageProcessor(size={"height": 32, "width": 32})
-    return save(folder, larger(tf.RfDetrForObjectDetection(config)), processor)
+    heads = {"decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2, "projector_scale_factors": [1.0]}
+    config = tf.LwDetrConfig(backbone_config=backbone, **sizes, **heads, **labels("cat", "dog", "tree"))
+    processor = tf.DeformableDetrImageProcessorPil(size={"height": 32, "width": 32})
+    return save(folder, larger(tf.LwDetrForObjectDetection(config)), processor)
 
 
 def owl(folder: Path) -> Path:

@@ -288,7 +288,7 @@ def test_boxes_of_a_detector(tmp_path):
         "categories": [{"id": 5, "name": "tree"}],
     }
     (tmp_path / "test.json").write_text(json.dumps(content))
-    options = JobOptions(str(small.rf_detr(tmp_path / "model")), str(tmp_path / "test.json"))
+    options = JobOptions(str(small.lw_detr(tmp_path / "model")), str(tmp_path / "test.json"))
     job = build_job("object-detection", options)
     assert [sample.label for sample in job.data] == [[[2, 2.0, 3.0, 22.0, 23.0, 0]]]
     unmerged, merged = evaluate(job, [MergeConfig(r=2)]).rows
