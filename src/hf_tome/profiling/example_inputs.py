@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..adapters.dense.towers import DENSE_TOWERS
 from ..adapters.encoders.families.inputs import IMAGE
-from ..adapters.encoders.families.registry import family_of, tower_config
+from ..adapters.encoders.families.registry import TOWERS, family_of, tower_config
 from ..patching.unwrap import unwrap
 
 
@@ -26,7 +27,7 @@ def example_inputs(
     config, name = root.config, root.main_input_name
     with_text = name == "input_ids"
     config = tower_config(config)
-    family = family_of(config)
+    family = family_of(config, {**TOWERS, **DENSE_TOWERS})
     default = IMAGE if hasattr(config, "image_size") else None  # also of models in which nothing merges
     inputs = default if family is None else family.inputs
     shape = None if inputs is None else inputs.shape

@@ -14,6 +14,7 @@ from hf_tome.adapters.dense.models import DENSE_MODELS
 from hf_tome.adapters.dense.towers import DENSE_TOWERS
 from hf_tome.api import targets
 from hf_tome.patching.patch import CONTEXT, is_patched
+from hf_tome.profiling.example_inputs import example_inputs
 
 CONFIGS = {
     "tome": MergeConfig(r=6),
@@ -306,3 +307,14 @@ def test_a_part_of_a_merged_model_builds_plain_from_its_config():
     assert is_patched(merged.beit)
     assert not is_patched(built)
     assert built.embeddings.patch_embeddings.projection.weight.shape == (32, 3, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "upernet", "dpt", "sapiens2", "vitpose", "lw_detr", "rf_detr_dinov2"])
+def test_example_inputs_fit(name):
+    model = apply(BY_NAME[name].make(), MergeConfig(r=2))
+    inputs = example_inputs(model)
+    if name == "vitpose":
+        inputs["dataset_index"] = torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        model(**inputs)
+    assert report(model).towers[0].measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..cross_attention import ENCODER_MEMORY
@@ -68,12 +69,17 @@ def registered_family(tower: str) -> Family:
 
 
 def tower_config(config: Any) -> Any:
-    """Return the config of the vision tower of a model that holds one (a CLIP, a LLaVA); else the config as it is."""
-    while getattr(config, "vision_config", None) is not None:
-        config = config.vision_config
+    """Return the config of the tower of a model that holds one (a CLIP, a UPerNet); else the config as it is."""
+    while (inner := _inner_config(config)) is not None:
+        config = inner
     return config
 
 
-def family_of(config: Any) -> Family | None:
-    """Return the row of a tower's config, or `None` where no row has its model type."""
-    return next((family for family in TOWERS.values() if config.model_type in family.model_types), None)
+def _inner_config(config: Any) -> Any:
+    inner = getattr(config, "vision_config", None)
+    return getattr(config, "backbone_config", None) if inner is None else inner
+
+
+def family_of(config: Any, towers: Mapping[str, Family] = TOWERS) -> Family | None:
+    """Return the row of a tower's config, of those in `towers`, or `None` where no row has its model type."""
+    return next((family for family in towers.values() if config.model_type in family.model_types), None)
