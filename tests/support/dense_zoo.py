@@ -169,7 +169,7 @@ class DenseZoo(Zoo):
         model = super().make(backend, seed)
         with torch.no_grad():
             for name, module in model.named_modules():
-                if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and "patch_embeddings" not in name:
+                if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and "embeddings" not in name:
                     module.weight.normal_(std=module.weight[0].numel() ** -0.5)
         return model
 
