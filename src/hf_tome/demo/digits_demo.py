@@ -240,7 +240,7 @@ DEMOS: dict[str, Demo] = {
         "scenes of digits",
         write_scenes,
         60,
-        ("r=32", "r=64", "r=96", "r=128", "r=392,layers=1", "method=mame,threshold=0.9", "method=mame,threshold=0.8"),
+        ("r=32", "r=64", "r=96", "r=128", "r=392,layers=1-1", "method=mame,threshold=0.9", "method=mame,threshold=0.8"),
         ("r=64", "r=96", "method=mame,threshold=0.9"),
         picture=masks_picture,
         caption="Held-out scenes, the right masks, and those of the unmerged and the merged model.",
