@@ -5,8 +5,6 @@ A map of floats is in metres; one of integers in millimetres, or in `--depth-sca
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
@@ -15,11 +13,11 @@ from ...data.maps import MapKind, open_maps
 from ...data.samples import SkipSample
 from ...job import Job
 from ...loading import load_task_model
-from ...metrics.maps import DepthScorer, Outputs
+from ...metrics.maps import DepthScorer
 from ...options import JobOptions
 from ...store.fingerprint import processor_settings
 from ..task import Task
-from .outputs import DenseRun, load_post_processor, prepare_images
+from .outputs import DenseRun, centred, load_post_processor, prepare_images
 
 DEPTHS = MapKind("depth map", ("depths", "depth", "depth_map", "depth_maps"))
 MILLIMETRES = 1000.0
@@ -50,12 +48,6 @@ def depth_estimation(options: JobOptions) -> Job:
         depends_on={"processor": processor_settings(processor), "depth scale": steps},
         outputs="embeddings",
     )
-
-
-def centred(outputs: Outputs) -> Any:
-    """Return maps (B, places) without their means, whose cosine is a correlation."""
-    values = outputs["predicted_depth"].flatten(1)
-    return values - values.mean(dim=1, keepdim=True)
 
 
 NOTES = {"agreement": "agrees: 100 times the mean correlation with the unmerged model's map, at 64 x 64 places."}

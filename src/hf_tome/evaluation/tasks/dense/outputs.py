@@ -54,6 +54,12 @@ def load_post_processor(auto_class: Any, options: JobOptions, method: str) -> An
     return processor
 
 
+def centred(outputs: Outputs) -> Tensor:
+    """Return maps of depth (B, places) without their means, whose cosine is a correlation."""
+    values = outputs["predicted_depth"].flatten(1)
+    return values - values.mean(dim=1, keepdim=True)
+
+
 def prepare_images(processor: Any) -> Callable[[Sequence[Sample]], Inputs]:
     """Return the function that makes model inputs of the images of samples."""
 
