@@ -29,7 +29,7 @@ CARD = Card(
     "pixels that the digit is made of.",
     training=", ".join(f"{epochs} epochs of scenes of {side} pixels" for side, epochs, _ in STAGES),
     merging="Each hidden state that the head reads is unmerged, while the blocks go on merging. Merging half of the "
-    "tokens in the second block (`r=392,layers=1-1`) costs more than merging as many gradually (`r=64`).",
+    "tokens in the second block (`r=392,layers=[1]`) costs more than merging as many gradually (`r=64`).",
     command="training/train_digits_scenes.py",
 )
 

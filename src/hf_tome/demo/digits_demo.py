@@ -245,7 +245,7 @@ DEMOS: dict[str, Demo] = {
             "r=64",
             "r=96",
             "r=128",
-            "r=392,layers=1-1",
+            "r=392,layers=[1]",
             "method=mame,threshold=0.9",
             "method=mame,threshold=0.8",
         ),
