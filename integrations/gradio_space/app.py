@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import denoising
 import gradio as gr
 from examples import write_examples
 from merging import COLUMNS, MEDIA_LIMITS, METHODS, SCHEDULES, UNMERGED, in_words, load, merge
@@ -31,8 +32,8 @@ vultilion (CC BY 2.0), all through scikit-learn; the landscape is drawn by code.
 CSS = """
 #merged img {padding-top: 30px}
 .gradio-container {max-width: 1280px !important; margin: auto}
-#problem {background: #fdecea; border-left: 4px solid #d93025; border-radius: 6px; padding: 12px 16px}
-#problem * {color: #611a15}
+#problem, #problem-drawn {background: #fdecea; border-left: 4px solid #d93025; border-radius: 6px; padding: 12px 16px}
+#problem *, #problem-drawn * {color: #611a15}
 #foot {font-size: 13px}
 """
 THEME = gr.themes.Default(
@@ -102,16 +103,54 @@ def build(examples: dict[str, list[str]]) -> gr.Blocks:
     """Build the page, with the paths of examples by kind of input; the first image is shown to begin with."""
     with gr.Blocks(title="Token merging", analytics_enabled=False) as page:
         gr.Markdown(ABOUT)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=320):
-                model, sides, controls = _controls(examples)
-            with gr.Column(scale=2, min_width=480):
-                shown = _results()
-        gr.Markdown(FOOT, elem_id="foot")
+        with gr.Tab("Pictures, clips, sounds"):
+            with gr.Row():
+                with gr.Column(scale=1, min_width=320):
+                    model, sides, controls = _controls(examples)
+                with gr.Column(scale=2, min_width=480):
+                    shown = _results()
+            gr.Markdown(FOOT, elem_id="foot")
+        with gr.Tab("Diffusion"):
+            _build_denoising()
         r, run = controls[4], {"inputs": [model, *controls], "outputs": shown, "show_progress_on": shown[1]}
         model.change(pick_model, model, [*sides, r]).then(show, **run)
         gr.on([page.load, *(control.change for control in controls)], show, **run, trigger_mode="always_last")
     return page
+
+
+def show_drawn(digit: float, ratio: float, place: str, seed: float) -> list[Any]:
+    """Return what the tab of diffusion shows: an error in words, both pictures and the table."""
+    try:
+        drawn = denoising.draw(int(digit), ratio, place, int(seed or 0))
+    except Exception as error:
+        return [_problem(error), None, None, None]
+    return [_problem(None), drawn.unmerged, drawn.merged, drawn.rows]
+
+
+def _build_denoising() -> None:
+    """Build the tab of diffusion, which draws when it is told to."""
+    gr.Markdown(denoising.ABOUT)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            controls = [
+                gr.Slider(0, 9, value=3, step=1, label="Digit", elem_id="digit"),
+                gr.Slider(0, denoising.LARGEST, value=0.5, step=0.05, label="Share of the tokens that merge"),
+                gr.Radio(list(denoising.PLACES), value=next(iter(denoising.PLACES)), label="Merged"),
+                gr.Number(0, label="Seed of the noise", precision=0, minimum=0),
+            ]
+            button = gr.Button("Draw", variant="primary", elem_id="draw")
+        with gr.Column(scale=2, min_width=480):
+            problem = gr.Markdown(visible=False, elem_id="problem-drawn")
+            with gr.Row():
+                pictures = [
+                    gr.Image(label=name, format="png", interactive=False, elem_id=f"drawn-{name}", buttons=[])
+                    for name in ("unmerged", "merged")
+                ]
+            table = gr.Dataframe(
+                headers=denoising.COLUMNS, show_label=False, interactive=False, elem_id="table-drawn", buttons=[]
+            )
+    shown = [problem, *pictures, table]
+    button.click(show_drawn, controls, shown, show_progress_on=pictures[1], trigger_mode="once")
 
 
 def _controls(examples: dict[str, list[str]]) -> tuple[Any, list[Any], list[Any]]:

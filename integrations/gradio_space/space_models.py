@@ -13,6 +13,8 @@ import hf_tome
 
 EMBEDDED = Path(hf_tome.__file__).parent / "demo" / "weights"
 FIRST = "digits-vit"
+DENOISER = "digits-dit"
+"""The model of the tab of diffusion."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 """Of the files that are fetched: no pickles and no code."""
@@ -23,8 +25,9 @@ SECONDS = 20
 
 
 def embedded_models() -> dict[str, str]:
-    """Return the models that ship with hf_tome, `FIRST` before the others: name -> folder."""
-    folders = {file.parent.name: str(file.parent) for file in sorted(EMBEDDED.glob("*/config.json"))}
+    """Return the encoders that ship with hf_tome, `FIRST` before the others: name -> folder."""
+    files = (file for file in sorted(EMBEDDED.glob("*/config.json")) if file.parent.name != DENOISER)
+    folders = {file.parent.name: str(file.parent) for file in files}
     return {FIRST: folders[FIRST], **folders}
 
 

@@ -124,3 +124,11 @@ def test_a_model_of_clips_asks_for_a_clip(page, tmp_path):
     wait_for_cell(page, "of 392")
     assert not page.locator("#image").is_visible()
     assert not page.locator("#problem").is_visible()
+
+
+def test_a_digit_is_drawn(page):
+    page.get_by_role("tab", name="Diffusion").click()
+    page.click("#draw button, button#draw")
+    page.wait_for_selector("#drawn-merged img")
+    page.locator("#table-drawn [role=gridcell]", has_text="0.5 merged").first.wait_for()
+    assert not page.locator("#problem-drawn").is_visible()

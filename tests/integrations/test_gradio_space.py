@@ -109,6 +109,32 @@ def test_clips_sounds_and_models_without_classes(tmp_path, photo, offer, build):
     assert bool(found.top) == (build in (videomae, ast))
 
 
+def test_a_digit_is_drawn_unmerged_and_merged():
+    pytest.importorskip("diffusers")
+    from hf_tome import is_merged
+
+    denoising = load_file(SPACE / "denoising.py")
+    (half, places) = (denoising.draw(3, 0.5, place, 7) for place in ("around self-attention", "around whole blocks"))
+    assert half.unmerged.size == half.merged.size == (256, 256)
+    assert half.unmerged.tobytes() == places.unmerged.tobytes() != half.merged.tobytes()
+    assert [len(row) for row in half.rows] == [len(denoising.COLUMNS)] * 2
+    assert [row[1] for row in half.rows] == ["256", "128"]
+    assert float(half.rows[0][2]) > float(half.rows[1][2]) > float(places.rows[1][2])
+    assert float(half.rows[1][3]) > float(places.rows[1][3]) > 10  # decibels
+    assert half.rows[0][5] == "3"
+    assert not is_merged(denoising.load())
+    assert denoising.draw(3, 0.0, "around self-attention", 7).rows[1][3] == "100.0"
+    around = next(iter(denoising.PLACES))
+    wrong = {
+        (3, 0.5, "nowhere", 0): "Unknown place",
+        (11, 0.5, around, 0): "0 to 9",
+        (3, 0.9, around, 0): "at most 0.75",
+    }
+    for arguments, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            denoising.draw(*arguments)
+
+
 def test_controls_become_configs():
     both = merging.configs(merging.BOTH, 8, SAME, 0.7)
     assert (both["ToMe"].r, both["MaMe"].threshold) == (8, 0.7)
@@ -196,6 +222,7 @@ def test_requirements_are_those_of_the_package():
         *project["dependencies"],
         *project["optional-dependencies"]["eval"],
         *project["optional-dependencies"]["video"],
+        *project["optional-dependencies"]["diffusion"],
     }
     wanted = {line for line in (SPACE / "requirements.txt").read_text().splitlines() if not line.startswith("-")}
     assert set(project["dependencies"]) <= wanted <= known

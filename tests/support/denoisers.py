@@ -474,4 +474,58 @@ DENOISERS = (
         },
     ),
 )
+
+
+def _derived(
+    row: str, of: str, sizes: dict[str, Any], inputs: Callable[[int], dict[str, Any]] | None = None
+) -> Denoiser:
+    """Return a denoiser that is built and called as another one, but for some sizes and inputs."""
+    base = BY_ROW[of]
+    kept = {name: value for name, value in {**base.sizes, **sizes}.items() if value is not LEFT_OUT}
+
+    def make_inputs(batch: int) -> dict[str, Any]:
+        return {**base.inputs(batch), **inputs(batch)}
+
+    return Denoiser(row, kept, make_inputs, base.tokens, base.batch_size)
+
+
+LEFT_OUT = object()
+BY_ROW = {denoiser.row: denoiser for denoiser in DENOISERS}
+DENOISERS += (
+    _derived(
+        "ControlNetUnionModel",
+        "ControlNetModel",
+        {"num_control_type": 2, "num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16},
+        lambda batch: {
+            "controlnet_cond": [randn(batch, 3, 16, 16)],
+            "control_type": torch.tensor([[1.0, 0.0]] * batch),
+            "control_type_idx": [0],
+        },
+    ),
+    _derived(
+        "SD3ControlNetModel", "SD3Transformer2DModel", {}, lambda batch: {"controlnet_cond": randn(batch, 4, 16, 16)}
+    ),
+    _derived(
+        "FluxControlNetModel", "FluxTransformer2DModel", {}, lambda batch: {"controlnet_cond": randn(batch, 64, 4)}
+    ),
+    _derived(
+        "QwenImageControlNetModel",
+        "QwenImageTransformer2DModel",
+        {},
+        lambda batch: {"controlnet_cond": randn(batch, 64, 16)},
+    ),
+    _derived(
+        "OvisImageTransformer2DModel",
+        "BriaTransformer2DModel",
+        {"pooled_projection_dim": LEFT_OUT, "out_channels": 4},
+    ),
+    _derived("LongCatImageTransformer2DModel", "BriaTransformer2DModel", {"pooled_projection_dim": 16}),
+    _derived(
+        "CogView3PlusTransformer2DModel",
+        "CogView4Transformer2DModel",
+        {"pos_embed_max_size": 16, "sample_size": 16},
+    ),
+    _derived("ConsisIDTransformer3DModel", "CogVideoXTransformer3DModel", {}),
+    _derived("ChronoEditTransformer3DModel", "WanTransformer3DModel", {"rope_temporal_skip_len": 1}),
+)
 BY_ROW = {denoiser.row: denoiser for denoiser in DENOISERS}

@@ -34,37 +34,55 @@ FLUX = (
     BlockRow("FluxSingleTransformerBlock", block=replace(_JOINT, follows=(_rotary("image_rotary_emb"),))),
 )
 _BATCHED_ROTARY = Follow("image_rotary_emb", 1)
+_SD3 = (
+    BlockRow(
+        "JointTransformerBlock",
+        block=replace(_JOINT, attentions=("attn", "attn2"), text_keys_first=False),
+        attention=Call(output=0, gives_change=False),
+        self_attentions=("attn", "attn2"),
+    ),
+    BlockRow("SD3SingleTransformerBlock", block=Call(attentions=("attn",))),
+)
+_QWEN = BlockRow(
+    "QwenImageTransformerBlock",
+    block=replace(
+        _JOINT,
+        follows=(replace(_rotary("image_rotary_emb", text_first=False), part=0), Follow("modulate_index", 1)),
+    ),
+)
+_WAN = BlockRow(
+    "WanTransformerBlock",
+    block=Call(attentions=("attn1",), follows=(Follow("rotary_emb", 1), Follow("temb", 1, ndim=4))),
+)
+
+
+def _cog(name: str, *follows: Follow) -> tuple[BlockRow, ...]:
+    """Return the row of a block as CogVideoX's, which gives out the image's tokens first."""
+    return (BlockRow(name, block=replace(_JOINT, output=0, attentions=("attn1",), follows=follows)),)
+
+
+def _as_flux(name: str, double: str, single: str) -> DenoiserRow:
+    blocks = (replace(FLUX[0], name=double), replace(FLUX[1], name=single))
+    return DenoiserRow(name, blocks, grids.packed_by_ids, timesteps=(1.0, 0.0))
+
 
 DENOISERS: dict[str, DenoiserRow] = {
     row.name: row
     for row in (
         DenoiserRow("UNet2DConditionModel", (BASIC,), grids.unet),
         DenoiserRow("ControlNetModel", (BASIC,), grids.unet),
+        DenoiserRow("ControlNetUnionModel", (BASIC,), grids.unet),
         DenoiserRow("DiTTransformer2DModel", (BASIC,), grids.patches),
         DenoiserRow("PixArtTransformer2DModel", (BASIC,), grids.patches),
         DenoiserRow("LatteTransformer3DModel", (BASIC,), grids.patches, path=r"transformer_blocks\.\d+"),
-        DenoiserRow(
-            "SD3Transformer2DModel",
-            (
-                BlockRow(
-                    "JointTransformerBlock",
-                    block=replace(_JOINT, attentions=("attn", "attn2"), text_keys_first=False),
-                    attention=Call(output=0, gives_change=False),
-                    self_attentions=("attn", "attn2"),
-                ),
-                BlockRow("SD3SingleTransformerBlock", block=Call(attentions=("attn",))),
-            ),
-            grids.patches,
-        ),
+        DenoiserRow("SD3Transformer2DModel", _SD3, grids.patches),
+        DenoiserRow("SD3ControlNetModel", _SD3, grids.patches),
         DenoiserRow("FluxTransformer2DModel", FLUX, grids.packed_by_ids, timesteps=(1.0, 0.0)),
-        DenoiserRow(
-            "BriaTransformer2DModel",
-            (
-                replace(FLUX[0], name="BriaTransformerBlock"),
-                replace(FLUX[1], name="BriaSingleTransformerBlock"),
-            ),
-            grids.packed_by_ids,
-            timesteps=(1.0, 0.0),
+        DenoiserRow("FluxControlNetModel", FLUX, grids.packed_by_ids, timesteps=(1.0, 0.0)),
+        _as_flux("BriaTransformer2DModel", "BriaTransformerBlock", "BriaSingleTransformerBlock"),
+        _as_flux("OvisImageTransformer2DModel", "OvisImageTransformerBlock", "OvisImageSingleTransformerBlock"),
+        _as_flux(
+            "LongCatImageTransformer2DModel", "LongCatImageTransformerBlock", "LongCatImageSingleTransformerBlock"
         ),
         DenoiserRow(
             "Flux2Transformer2DModel",
@@ -95,23 +113,8 @@ DENOISERS: dict[str, DenoiserRow] = {
             grids.packed_by_ids,
             timesteps=(1.0, 0.0),
         ),
-        DenoiserRow(
-            "QwenImageTransformer2DModel",
-            (
-                BlockRow(
-                    "QwenImageTransformerBlock",
-                    block=replace(
-                        _JOINT,
-                        follows=(
-                            replace(_rotary("image_rotary_emb", text_first=False), part=0),
-                            Follow("modulate_index", 1),
-                        ),
-                    ),
-                ),
-            ),
-            grids.packed_by_shapes,
-            timesteps=(1.0, 0.0),
-        ),
+        DenoiserRow("QwenImageTransformer2DModel", (_QWEN,), grids.packed_by_shapes, timesteps=(1.0, 0.0)),
+        DenoiserRow("QwenImageControlNetModel", (_QWEN,), grids.packed_by_shapes, timesteps=(1.0, 0.0)),
         DenoiserRow(
             "ZImageTransformer2DModel",
             (
@@ -150,32 +153,18 @@ DENOISERS: dict[str, DenoiserRow] = {
         ),
         DenoiserRow(
             "CogVideoXTransformer3DModel",
-            (
-                BlockRow(
-                    "CogVideoXBlock",
-                    block=replace(
-                        _JOINT,
-                        output=0,
-                        attentions=("attn1",),
-                        follows=(_rotary("image_rotary_emb", text_first=False),),
-                    ),
-                ),
-            ),
+            _cog("CogVideoXBlock", _rotary("image_rotary_emb", text_first=False)),
             grids.frames_first,
         ),
         DenoiserRow(
+            "ConsisIDTransformer3DModel",
+            _cog("ConsisIDBlock", _rotary("image_rotary_emb", text_first=False)),
+            grids.frames_first,
+        ),
+        DenoiserRow("CogView3PlusTransformer2DModel", _cog("CogView3PlusTransformerBlock"), grids.patches),
+        DenoiserRow(
             "CogView4Transformer2DModel",
-            (
-                BlockRow(
-                    "CogView4TransformerBlock",
-                    block=replace(
-                        _JOINT,
-                        output=0,
-                        attentions=("attn1",),
-                        follows=(_rotary("image_rotary_emb", text_first=False),),
-                    ),
-                ),
-            ),
+            _cog("CogView4TransformerBlock", _rotary("image_rotary_emb", text_first=False)),
             grids.patches,
         ),
         DenoiserRow(
@@ -188,16 +177,8 @@ DENOISERS: dict[str, DenoiserRow] = {
             ),
             grids.packed_by_numbers,
         ),
-        DenoiserRow(
-            "WanTransformer3DModel",
-            (
-                BlockRow(
-                    "WanTransformerBlock",
-                    block=Call(attentions=("attn1",), follows=(Follow("rotary_emb", 1), Follow("temb", 1, ndim=4))),
-                ),
-            ),
-            grids.video,
-        ),
+        DenoiserRow("WanTransformer3DModel", (_WAN,), grids.video),
+        DenoiserRow("ChronoEditTransformer3DModel", (_WAN,), grids.video),
         DenoiserRow(
             "HunyuanVideoTransformer3DModel",
             tuple(

@@ -41,17 +41,17 @@ BY_REASON: dict[str, str] = {
     TWO_IN_ONE: "ControlNetXSAdapter UNetControlNetXSModel",
     NO_ROW: (
         "AllegroTransformer3DModel AnyFlowTransformer3DModel BriaFibo2Transformer2DModel BriaFiboTransformer2DModel "
-        "ChronoEditTransformer3DModel CogView3PlusTransformer2DModel ConsisIDTransformer3DModel ControlNetUnionModel "
+        ""
         "CosmosControlNetModel CosmosTransformer3DModel DreamLiteTransformer2DModel DreamLiteUNetModel "
         "EasyAnimateTransformer3DModel "
-        "ErnieImageTransformer2DModel Flux3Transformer2DModel FluxControlNetModel GlmImageTransformer2DModel "
+        "ErnieImageTransformer2DModel Flux3Transformer2DModel GlmImageTransformer2DModel "
         "HiDreamImageTransformer2DModel HunyuanDiT2DControlNetModel HunyuanImageTransformer2DModel "
         "HunyuanVideo15Transformer3DModel Ideogram4Transformer2DModel JoyImageEditPlusTransformer3DModel "
         "JoyImageEditTransformer3DModel Kandinsky5Transformer3DModel Kandinsky6SRTransformer3DModel "
         "Kandinsky6Transformer3DModel Krea2Transformer2DModel LTX2VideoDiffusionDecoderModel "
-        "LTX2VideoTransformer3DModel LongCatImageTransformer2DModel LuminaNextDiT2DModel MiniMaxH3Transformer3DModel "
-        "MotifVideoTransformer3DModel NucleusMoEImageTransformer2DModel OvisImageTransformer2DModel "
-        "PRXTransformer2DModel QwenImage21Transformer2DModel QwenImageControlNetModel SD3ControlNetModel "
+        "LTX2VideoTransformer3DModel LuminaNextDiT2DModel MiniMaxH3Transformer3DModel "
+        "MotifVideoTransformer3DModel NucleusMoEImageTransformer2DModel "
+        "PRXTransformer2DModel QwenImage21Transformer2DModel "
         "SanaWMLTX2RefinerTransformer3DModel SkyReelsV2Transformer3DModel Transformer2DModel UVit2DModel "
         "WanAnimate2Transformer3DModel WanAnimateTransformer3DModel WanVACETransformer3DModel ZImageControlNetModel"
     ),
