@@ -173,7 +173,7 @@ def _benchmark(name: str) -> Callable[[], str]:
         """Return the table of a benchmark, with what it was measured on; says so where it was not run."""
         path = ROOT / "benchmarks" / "measured" / f"{name}.json"
         if not path.exists():
-            return f"Not run yet: `python benchmarks/{name}.py`.\n"
+            return f"Not run yet: `python benchmarks/{name.removesuffix('_128')}.py`.\n"
         result = json.loads(path.read_text(encoding="utf-8"))
         environment, packages = result["environment"], result["environment"]["packages"]
         measured_on = (
@@ -210,6 +210,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "kv_cache": kv_cache,
     "diffusion": _benchmark("diffusion"),
     "diffusion_quality": _benchmark("diffusion_quality"),
+    "diffusion_trials": _benchmark("diffusion_trials"),
+    "diffusion_unet": _benchmark("diffusion_unet"),
+    "diffusion_unet_128": _benchmark("diffusion_unet_128"),
     "kv_cache_cost": kv_cache_cost,
 }
 

@@ -213,10 +213,12 @@ def _caches():
         "first-block-never": hooks.FirstBlockCacheConfig(threshold=-1.0),
         "first-block-always": hooks.FirstBlockCacheConfig(threshold=1e9),
         "broadcast": broadcast,
+        "mag": hooks.MagCacheConfig(mag_ratios=[1.0] * 28, num_inference_steps=28),
+        "taylor": hooks.TaylorSeerCacheConfig(),
     }
 
 
-@pytest.mark.parametrize("cache", ["first-block-never", "first-block-always", "broadcast"])
+@pytest.mark.parametrize("cache", ["first-block-never", "first-block-always", "broadcast", "mag", "taylor"])
 @pytest.mark.parametrize("denoiser", [FLUX, COG, WAN], ids=row)
 def test_caches_set_before_and_after(cache, denoiser):
     before, after = denoiser.make(), denoiser.make()
@@ -238,6 +240,43 @@ def test_caches_set_before_and_after(cache, denoiser):
         hf_tome.remove(model)
         model.disable_cache()
         close(denoiser.run(model), denoiser.run(denoiser.make()))
+
+
+@pytest.mark.parametrize("modules", ["attention", "block"])
+@pytest.mark.parametrize("first", ["offload", "merging"])
+def test_model_offload(first, modules):
+    """What `enable_model_cpu_offload` sets on a pipeline's models; it itself wants an accelerator."""
+    accelerate = pytest.importorskip("accelerate")
+    model = UNET.make()
+    if first == "merging":
+        hf_tome.apply(model, config(modules=modules))
+    model, hook = accelerate.cpu_offload_with_hook(model, torch.device("cpu"))
+    if first == "offload":
+        hf_tome.apply(model, config(modules=modules))
+    close(UNET.run(model), merged_output(UNET, modules=modules))
+    hook.offload()
+    hf_tome.remove(model)
+    assert torch.equal(UNET.run(model), UNET.run(UNET.make()))
+
+
+def test_residuals_of_a_t2i_adapter():
+    """They come in between the blocks of the encoder, where every token has been given back."""
+    torch.manual_seed(4)
+    more = {"down_intrablock_additional_residuals": [randn(2, 16, 8, 8), randn(2, 32, 4, 4)]}
+    model = UNET.make()
+
+    def run():
+        torch.manual_seed(1)
+        residuals = {name: list(values) for name, values in more.items()}  # the UNet takes them off the list
+        with torch.no_grad():
+            return model(**UNET.inputs(2), **residuals).sample
+
+    unmerged = run()
+    hf_tome.apply(model, config(modules="block"))
+    merged = run()
+    assert merged.shape == unmerged.shape
+    assert (merged - unmerged).abs().max() > 1e-4
+    assert (merged - merged_output(UNET, modules="block")).abs().max() > 1e-2  # the residuals count
 
 
 @pytest.mark.parametrize("modules", ["attention", "block"])

@@ -120,3 +120,40 @@ def test_a_pipeline_without_a_denoiser_that_is_known():
     model = diffusers.UNet2DConditionModel(**convolutions, mid_block_type=None)
     with pytest.raises(UnsupportedModelError, match="has no block in which tokens can merge"):
         hf_tome.apply(model, CONFIG)
+
+
+BAD_CONFIGS = {
+    "a ratio that the cells do not allow": ({"ratio": 0.8}, r"`ratio` is 0\.8; .* at most 0\.75"),
+    "a ratio below zero": ({"ratio": -0.1}, r"`ratio` is -0\.1"),
+    "a ratio of one": ({"ratio": 1.0}, r"`ratio` is 1"),
+    "a seed that is no integer": ({"seed": 0.5}, r"`seed` is 0\.5; it takes an integer"),
+    "a tile that is no side": ({"tile": 0}, "`tile` is 0"),
+    "a stride of one number": ({"stride": 2}, "`stride` is 2"),
+    "steps that end before they begin": ({"steps": (0.8, 0.2)}, r"`steps` is \(0\.8, 0\.2\)"),
+    "modules that there are none of": ({"modules": "mlp"}, "`modules` is 'mlp'"),
+    "a method without a form for grids": ({"method": "kmeans"}, "has no form for denoisers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_input_leaves_a_pipeline_as_it_was(case):
+    fields, message = BAD_CONFIGS[case]
+    pipe = pipeline()
+    classes = [type(module) for module in pipe.unet.modules()]
+    with pytest.raises(ValueError, match=message):
+        hf_tome.apply(pipe, **{"ratio": 0.5, "min_tokens": 64, **fields})
+    assert [type(module) for module in pipe.unet.modules()] == classes
+    hf_tome.apply(pipe, CONFIG)  # and one that is merged stays merged as it was
+    with pytest.raises(ValueError, match=message):
+        hf_tome.apply(pipe, **{"ratio": 0.5, "min_tokens": 64, **fields})
+    assert hf_tome.get_config(pipe) == CONFIG
+
+
+def test_after_a_picture_that_is_too_small_the_pipeline_draws_on():
+    pipe = hf_tome.apply(pipeline(), CONFIG)
+    expected = draw(pipe)
+    with pytest.raises(ValueError, match="Nothing merged"):
+        draw(pipe, height=8, width=8)
+    assert torch.equal(draw(pipe), expected)
+    hf_tome.remove(pipe)
+    assert torch.equal(draw(pipe), draw(pipeline()))

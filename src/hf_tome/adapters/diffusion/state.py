@@ -136,5 +136,6 @@ def without_data(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: without_data(part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(without_data(part) for part in value)
+        parts = [without_data(part) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
     return value
