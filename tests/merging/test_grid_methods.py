@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_tome import MergeConfig
-from hf_tome.merging.mame.matching import fusion_weights
+from hf_tome.merging.mame.fusion_weights import fusion_weights
 from hf_tome.merging.mame.tiled import TileMatrixMerge, tiled_matrix_matching
 from hf_tome.merging.method import GridInputs
 from hf_tome.merging.methods import get_method

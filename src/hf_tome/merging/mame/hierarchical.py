@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..indexing import take
 from ..similarity import full_precision
-from .matching import fusion_weights, paired_scores
+from .fusion_weights import fusion_weights
+from .scores import paired_scores
 
 
 def matrix_downsample(x: Tensor, grid: tuple[int, int], threshold: float = 0.5, eps: float = 1e-6) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ..base import check_arguments
 from ..indexing import take
 from ..partition import sources_beside, split
-from ..similarity import similarity
+from .fusion_weights import fusion_weights
 from .matrix_merge import MatrixMerge, grouped_positions
-from .sparse import LOWEST_THRESHOLD, TIE, find_connections
+from .scores import paired_scores
+from .sparse import LOWEST_THRESHOLD, find_connections
 
 BATCHINGS = ("pad", "union")
 """How images of a batch that keep unequal numbers of tokens go together; see `matrix_matching`."""
@@ -86,7 +87,8 @@ def matrix_matching(
             order, real = _order(connections.gone, sources, destinations, num_special, padding, num_output)
             return MatrixMerge(connections, sources, destinations, order, num_special, real)
     scores = paired_scores(metric, sources, destinations, distance, padding)  # (B, T, S), as in the paper
-    weights = fusion_weights(scores, threshold, eps, adaptive_pruning)  # (B, T, S)
+    dtype = torch.promote_types(metric.dtype, torch.float32)
+    weights = fusion_weights(scores, threshold, eps, adaptive_pruning, dtype)  # (B, T, S)
     if causal:
         earlier = sources[..., None, :] > destinations[..., :, None]
         weights, scores = weights.masked_fill(earlier, 0), scores.masked_fill(earlier, -torch.inf)
@@ -107,36 +109,6 @@ def _is_eager(metric: Tensor) -> bool:
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     has_values = metric.device.type == "cpu" and type(metric) is Tensor and not is_traced
     return has_values and not (torch.is_grad_enabled() and metric.requires_grad)
-
-
-def paired_scores(
-    metric: Tensor, sources: Tensor, destinations: Tensor, distance: str, padding: Tensor | None
-) -> Tensor:
-    """Return the similarity of destinations (rows) to sources (columns), (B, T, S)."""
-    scores, bias = similarity(_precise(metric), sources, destinations, distance, padding, bounded=True)
-    return (scores + bias[..., None]).transpose(1, 2)
-
-
-def _precise(metric: Tensor) -> Tensor:
-    # Equation 8 divides by sums of differences that may be a few times TIE, so rounding of the similarities is
-    # amplified a hundredfold. Double precision is cheap on a CPU; most accelerators are slow at it, or have none.
-    return metric.double() if metric.device.type == "cpu" else metric
-
-
-def fusion_weights(scores: Tensor, threshold: float, eps: float, adaptive_pruning: bool) -> Tensor:
-    """Return W^F of equations 3 to 8, (B, T, S), from the similarity of destinations (rows) to sources (columns)."""
-    # Padding scores minus infinity, and relu makes it exactly 0.
-    sparse = (scores - threshold).relu_()
-    weights = sparse / (sparse.sum(dim=1, keepdim=True) + eps)
-    if not adaptive_pruning:
-        return torch.threshold(weights, TIE, 0.0)
-    count = (weights / (weights + eps)).sum(dim=1, keepdim=True)
-    zeta = weights.sum(dim=1, keepdim=True) / (count + eps)
-    if weights.requires_grad:
-        pruned = torch.threshold(weights - zeta, TIE, 0.0)
-        return pruned / (pruned.sum(dim=1, keepdim=True) + eps)
-    pruned = torch.threshold_(weights.sub_(zeta), TIE, 0.0)
-    return pruned.div_(pruned.sum(dim=1, keepdim=True) + eps)
 
 
 def _best_matched(
@@ -162,9 +134,11 @@ def _best_matched(
     rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     merged = rank < num_merged
     # A chosen source that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole.
-    whole = (partner[:, None] == torch.arange(num_destinations, device=scores.device)[:, None]).to(weights.dtype)
-    weights = torch.where(weights.detach().sum(dim=1, keepdim=True) > 0, weights, whole)
-    return weights * merged[:, None], num_special + num_kept
+    is_empty = weights.detach().sum(dim=1) == 0  # (B, S)
+    weights = weights.scatter_add(1, partner[:, None], is_empty[:, None].to(weights.dtype))
+    if padding is not None or num_rest - num_kept < num_sources:
+        weights = weights * merged[:, None]
+    return weights, num_special + num_kept
 
 
 def _order(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base import Merge, check_tokens, ones_or_checked
 from ..indexing import take
@@ -59,6 +59,11 @@ class MatrixMerge(Merge):
         assert self._weights is not None
         return self._weights
 
+    @property
+    def _fuses_all_sources(self) -> bool:
+        """Whether what comes out are the special tokens and the destinations of every image, in their order."""
+        return self.real is None and self.num_output == self._lengths[0] + self._lengths[1]
+
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Fuse sources into destinations (equation 9) and concatenate (equation 10); see the base class.
 
@@ -70,14 +75,11 @@ class MatrixMerge(Merge):
             out, out_size = merge_connected(x, size, self.connections, self.num_special, self.representative)
             return out, out_size if self.real is None else out_size * self.real[..., None]
         special, destinations, sources = take(x, self._grouped).split(self._lengths, dim=1)
-        # Normalised before the product: a sum of tokens may be beyond half precision where their mean is not.
-        own = 1 / (1 + self.weights.sum(dim=-1, keepdim=True))  # (B, T, 1)
-        weights = (self.weights * own).to(x.dtype)
-        # A weight of 0 times NaN would be NaN, so that one such source would spoil every destination.
-        with full_precision(x.device):
-            shares = weights @ sources.nan_to_num(0.0, 0.0, 0.0)
-        fused = in_range(destinations * own.to(x.dtype) + shares, destinations)
-        out = take(torch.cat([special, fused, sources], dim=1), self.order)
+        fused = self._fuse(destinations, sources)
+        if self._fuses_all_sources:
+            out = torch.cat([special, fused], dim=1)
+        else:
+            out = take(torch.cat([special, fused, sources], dim=1), self.order)
 
         # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
         # columns a little short of 1; a source's size is shared out whole.
@@ -86,8 +88,29 @@ class MatrixMerge(Merge):
         total = share.sum(dim=1)[..., None].masked_fill(self.preserved[..., None], 1)
         with full_precision(x.device):
             fused_size = destination_size + share @ (source_size / total)
+        if self._fuses_all_sources:
+            return out, torch.cat([special_size, fused_size], dim=1)
         out_size = take(torch.cat([special_size, fused_size, source_size], dim=1), self.order)
         return out, out_size if self.real is None else out_size * self.real[..., None]
+
+    def _fuse(self, destinations: Tensor, sources: Tensor) -> Tensor:
+        """Return the means of destinations (B, T, C) with their shares of sources (B, S, C) (equation 9)."""
+        # A weight of 0 times NaN would be NaN, so that one such source would spoil every destination.
+        sources = _finite(sources)
+        if torch.finfo(sources.dtype).bits < 32:
+            # Normalised before the product: a sum of tokens may be beyond half precision where their mean is not.
+            own = 1 / (1 + self.weights.sum(dim=-1, keepdim=True))  # (B, T, 1)
+            weights = (self.weights * own).to(sources.dtype)
+            with full_precision(sources.device):
+                return in_range(destinations * own.to(sources.dtype) + weights @ sources, destinations)
+        # One product sums tokens and weights: fewer passes over matrices, forward and backward.
+        with_ones = nn.functional.pad(sources, (0, 1), value=1.0)  # (B, S, C + 1)
+        # Transposed, so that the gradient of the weights lies in memory as they do, source by source.
+        by_source = self.weights.to(sources.dtype).transpose(1, 2)  # (B, S, T)
+        with full_precision(sources.device):
+            sums = (with_ones.transpose(1, 2) @ by_source).transpose(1, 2)  # (B, T, C + 1)
+        shares, total = sums.tensor_split([sources.shape[-1]], dim=-1)
+        return (destinations + shares) / (1 + total)
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Read a fused source back as its column's weighted sum of destinations (MaRe); see the base class."""
@@ -98,7 +121,7 @@ class MatrixMerge(Merge):
             grouped = grouped.masked_fill((home < 0)[..., None], 0)
         special, destinations, sources = grouped.split(self._lengths, dim=1)
         with full_precision(x.device):
-            restored = self.weights.to(x.dtype).transpose(1, 2) @ destinations.nan_to_num(0.0, 0.0, 0.0)
+            restored = self.weights.to(x.dtype).transpose(1, 2) @ _finite(destinations)
         restored = in_range(restored, restored.new_zeros(()))
         restored = torch.where(self.preserved[..., None], sources, restored)
         grouped = torch.cat([special, destinations, restored], dim=1)
@@ -151,3 +174,11 @@ def grouped_positions(num_special: int, destinations: Tensor, sources: Tensor) -
     """Return the input positions in the order [special, destinations, sources], (N,) or (B, N)."""
     special = torch.arange(num_special, device=sources.device).expand(*sources.shape[:-1], -1)
     return torch.cat([special, destinations, sources], dim=-1)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Return tokens with zeros for what is not finite; on a CPU looking is cheaper than writing, and its gradient."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if x.device.type == "cpu" and type(x) is Tensor and not is_traced and x.detach().sum().isfinite().item():
+        return x
+    return x.nan_to_num(0.0, 0.0, 0.0)

@@ -11,7 +11,7 @@ from ..base import Merge, check_arguments, check_tokens, identity_merge, ones_or
 from ..indexing import take
 from ..similarity import full_precision, sound
 from ..tiles import TileLayout, num_destinations, tile_layout, tile_scores
-from .matching import fusion_weights
+from .fusion_weights import fusion_weights
 
 EPS = 1e-6
 
