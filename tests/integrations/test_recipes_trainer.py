@@ -1,77 +1,269 @@
-"""integrations/trainer: trains with merging on, and what it saves loads merged and gives the same accuracy."""
+"""integrations/trainer: every recipe trains, resumes, and leaves a checkpoint that loads merged; bad input is refused."""
 
-import importlib.util
+import importlib
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import small
 import torch
+import transformers as tf
 
 import hf_tome
+from hf_tome import MergeConfig
 from hf_tome.evaluation.data.digits import load_digits
 
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
 
-RECIPE = Path(__file__).resolve().parents[2] / "integrations" / "trainer" / "finetune.py"
+FOLDER = Path(__file__).resolve().parents[2] / "integrations" / "trainer"
+MODULES = ("train", *(path.stem for path in FOLDER.glob("*.py")))
+MERGED = {
+    "tome-finetune": MergeConfig(r=16),
+    "tome-scratch": MergeConfig(r=16),
+    "mame-scratch": MergeConfig(method="mame", threshold=0.5, keep_ratio=0.5, layers=[0, 1]),
+    "mame-last-block": MergeConfig(method="mame", threshold=0.8),
+    "distil": MergeConfig(r=24),
+    "videomae-finetune": MergeConfig(r=65),
+}
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("finetune", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def recipes():
+    """The module `train`, whose neighbours have names that others may use too."""
+    before = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("train")
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random model of three classes, so that the digits need a new head."""
-    return small.vit(tmp_path_factory.mktemp("model"))
+def models(tmp_path_factory):
+    """Tiny models of the digits' classes, and of three others."""
+    from hf_tome.demo.digits_scenes import clip_names
+
+    folder = tmp_path_factory.mktemp("models")
+    digits = [str(digit) for digit in range(10)]
+    return {
+        "Image": small.vit(folder / "vit", *digits),
+        "Video": small.videomae(folder / "videomae", *clip_names()),
+        "other": small.vit(folder / "other"),
+    }
 
 
-def train(recipe, out, *options):
-    return recipe.main(["--epochs", "1", "--limit", "16", "--batch-size", "8", "--out", str(out), *options])
+@pytest.fixture
+def few_clips(recipes, monkeypatch):
+    monkeypatch.setattr(sys.modules["data"], "NUM_CLIPS", {"train": 16, "test": 8})
 
 
-def test_what_is_trained_merged_loads_merged(recipe, tmp_path):
-    result = train(recipe, tmp_path, "--config", "r=24", "--learning-rate", "1e-3")
+def run(recipes, recipe, out, *options):
+    return recipes.main(
+        [recipe, "--out", str(out), "--epochs", "2", "--limit", "16", "--batch-size", "8", "--quiet", *options]
+    )
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder):
+    return hf_tome.from_pretrained(folder).state_dict()
+
+
+def test_every_recipe_is_tried(recipes):
+    assert set(recipes.RECIPES) == set(MERGED)
+
+
+@pytest.mark.usefixtures("few_clips")
+@pytest.mark.parametrize("name", MERGED)
+def test_a_recipe_trains_resumes_and_loads_merged(name, recipes, models, tmp_path):
+    options = ("--model", str(models[recipes.RECIPES[name].kind]))
+    result = run(recipes, name, tmp_path / "whole", *options)
+    merged = hf_tome.from_pretrained(tmp_path / "whole")
+    assert (
+        hf_tome.get_config(merged) == MERGED[name] == MergeConfig.from_pretrained(tmp_path / "whole" / "checkpoint-2")
+    )
+    assert not hf_tome.is_merged(type(merged).from_pretrained(tmp_path / "whole"))
+    assert set(result) >= {"accuracy", "accuracy_unmerged", "seconds_per_step"}
+    assert ("accuracy_before" in result) == (not name.endswith("scratch"))
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert f"| trained | none | {100 * result['accuracy_unmerged']:.1f} |" in card
+    assert str(tmp_path) not in card and str(models["Image"].parent) not in card
+
+    # What was cut off after an epoch goes on to the same weights.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    (tmp_path / "cut" / "model.safetensors").unlink()
+    resumed = run(recipes, name, tmp_path / "cut", *options, "--resume")
+    assert resumed["accuracy"] == result["accuracy"]
+    for key, value in weights(tmp_path / "whole" / "checkpoint-4").items():
+        torch.testing.assert_close(weights(tmp_path / "cut" / "checkpoint-4")[key], value, atol=0, rtol=0)
+
+
+def test_the_last_block_alone_is_trained(recipes, models, tmp_path):
+    run(recipes, "mame-last-block", tmp_path, "--model", str(models["Image"]), "--learning-rate", "0.01")
+    before, after = weights_of(models["Image"]), weights_of(tmp_path)
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed
+    assert all("layers.2." in key or "layernorm" in key.rsplit(".", 2)[-2] or "classifier" in key for key in changed)
+
+
+def weights_of(folder):
+    return tf.AutoModelForImageClassification.from_pretrained(folder).state_dict()
+
+
+def test_what_is_saved_gives_the_accuracy_that_is_said(recipes, models, tmp_path):
+    result = run(recipes, "tome-finetune", tmp_path, "--model", str(models["Image"]), "--learning-rate", "1e-2")
     model = hf_tome.from_pretrained(tmp_path).eval()
-    assert hf_tome.report(model).towers[0].config["r"] == 24
-    before = recipe.AutoModelForImageClassification.from_pretrained(recipe.MODEL_DIR)
-    weights = [dict(m.named_parameters())["vit.layers.0.attention.q_proj.weight"] for m in (model, before)]
-    assert not torch.equal(*weights)
-
-    processor = recipe.AutoImageProcessor.from_pretrained(tmp_path)
-    held_out = load_digits("test").shuffle(seed=0).select(range(16))
+    processor = tf.AutoImageProcessor.from_pretrained(tmp_path)
+    split = sys.modules["data"].open_data("digits", "Image")[1].first(16)
+    pixels = torch.stack([sys.modules["data"].reader("Image", processor, model.config)(x) for x in split.contents])
     with torch.no_grad():
-        logits = model(**processor(list(held_out["image"]), return_tensors="pt")).logits
-    found = (logits.argmax(-1) == torch.tensor(held_out["label"])).float().mean().item()
-    assert found == pytest.approx(result["accuracy_after"])
-    assert result["processor_seconds_per_step"] > 0
+        correct = model(pixels).logits.argmax(-1) == torch.tensor(split.labels)
+    assert correct.float().mean().item() == pytest.approx(result["accuracy"])
 
 
-def test_unmerged_and_checkpointed_and_from_scratch(recipe, tiny, tmp_path):
-    train(recipe, tmp_path / "plain", "--model", str(tiny), "--config", "r=0", "--from-scratch")
-    assert not (tmp_path / "plain" / "merge_config.json").exists()
-    same = [
-        train(recipe, tmp_path / str(index), "--model", str(tiny), "--config", "r=8", *options)["accuracy_after"]
-        for index, options in enumerate([(), ("--activation-checkpointing",)])
-    ]
-    assert same[0] == same[1]
-    # Two steps are enough to tell trained weights from others, if checkpointed gradients were wrong.
-    states = [hf_tome.from_pretrained(tmp_path / str(index)).state_dict() for index in range(2)]
-    for name in states[0]:
-        torch.testing.assert_close(states[0][name], states[1][name], atol=1e-5, rtol=1e-4)
+def test_lora_and_a_schedule(recipes, models, tmp_path):
+    pytest.importorskip("peft")
+    options = ("--model", str(models["Image"]), "--lora", "--unmerged-epochs", "1", "--evaluate-unmerged")
+    result = run(recipes, "tome-finetune", tmp_path / "out", *options)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert result["merged"] in ("r=16", "unmerged")  # as the best epoch was trained
+    assert hf_tome.get_config(hf_tome.from_pretrained(tmp_path / "out" / "checkpoint-4")) == MergeConfig(r=16)
+    assert MergeConfig.from_pretrained(tmp_path / "out" / "checkpoint-2") == MergeConfig()
+    with pytest.raises(SystemExit, match="beside pretrained weights"):
+        run(recipes, "mame-scratch", tmp_path / "other", "--model", str(models["Image"]), "--lora")
 
 
-def test_an_image_folder_with_other_classes_gets_a_new_head(recipe, tiny, tmp_path, digit_folder):
-    folder = tmp_path / "data"
-    shutil.copytree(digit_folder / "test", folder / "test")
-    with pytest.raises(SystemExit, match="needs train"):
-        train(recipe, tmp_path / "out", "--data", str(folder))
-    shutil.copytree(digit_folder / "test", folder / "train")
-    options = ("--model", str(tiny), "--data", str(folder), "--config", "method=mame,threshold=0.9")
-    train(recipe, tmp_path / "out", *options)
-    names = sorted(path.name for path in (digit_folder / "test").iterdir())
-    assert list(hf_tome.from_pretrained(tmp_path / "out").config.id2label.values()) == names
+def test_activation_checkpointing_changes_nothing(recipes, models, tmp_path):
+    for name, options in {"plain": (), "checkpointed": ("--activation-checkpointing",)}.items():
+        run(recipes, "tome-finetune", tmp_path / name, "--model", str(models["Image"]), *options)
+    plain, checkpointed = (weights(tmp_path / name / "checkpoint-4") for name in ("plain", "checkpointed"))
+    for key, value in plain.items():
+        torch.testing.assert_close(checkpointed[key], value, atol=1e-5, rtol=1e-4)
+
+
+def save_pictures(folder, label, count=4, sides=(8,)):
+    folder = folder / str(label)
+    folder.mkdir(parents=True)
+    for index, sample in enumerate(load_digits("test").select(range(count))):
+        side = sides[index % len(sides)]
+        sample["image"].resize((side, side)).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    for split in ("train", "validation"):
+        for label in ("cat", "dog"):
+            save_pictures(tmp_path / "data" / split, label, sides=(8, 12, 20))
+    return tmp_path / "data"
+
+
+def test_a_folder_with_other_classes_and_several_sizes_gets_a_new_head(recipes, models, picture_folder, tmp_path):
+    options = ("--model", str(models["Image"]), "--data", str(picture_folder))
+    result = run(recipes, "tome-finetune", tmp_path / "out", *options)
+    assert "accuracy_before" not in result
+    assert hf_tome.from_pretrained(tmp_path / "out").config.id2label == {0: "cat", 1: "dog"}
+    with pytest.raises(SystemExit, match="nothing to teach"):
+        run(recipes, "distil", tmp_path / "distilled", *options)
+    assert not (tmp_path / "distilled").exists()
+
+
+def test_a_processor_that_does_not_resize(recipes, models, picture_folder, tmp_path):
+    shutil.copytree(models["Image"], tmp_path / "model")
+    path = tmp_path / "model" / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_resize": False}))
+    with pytest.raises(SystemExit, match=r"in several sizes \(.*do_resize"):
+        run(
+            recipes,
+            "tome-finetune",
+            tmp_path / "out",
+            "--model",
+            str(tmp_path / "model"),
+            "--data",
+            str(picture_folder),
+            "--batch-size",
+            "4",
+        )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: shutil.rmtree(data / "validation"), "validation"),
+        (lambda data: [shutil.rmtree(data / split / "dog") for split in ("train", "validation")], "of one class"),
+        (lambda data: shutil.rmtree(data / "train" / "dog"), "classes to evaluate on that are not trained: dog"),
+    ],
+)
+def test_folders_that_cannot_be_trained_on(damage, message, recipes, models, picture_folder, tmp_path):
+    damage(picture_folder)
+    with pytest.raises(SystemExit, match=message):
+        run(recipes, "tome-finetune", tmp_path / "out", "--model", str(models["Image"]), "--data", str(picture_folder))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [(None, "lack a label column"), ([0, 1, -1, 0], "1 of 4 samples .* have no label")]
+)
+def test_data_sets_without_labels(labels, message, recipes, models, tmp_path):
+    import datasets
+
+    rows = load_digits("test").select(range(4))
+    if labels is None:
+        rows = rows.remove_columns("label")
+    else:
+        features = datasets.Features({**rows.features, "label": datasets.ClassLabel(names=["a", "b"])})
+        rows = rows.remove_columns("label").add_column("label", labels).cast(features)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "data")
+    with pytest.raises(SystemExit, match=message):
+        run(
+            recipes,
+            "tome-finetune",
+            tmp_path / "out",
+            "--model",
+            str(models["Image"]),
+            "--data",
+            str(tmp_path / "data"),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--config", "r=4,layers=7"), "names blocks"),
+        (("--config", "r=40", "--unmerged-epochs", "1"), "has 64 that may merge"),
+        (("--unmerged-epochs", "2"), "training ends at epoch 2"),
+    ],
+)
+def test_merging_that_does_not_fit(options, message, recipes, models, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run(recipes, "tome-finetune", tmp_path / "out", "--model", str(models["Image"]), *options)
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+def test_nothing_is_overwritten(recipes, models, tmp_path):
+    options = ("--model", str(models["Image"]))
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="no run in"):
+        run(recipes, "tome-finetune", out, *options, "--resume")
+    run(recipes, "tome-finetune", out, *options)
+    before = files(out)
+    with pytest.raises(SystemExit, match="not empty, and nothing in it is overwritten: go on with --resume"):
+        run(recipes, "tome-finetune", out, *options)
+    with pytest.raises(SystemExit, match=r"other settings: config was None and is 'r=8'; epochs was 2.0 and is 3.0"):
+        run(recipes, "tome-finetune", out, *options, "--resume", "--config", "r=8", "--epochs", "3")
+    assert files(out) == before
+
+
+def test_a_checkpoint_whose_merge_config_is_of_another_model(models, tmp_path):
+    shutil.copytree(models["Image"], tmp_path / "model")
+    MergeConfig(r=4, layers=[7]).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"merge_config.json.*names blocks \[7\], but the model has blocks 0 to 2"):
+        hf_tome.from_pretrained(tmp_path / "model")
