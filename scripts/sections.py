@@ -185,6 +185,20 @@ def _benchmark(name: str) -> Callable[[], str]:
     return section
 
 
+def cifar() -> str:
+    """Return what training with merging gave on CIFAR-10."""
+    path = ROOT / "benchmarks" / "measured" / "cifar.json"
+    if not path.is_file():
+        return "Not run yet: `python benchmarks/cifar.py`.\n"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    environment, packages = result["environment"], result["environment"]["packages"]
+    measured_on = (
+        f"`{result['command']}`; {environment['device_name']}, one thread of a busy machine, processor time, float32, "
+        f"torch {packages['torch']}, transformers {packages['transformers']}, {result['date']}."
+    )
+    return f"{markdown(result)}\n\n{measured_on}\n"
+
+
 def kv_cache_cost() -> str:
     """Return what merging a cache costs and what decoding gains."""
     path = ROOT / "benchmarks" / "measured" / "kv_cache_cost.json"
@@ -214,6 +228,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "diffusion_unet": _benchmark("diffusion_unet"),
     "diffusion_unet_128": _benchmark("diffusion_unet_128"),
     "kv_cache_cost": kv_cache_cost,
+    "cifar": cifar,
 }
 
 

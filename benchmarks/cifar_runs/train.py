@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -106,7 +107,7 @@ def train(run: Run, seed: int, pictures: Pictures, folder: Path, longer: float =
             torch.save(state.averaged(), weights_path(folder, run.name, seed))
         if state.step % STEPS_BETWEEN_CHECKPOINTS == 0 and state.step < last:
             state.save(settings)
-            print(f"{run.name} seed {seed}: step {state.step} of {last}, loss {state.loss:.3f}", flush=True)
+            print(f"{run.name} seed {seed}: step {state.step} of {last}, loss {state.loss:.3f}", file=sys.stderr)
     record = {
         "settings": settings,
         "epochs": run.epochs,
@@ -116,7 +117,7 @@ def train(run: Run, seed: int, pictures: Pictures, folder: Path, longer: float =
     }
     write_whole(folder / f"{run.name}-{seed}.json", json.dumps(record, indent=1) + "\n")
     state.checkpoint.unlink(missing_ok=True)
-    print(f"{run.name} seed {seed}: {state.results}", flush=True)
+    print(f"{run.name} seed {seed}: {state.results}", file=sys.stderr)
     return record
 
 

@@ -1,7 +1,7 @@
 """Train an image or video classifier with transformers' Trainer while its tokens merge: one recipe, one command.
 
     python integrations/trainer/train.py tome-finetune --out digits-merged
-    python integrations/trainer/train.py mame-scratch --model facebook/deit-tiny-patch16-224 --data IMAGE_FOLDER --out mine
+    python integrations/trainer/train.py mame-scratch --model facebook/deit-tiny-patch16-224 --data FOLDER --out mine
 
 A run that was cut off goes on with `--resume` and the same options. The last line on standard output is one JSON
 object with what was measured.
@@ -71,8 +71,8 @@ def build_model(options: argparse.Namespace, recipe: Recipe, names: tuple[str, .
         raise ValueError(f"--lora trains adapters beside pretrained weights, which {options.recipe} does not.")
     if recipe.distils and not has_classes(options.model, names):
         raise ValueError(
-            f"{options.model} does not tell the classes of {options.data} apart, so it has nothing to teach. Fine-tune "
-            "it unmerged first (`tome-finetune --config r=0`), and distil from what that writes."
+            f"{options.model} does not tell the classes of {options.data} apart, so it has nothing to teach. "
+            "Fine-tune it unmerged first (`tome-finetune --config r=0`), and distil from what that writes."
         )
     transformers.set_seed(options.seed)
     model = load_model(options.model, recipe.kind, names, recipe.from_scratch)
@@ -157,7 +157,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "resume", "quiet")}
     checkpoint = check_folder(folder, settings, options.resume)
     train_split, held_out = (split.first(options.limit) for split in open_data(options.data, recipe.kind))
-    trainer, timer = build_trainer(options, recipe, (train_split, held_out))
+    trainer, timer = build_trainer(options, (train_split, held_out))
     if not options.resume:
         is_ready = not recipe.from_scratch and has_classes(options.model, train_split.names)
         write_settings(folder, settings, evaluate(trainer, "_before") if is_ready else {})

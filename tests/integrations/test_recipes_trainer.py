@@ -1,4 +1,4 @@
-"""integrations/trainer: every recipe trains, resumes, and leaves a checkpoint that loads merged; bad input is refused."""
+"""integrations/trainer: every recipe trains, resumes, and leaves what loads merged; bad input is refused."""
 
 import importlib
 import json
@@ -94,7 +94,8 @@ def test_a_recipe_trains_resumes_and_loads_merged(name, recipes, models, tmp_pat
     assert ("accuracy_before" in result) == (not name.endswith("scratch"))
     card = (tmp_path / "whole" / "README.md").read_text()
     assert f"| trained | none | {100 * result['accuracy_unmerged']:.1f} |" in card
-    assert str(tmp_path) not in card and str(models["Image"].parent) not in card
+    assert str(tmp_path) not in card
+    assert str(models["Image"].parent) not in card
 
     # What was cut off after an epoch goes on to the same weights.
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

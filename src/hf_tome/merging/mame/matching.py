@@ -87,7 +87,9 @@ def matrix_matching(
             order, real = _order(connections.gone, sources, destinations, num_special, padding, num_output)
             return MatrixMerge(connections, sources, destinations, order, num_special, real)
     scores = paired_scores(metric, sources, destinations, distance, padding)  # (B, T, S), as in the paper
-    dtype = torch.promote_types(metric.dtype, torch.float32)
+    # Where gradients run through them, weights are kept no more precise than tokens: half the memory of training.
+    has_graph = torch.is_grad_enabled() and metric.requires_grad
+    dtype = torch.promote_types(metric.dtype, torch.float32) if has_graph else None
     weights = fusion_weights(scores, threshold, eps, adaptive_pruning, dtype)  # (B, T, S)
     if causal:
         earlier = sources[..., None, :] > destinations[..., :, None]
