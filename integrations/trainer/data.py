@@ -105,22 +105,20 @@ def open_data(source: str, kind: str) -> tuple[Split, Split]:
     """
     train = _open(source, "train", kind)
     held_out = _open_held_out(source, kind)
-    unknown = sorted(set(held_out.names) - set(train.names))
+    trained = {train.names[label] for label in train.labels}
+    if len(trained) < 2:
+        raise DataError(
+            f"All {len(train.labels)} samples of {source} to train on are of one class ({', '.join(trained) or 'none'}), "
+            "so there is nothing to tell apart. A folder needs one folder a class: train/<class>/<file>."
+        )
+    unknown = sorted({held_out.names[label] for label in held_out.labels} - trained)
     if unknown:
         raise DataError(
             f"{source} has classes to evaluate on that are not trained: {', '.join(unknown[:SHOWN])}. The splits need "
             "the same classes."
         )
-    held_out = Split(
-        held_out.contents, [train.names.index(held_out.names[label]) for label in held_out.labels], train.names
-    )
-    if len(set(train.labels)) < 2:
-        raise DataError(
-            f"All {len(train.labels)} samples of {source} to train on are of one class"
-            + (f" ({train.names[train.labels[0]]})" if train.labels else "")
-            + ", so there is nothing to tell apart. A folder needs one folder a class: train/<class>/<file>."
-        )
-    return train, held_out
+    labels = [train.names.index(held_out.names[label]) for label in held_out.labels]
+    return train, Split(held_out.contents, labels, train.names)
 
 
 def _open_held_out(source: str, kind: str) -> Split:

@@ -82,10 +82,9 @@ def build_model(options: argparse.Namespace, recipe: Recipe, names: tuple[str, .
     return with_lora(model) if options.lora else model, teacher
 
 
-def build_trainer(
-    options: argparse.Namespace, recipe: Recipe, splits: tuple[Split, Split]
-) -> tuple[Trainer, StepTimer]:
+def build_trainer(options: argparse.Namespace, splits: tuple[Split, Split]) -> tuple[Trainer, StepTimer]:
     """Return the Trainer, whose callback merges, and the timer of its steps."""
+    recipe = RECIPES[options.recipe]
     model, teacher = build_model(options, recipe, splits[0].names)
     processor = AutoImageProcessor.from_pretrained(options.model)
     read = reader(recipe.kind, processor, model.config)

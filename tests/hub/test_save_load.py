@@ -243,6 +243,17 @@ def test_argument_beats_file_beats_key(tmp_path):
     assert targets(from_pretrained(folder, MergeConfig(r=6)))[0].config.r == 6
 
 
+@pytest.mark.parametrize(
+    "config", [MergeConfig(r=4, layers=[7]), MergeConfig(r=[1, 1, 1, 1, 1, 1])], ids=["layers", "r"]
+)
+def test_a_merge_config_of_another_model_is_named_with_where_it_is_saved(config, tmp_path):
+    folder = small.vit(tmp_path / "model")
+    config.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"saved in .*model does not fit its model, a ViTFor.*the model has.*Pass"):
+        from_pretrained(folder)
+    assert targets(from_pretrained(folder, R8))[0].config == R8
+
+
 def test_plain_transformers_loads_it_unmerged(tmp_path):
     model = merged()
     save_pretrained(model, tmp_path)

@@ -14,6 +14,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from ..api import apply, check_config, targets
 from ..config import MergeConfig
 from ..config.json_file import CONFIG_NAME
+from ..errors import UnsupportedModelError
 from ..patching.unwrap import unwrap
 from .card import write_card
 from .sources import find_adapter, hub_id, naming
@@ -146,7 +147,7 @@ def from_pretrained(
             Code of the repository runs only with `trust_remote_code=True`; nobody is asked.
 
     Raises:
-        ValueError: there is no merge config anywhere.
+        ValueError: there is no merge config anywhere, or the saved one is of another model.
         UnsupportedModelError: see `apply`.
     """
     if merge_config is not None:
@@ -166,12 +167,29 @@ def from_pretrained(
             "`merge_config=MergeConfig(r=16)`."
         )
     auto_class = auto_class or saved_class(config, kwargs["trust_remote_code"])
+
+    def merged(model: Any) -> Any:
+        return apply(model, chosen) if merge_config is not None else _apply_saved(model, chosen, id_or_dir)
+
     if adapter is not None:
-        return apply(adapter.load(auto_class, config, kwargs), chosen)
+        return merged(adapter.load(auto_class, config, kwargs))
     loaded = auto_class.from_pretrained(id_or_dir, **kwargs)
     if isinstance(loaded, tuple):  # `output_loading_info=True`
-        return apply(loaded[0], chosen), *loaded[1:]  # type: ignore[return-value]
-    return apply(loaded, chosen)
+        return merged(loaded[0]), *loaded[1:]  # type: ignore[return-value]
+    return merged(loaded)
+
+
+def _apply_saved(model: Any, config: MergeConfig, id_or_dir: str | Path) -> Any:
+    """Merge as a saved config says; one that does not fit is named with where it was found."""
+    try:
+        return apply(model, config)
+    except UnsupportedModelError:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            f"The merge config saved in {id_or_dir} does not fit its model, a {type(model).__name__}; it is of "
+            f"another one, or was edited: {error} Pass `merge_config` to merge otherwise."
+        ) from error
 
 
 def find_merge_config(
