@@ -108,8 +108,8 @@ def open_data(source: str, kind: str) -> tuple[Split, Split]:
     trained = {train.names[label] for label in train.labels}
     if len(trained) < 2:
         raise DataError(
-            f"All {len(train.labels)} samples of {source} to train on are of one class ({', '.join(trained) or 'none'}), "
-            "so there is nothing to tell apart. A folder needs one folder a class: train/<class>/<file>."
+            f"All {len(train.labels)} samples of {source} to train on are of one class "
+            f"({', '.join(trained) or 'none'}), so there is nothing to tell apart. A folder needs one folder a class: train/<class>/<file>."
         )
     unknown = sorted({held_out.names[label] for label in held_out.labels} - trained)
     if unknown:
