@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import torch
 from common import Row, run
-from hf_tome.adapters.encoders.dims import encoder_shape
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tome import MergeConfig, apply
+from hf_tome.adapters.encoders.families.dims import encoder_shape
 from hf_tome.config.text import format_config
 from hf_tome.inspection.flops import planned_tokens
 from hf_tome.profiling.example_inputs import example_inputs

@@ -109,7 +109,8 @@ def open_data(source: str, kind: str) -> tuple[Split, Split]:
     if len(trained) < 2:
         raise DataError(
             f"All {len(train.labels)} samples of {source} to train on are of one class "
-            f"({', '.join(trained) or 'none'}), so there is nothing to tell apart. A folder needs one folder a class: train/<class>/<file>."
+            f"({', '.join(trained) or 'none'}), so there is nothing to tell apart. A folder needs one folder a class: "
+            "train/<class>/<file>."
         )
     unknown = sorted({held_out.names[label] for label in held_out.labels} - trained)
     if unknown:

@@ -16,7 +16,7 @@ LORA_RANK = 8
 
 def load_model(name: str, kind: str, names: tuple[str, ...], from_scratch: bool) -> transformers.PreTrainedModel:
     """Return a model with a class for each name: its own head where it has those classes, else a new one."""
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     config.merge_config = None  # of the run that the weights are from; this one merges as it is told
     own = [config.id2label.get(index) for index in range(len(config.id2label))]
     labels = {"id2label": dict(enumerate(names)), "label2id": {label: index for index, label in enumerate(names)}}
@@ -25,15 +25,15 @@ def load_model(name: str, kind: str, names: tuple[str, ...], from_scratch: bool)
             setattr(config, key, value)
         return AUTO[kind].from_config(config)
     if own == list(names):
-        return AUTO[kind].from_pretrained(name, config=config)
-    model = AUTO[kind].from_pretrained(name, ignore_mismatched_sizes=True, **labels)
+        return AUTO[kind].from_pretrained(name, config=config, trust_remote_code=False)
+    model = AUTO[kind].from_pretrained(name, ignore_mismatched_sizes=True, trust_remote_code=False, **labels)
     model.config.merge_config = None
     return model
 
 
 def has_classes(name: str, names: tuple[str, ...]) -> bool:
     """Return whether a model's own head tells these classes apart."""
-    id2label = AutoConfig.from_pretrained(name).id2label
+    id2label = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label
     return [id2label.get(index) for index in range(len(id2label))] == list(names)
 
 

@@ -86,9 +86,9 @@ def build_trainer(options: argparse.Namespace, splits: tuple[Split, Split]) -> t
     """Return the Trainer, whose callback merges, and the timer of its steps."""
     recipe = RECIPES[options.recipe]
     model, teacher = build_model(options, recipe, splits[0].names)
-    processor = AutoImageProcessor.from_pretrained(options.model)
+    processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
     read = reader(recipe.kind, processor, model.config)
-    config = recipe.merge_config(options.config, AutoConfig.from_pretrained(options.model))
+    config = recipe.merge_config(options.config, AutoConfig.from_pretrained(options.model, trust_remote_code=False))
     merging = hf_tome.MergeCallback(
         config,
         schedule={0: None, options.unmerged_epochs: {}} if options.unmerged_epochs else None,
