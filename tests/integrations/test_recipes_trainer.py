@@ -38,7 +38,8 @@ def recipes():
     try:
         train = importlib.import_module("train")
         digits = sys.modules["data"]
-        digits.load_digits = functools.cache(digits.load_digits)  # a module of this fixture alone
+        for name in ("load_digits", "_clips"):  # a module of this fixture alone
+            setattr(digits, name, functools.cache(getattr(digits, name)))
         yield train
     finally:
         sys.path.remove(str(FOLDER))
@@ -63,7 +64,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def few_clips(recipes, monkeypatch):
-    monkeypatch.setattr(sys.modules["data"], "NUM_CLIPS", {"train": 16, "test": 8})
+    monkeypatch.setattr(sys.modules["data"], "NUM_CLIPS", {"train": 240, "test": 8})
 
 
 def run(recipes, recipe, out, *options):
