@@ -16,6 +16,7 @@ from ..hub.sources import is_folder
 from .clips import ResamplingAudioPipeline, ResamplingSpeechPipeline, UniformVideoPipeline
 from .images import (
     LimitedDepthPipeline,
+    LimitedDetectionPipeline,
     LimitedImagePipeline,
     LimitedImageTextPipeline,
     LimitedSegmentationPipeline,
