@@ -11,6 +11,7 @@ from torch import nn
 from .adapters.adapter import Adapter
 from .adapters.dense.adapter import DenseAdapter
 from .adapters.dense.packed.adapter import PackedTowerAdapter
+from .adapters.dense.sam.adapter import WindowTowerAdapter
 from .adapters.diffusion.adapter import DiffusionAdapter
 from .adapters.encoders.adapter import EncodersAdapter
 from .adapters.kv_cache.adapter import CacheAdapter
@@ -29,6 +30,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     CacheAdapter(),
     VisionTowerAdapter(),
     PackedTowerAdapter(),
+    WindowTowerAdapter(),
     DenseAdapter(),
     EncodersAdapter(),
 )

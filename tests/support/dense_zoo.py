@@ -162,6 +162,21 @@ SAPIENS_HEAD = tf.Sapiens2HeadConfig(
 )
 
 
+def build_eomt(prefix: str):
+    def make(backend: str):
+        options = {**FOUR, **IMAGE, "num_register_tokens": 2, "num_queries": 5, "num_blocks": 1, "num_labels": 3}
+        config = getattr(tf, f"{prefix}Config")(**options, layerscale_value=0.7, mlp_ratio=2, num_upscale_blocks=1)
+        model = getattr(tf, f"{prefix}ForUniversalSegmentation")._from_config(config, attn_implementation=backend)
+        model.attn_mask_probs.zero_()  # as trained models have it: queries see every patch
+        return model
+
+    return make
+
+
+def one_frame(batch_size: int):
+    return {"pixel_values_videos": IMG(batch_size)["pixel_values"][:, None]}
+
+
 class DenseZoo(Zoo):
     """A model with a head of convolutions, which are built with weights so small that nothing shows behind them."""
 
@@ -341,4 +356,21 @@ DENSE_ZOO: tuple[Zoo, ...] = (
         "pred_boxes",
     ),
     DenseZoo("depth_pro", "Dinov2Model", build_depth_pro, pixels(3, 64, 64), DEPTH, restores=True),
+    DenseZoo("eomt", "EomtForUniversalSegmentation", build_eomt("Eomt"), IMG, "masks_queries_logits", restores=True),
+    DenseZoo(
+        "eomt_dinov3",
+        "EomtDinov3ForUniversalSegmentation",
+        build_eomt("EomtDinov3"),
+        IMG,
+        "masks_queries_logits",
+        restores=True,
+    ),
+    DenseZoo(
+        "videomt",
+        "VideomtForUniversalSegmentation",
+        build_eomt("Videomt"),
+        one_frame,
+        "masks_queries_logits",
+        restores=True,
+    ),
 )

@@ -21,6 +21,7 @@ from ..encoders.families.family import (
 from ..encoders.families.registry import TOWERS
 from ..encoders.rows.image_text import CLIP
 from ..encoders.rows.images import VIT
+from .queries import QUERY_FAMILIES
 from .reads import UnmergedFeatures, out_indices
 from .speech import WHISPER
 from .windows import window_families
@@ -134,6 +135,7 @@ DENSE_FAMILIES: tuple[Family, ...] = (
     *window_families(READS_FEATURES),
     replace(SAPIENS2, tower="Sapiens2Backbone", heads={"Sapiens2Backbone": (features_of("model"),)}),
     WHISPER,
+    *QUERY_FAMILIES,
 )
 
 DENSE_TOWERS: dict[str, Family] = {family.tower: family for family in DENSE_FAMILIES}

@@ -69,7 +69,7 @@ class PackedBlock(PatchedModule):
         attended = attended[0] if family.gives_weights else attended
         x = x + _scaled(self, family.scale1, attended)
         if plan.merging[index]:
-            x = _merge(plan, state, index, call, x)
+            x = merge_tokens(plan, state, index, call, x)
         else:
             state.pass_on(index)
         fed_forward = attrgetter(family.mlp)(self)(attrgetter(family.norm2)(self)(x))
@@ -142,7 +142,7 @@ def _scaled(block: nn.Module, name: str | None, x: Tensor) -> Tensor:
     return x if name is None else getattr(block, name) * x
 
 
-def _merge(plan: PackedPlan, state: PackedState, index: int, call: PackedCall, x: Tensor) -> Tensor:
+def merge_tokens(plan: Any, state: PackedState, index: int, call: PackedCall, x: Tensor) -> Tensor:
     """Merge the tokens (S, C) of one block, and write down what the next one has to know."""
     config, prefix = plan.config, plan.num_prefix_tokens
     segments = state.merge_segments(index, lambda n: config.tokens_to_merge(plan.schedule[index], n - prefix))
@@ -159,7 +159,7 @@ def _merge(plan: PackedPlan, state: PackedState, index: int, call: PackedCall, x
     return x
 
 
-def _metric(plan: PackedPlan, call: PackedCall, x: Tensor) -> Tensor:
+def _metric(plan: Any, call: PackedCall, x: Tensor) -> Tensor:
     """Return what similarity is measured on, (S, D)."""
     metric = x if call.result is None else call.result
     call.result = None  # it need not outlive the matching
@@ -169,7 +169,7 @@ def _metric(plan: PackedPlan, call: PackedCall, x: Tensor) -> Tensor:
     return metric
 
 
-def _match(plan: PackedPlan, segments: Segments, call: PackedCall, metric: Tensor, index: int) -> PackedMerge:
+def _match(plan: Any, segments: Segments, call: PackedCall, metric: Tensor, index: int) -> PackedMerge:
     config = plan.config
     attended = [None] * len(segments.shapes) if call.attended is None else segments.split(call.attended)
     fields = dict(config.match_fields(plan.method))

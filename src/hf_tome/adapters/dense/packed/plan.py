@@ -95,17 +95,12 @@ def plan_packed(path: str, module: nn.Module, family: PackedFamily, config: Merg
         ValueError: the config does not fit the model.
     """
     method = METHODS[config.method]
-    if method.drops_tokens:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} needs every token after the last block, and method {config.method!r} drops "
-            "tokens for good. Use a method that merges, such as 'tome'."
-        )
+    check_keeps_tokens(module, method)
     blocks = list(attrgetter(family.layers)(module))
     attentions = [attrgetter(family.attention)(block) for block in blocks]
     for parts in (blocks, attentions):
         check_blocks(parts, family.library)
     check_backend(backend_of(module))
-    chosen = config.proportional_attention
     plan = PackedPlan(
         config=config,
         family=family,
@@ -113,7 +108,7 @@ def plan_packed(path: str, module: nn.Module, family: PackedFamily, config: Merg
         schedule=config.schedule(len(blocks)),
         merging=tuple(config.merging_blocks(len(blocks))),
         num_prefix_tokens=family.num_prefix_tokens,
-        proportional=method.proportional and family.proportional if chosen == "auto" else bool(chosen),
+        proportional=is_proportional(config, method, family.proportional),
         outputs=(RESTORED + READ_BETWEEN if family.readers else RESTORED,),
     )
     patches = [Patch(block, PackedBlock, index) for index, block in enumerate(blocks)]
@@ -124,6 +119,26 @@ def plan_packed(path: str, module: nn.Module, family: PackedFamily, config: Merg
         patches.append(Patch(module, WindowedTower))
     check_forwards([change.module for change in patches])
     return Target(path, module, plan, Recorder(), tuple(patches))
+
+
+def check_keeps_tokens(module: nn.Module, method: Method) -> None:
+    """Raise an `UnsupportedModelError` for a method that drops tokens."""
+    if method.drops_tokens:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} needs every token after the last block, and method {method.name!r} drops "
+            "tokens for good. Use a method that merges, such as 'tome'."
+        )
+
+
+def is_proportional(config: MergeConfig, method: Method, by_default: bool) -> bool:
+    """Return whether log(size) is added to the attention logits."""
+    chosen = config.proportional_attention
+    return method.proportional and by_default if chosen == "auto" else bool(chosen)
+
+
+def linear_weights(module: nn.Module) -> int:
+    """Return the multiply-adds of a module's linear layers for one token."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def packed_gflops(module: Any, family: PackedFamily, summary: PackedSummary) -> tuple[float, float]:
@@ -144,10 +159,7 @@ def packed_gflops(module: Any, family: PackedFamily, summary: PackedSummary) -> 
     for index, block in enumerate(blocks):
         attention = attrgetter(family.attention)(block)
         mlp = attrgetter(family.mlp)(block)
-        attention_weights, mlp_weights = (
-            sum(part.weight.numel() for part in outer.modules() if isinstance(part, nn.Linear))
-            for outer in (attention, mlp)
-        )
+        attention_weights, mlp_weights = linear_weights(attention), linear_weights(mlp)
         width = 2 * getattr(attention, family.out).in_features  # queries by keys, and weights by values
         (before, pairs), (after, _) = summary.computed[index : index + 2]
         merged += before * attention_weights + after * mlp_weights + pairs * width + summary.matching[index]

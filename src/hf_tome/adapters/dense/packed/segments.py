@@ -18,7 +18,8 @@ class Segments:
     Attributes:
         lengths: of the segments, in order; none is empty.
         shapes: the number of segments and the length of each batch.
-        requested: for each batch, how many tokens of each segment are to merge.
+        requested: for each batch, how many tokens of each segment are to merge, or another number that they share.
+        members: for each batch, which segments these are.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device, requested: Sequence[int] | None = None):
@@ -28,6 +29,7 @@ class Segments:
             members.setdefault(key, []).append(index)
         self.shapes = [(len(indices), length) for (length, _), indices in members.items()]
         self.requested = [r for _, r in members]
+        self.members = list(members.values())
         order = [index for indices in members.values() for index in indices]
         self._rows: Tensor | None = None  # (S,), the rows of the sequence batch by batch; `None` where they are so
         self._back: Tensor | None = None

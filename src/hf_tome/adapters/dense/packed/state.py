@@ -21,11 +21,19 @@ class PackedSummary(PassSummary):
     Attributes:
         unmerged_pairs: pairs of tokens an image that attention would have had without merging.
         matching: multiply-adds an image that comparing tokens took.
+        projected: tokens an image that its projections would have taken without merging, pads among them.
     """
 
-    def __init__(self, *args: Any, unmerged_pairs: list[float], matching: list[float], **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        unmerged_pairs: list[float],
+        matching: list[float],
+        projected: list[float],
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.unmerged_pairs, self.matching = unmerged_pairs, matching
+        self.unmerged_pairs, self.matching, self.projected = unmerged_pairs, matching, projected
 
 
 class PackedState:
@@ -46,6 +54,7 @@ class PackedState:
         lengths: how many tokens of each image, or frame, go into block i.
         pairs, unmerged_pairs: pairs of tokens in the attention of block i, over all segments, now and unmerged.
         matching: multiply-adds that comparing the tokens of block i took.
+        projected: how many tokens block i's projections would take without merging, those of pads among them.
         next_block: the block whose turn it is.
     """
 
@@ -61,6 +70,7 @@ class PackedState:
         self.pairs: list[int] = [0] * (num_layers + 1)
         self.unmerged_pairs: list[int] = [0] * num_layers
         self.matching: list[float] = [0] * num_layers
+        self.projected: list[int] = [0] * num_layers
         self.next_block = 0
         self.device = torch.device("cpu")
 
@@ -77,6 +87,7 @@ class PackedState:
         segments = Segments([length for length in self._lengths(index, bounds) if length], self.device)
         self.pairs[index] = segments.num_pairs
         self.unmerged_pairs[index] = sum(length**2 for length in bounds.diff().tolist())
+        self.projected[index] = int(bounds[-1])
         return segments
 
     def merge_segments(self, index: int, requested: Callable[[int], int]) -> Segments:
@@ -140,6 +151,7 @@ class PackedState:
             state=self._traced() if keep_state else None,
             unmerged_pairs=[pairs / images for pairs in self.unmerged_pairs],
             matching=[flops / images for flops in self.matching],
+            projected=[count / images for count in self.projected],
         )
 
     def _traced(self) -> Any:

@@ -1,0 +1,140 @@
+"""Plan what merging does to each tower with windows in a model. Nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import transformers
+from torch import nn
+
+from ....config import MergeConfig
+from ....errors import UnsupportedModelError
+from ....merging.methods import METHODS, Method
+from ....patching.plans import Description, Patch, Plan, Target, check_blocks, check_forwards, forward_module
+from ....patching.recorder import PassSummary, Recorder
+from ...encoders.attention import backend_of
+from ..packed.plan import check_keeps_tokens, is_proportional, linear_weights
+from ..packed.state import PackedSummary
+from .attention import WindowAttention
+from .block import GlobalReads, WindowBlock
+from .family import WINDOW_TOWERS, WindowFamily
+
+RESTORED = "tokens merge in their windows, and the full grid is restored after the last block"
+READ_GLOBAL = "; what global blocks give out is unmerged, and the blocks go on merging"
+
+
+@dataclass(frozen=True)
+class WindowPlan(Plan):
+    """What is decided for one tower with windows, and read by its blocks and attentions.
+
+    Attributes:
+        family: the row.
+        method: the row of the config's method.
+        schedule: tokens that each block is asked to merge of every image; for MaMe all 0.
+        merging: whether each of them merges.
+        window_size: the side of the windows, 0 where every block attends to the whole grid.
+        global_blocks: the blocks that do.
+        proportional: whether log(size) is added to the attention logits.
+        outputs: what is done with the tokens, in words.
+    """
+
+    family: WindowFamily
+    method: Method
+    schedule: tuple[int, ...]
+    merging: tuple[bool, ...]
+    window_size: int
+    global_blocks: tuple[int, ...]
+    proportional: bool
+    outputs: tuple[str, ...]
+    num_prefix_tokens: int = 0
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks."""
+        return len(self.merging)
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks, all of which are patched."""
+        return len(self.merging)
+
+    def describe(self, module: Any, summary: PassSummary | None) -> Description:
+        """See the base class."""
+        return Description(
+            tower=self.family.tower,
+            schedule=self.schedule,
+            merging=self.merging,
+            blocks_run=self.num_layers,
+            backend=backend_of(module),
+            proportional_attention=self.proportional,
+            outputs=self.outputs,
+            unmerged=True,
+        )
+
+    def gflops(self, module: Any, summary: PassSummary | None) -> tuple[float, float] | None:
+        """Return GFLOPs (multiply-adds) an image in the blocks, as of the last pass; positions are left out."""
+        if not isinstance(summary, PackedSummary):
+            return None
+        merged = unmerged = 0.0
+        patches = summary.computed[0][0]
+        for index, block in enumerate(attrgetter(self.family.layers)(module)):
+            attention = getattr(block, self.family.attention)
+            projections, mlp = linear_weights(attention), linear_weights(getattr(block, self.family.mlp))
+            width = 2 * getattr(attention, self.family.out).in_features  # queries by keys, and weights by values
+            (before, pairs), (after, _) = summary.computed[index : index + 2]
+            projected = summary.projected[index]
+            unmerged += projected * projections + patches * mlp + summary.unmerged_pairs[index] * width
+            own = before == patches == after  # the model's own block, which projects pads as well
+            merged += (projected if own else before) * projections + after * mlp
+            merged += (summary.unmerged_pairs[index] if own else pairs) * width + summary.matching[index]
+        return merged / 1e9, unmerged / 1e9
+
+
+def find_windowed(root: nn.Module) -> Iterator[tuple[str, nn.Module, WindowFamily]]:
+    """Yield path, module and row of every tower with windows in a model."""
+    for path, module in root.named_modules():
+        family = WINDOW_TOWERS.get(type(module).__name__) if isinstance(module, transformers.PreTrainedModel) else None
+        if family is not None:
+            yield path, module, family
+
+
+def plan_windowed(path: str, module: nn.Module, family: WindowFamily, config: MergeConfig) -> Target:
+    """Plan merging for the tower with windows at `path`.
+
+    Raises:
+        UnsupportedModelError: the method drops tokens, or windows of this build cannot merge.
+        ValueError: the config does not fit the model.
+    """
+    method = METHODS[config.method]
+    check_keeps_tokens(module, method)
+    blocks = list(attrgetter(family.layers)(module))
+    attentions = [getattr(block, family.attention) for block in blocks]
+    for parts in (blocks, attentions):
+        check_blocks(parts, family.library)
+    sizes = [block.window_size for block in blocks]
+    sides = {side for side in sizes if side > 0}
+    if sides == {1} or len(sides) > 1:
+        raise UnsupportedModelError(
+            f"The blocks of this {type(module).__name__} have windows of side {', '.join(map(str, sorted(sides)))}; "
+            "merging takes windows of one size, of at least two tokens."
+        )
+    plan = WindowPlan(
+        config=config,
+        family=family,
+        method=method,
+        schedule=config.schedule(len(blocks)),
+        merging=tuple(config.merging_blocks(len(blocks))),
+        window_size=max(sides, default=0),
+        global_blocks=tuple(index for index, side in enumerate(sizes) if side == 0),
+        proportional=is_proportional(config, method, family.proportional),
+        outputs=(RESTORED + READ_GLOBAL if family.reads_global else RESTORED,),
+    )
+    patches = [Patch(block, WindowBlock, index) for index, block in enumerate(blocks)]
+    patches += [Patch(part, WindowAttention, index, forward_module(part)) for index, part in enumerate(attentions)]
+    if family.reads_global:
+        patches.append(Patch(module, GlobalReads))
+    check_forwards([change.module for change in patches])
+    return Target(path, module, plan, Recorder(), tuple(patches))
