@@ -23,6 +23,13 @@ SAM3 = {
 }
 
 
+VITDET = {
+    **GRID,
+    **{"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2, "drop_path_rate": 0.1},
+    **{"window_block_indices": [0, 2], "use_relative_position_embeddings": True, "pretrain_image_size": 40},
+}
+
+
 @dataclass(frozen=True)
 class WindowZoo:
     """A tower with windows: where transformers defines it, and how to build it."""
@@ -57,7 +64,8 @@ class WindowZoo:
     def run(self, model: nn.Module, pixels: Tensor | None = None) -> Tensor:
         """Run a tower; its output, and what its global blocks gave out, in one tensor (B, values)."""
         out = model(self.inputs() if pixels is None else pixels)
-        parts = [out.last_hidden_state, *(out.get("intermediate_embeddings") or ())]
+        maps = [*(out.get("intermediate_embeddings") or ()), *(out.get("feature_maps") or ())]
+        parts = [*maps, *([out.last_hidden_state] if "last_hidden_state" in out else [])]
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
@@ -76,4 +84,6 @@ WINDOW_ZOO: tuple[WindowZoo, ...] = (
     ),
     WindowZoo("slanext", "SLANeXtVisionEncoder", "SLANeXtVisionConfig", backends=("eager",)),
     WindowZoo("sam3", "Sam3ViTModel", "Sam3ViTConfig", SAM3),
+    WindowZoo("vitdet", "VitDetModel", "VitDetConfig", VITDET, ("eager",)),
+    WindowZoo("vitdet", "VitDetBackbone", "VitDetConfig", {**VITDET, "out_indices": [1, 2, 4]}, ("eager",)),
 )

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers as tf
 from installed import checkpoint_activations
+from sam_zoo import SAM, WINDOW_ZOO
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from sam_zoo import SAM, WINDOW_ZOO
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
-from hf_tome.adapters.dense.sam.attention import position_bias
+from hf_tome.adapters.dense.sam.attention import RelativePositions
 from hf_tome.adapters.dense.sam.family import WINDOW_TOWERS
 from hf_tome.adapters.dense.sam.grid import WindowGrid
 from hf_tome.api import targets
@@ -29,9 +29,10 @@ CONFIGS = {
     "attended": MergeConfig(r=10, protect_attended=0.5),
 }
 BY_NAME = {zoo.module: zoo for zoo in WINDOW_ZOO}
+NAMES = [zoo.tower for zoo in WINDOW_ZOO]
 DESIGNS = [BY_NAME[name] for name in ("sam", "sam_hq", "sam3")]
 
-every_tower = pytest.mark.parametrize("zoo", WINDOW_ZOO, ids=BY_NAME.keys())
+every_tower = pytest.mark.parametrize("zoo", WINDOW_ZOO, ids=NAMES)
 each_design = pytest.mark.parametrize("zoo", DESIGNS, ids=lambda zoo: zoo.module)
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 KEEP_ALL = MergeConfig(ratio=0.001)
@@ -95,16 +96,15 @@ def test_positions_of_any_places_are_exact():
     """Against SAM's own bias for whole grids."""
     attention = BY_NAME["sam"].make().layers[1].attn
     query = torch.randn(2, 2, 100, 16)  # (B, H, N, d)
-    rows, columns = torch.meshgrid(torch.arange(10), torch.arange(10), indexing="ij")
-    at = torch.stack([rows.flatten(), columns.flatten()], dim=-1).expand(2, -1, -1)
+    place, some = torch.arange(100).expand(2, -1), torch.tensor([3, 99, 40])
     with torch.no_grad():
         own = attention.get_decomposed_rel_pos(
             query.flatten(0, 1), attention.rel_pos_h, attention.rel_pos_w, (10, 10), (10, 10)
         ).reshape(2, 2, 100, 100)
         bias = torch.randn(2, 100)
-        torch.testing.assert_close(position_bias(attention, query, at, at, (10, 10), None), own)
-        some = torch.tensor([3, 99, 40])
-        chosen = position_bias(attention, query[:, :, some], at[:, some], at, (10, 10), bias)
+        whole = RelativePositions(place, place, (10, 10)).bias(attention, query)
+        torch.testing.assert_close(whole, own, atol=1e-5, rtol=1e-5)
+        chosen = RelativePositions(place[:, some], place, (10, 10), bias).bias(attention, query[:, :, some])
         torch.testing.assert_close(chosen, own[:, :, some] + bias[:, None, None], atol=1e-5, rtol=1e-5)
 
 
@@ -191,7 +191,9 @@ def build_sam(prefix):
         decoder["vit_dim"] = 32
     prompt = {"hidden_size": 32, "image_size": 40, "patch_size": 4, "image_embedding_size": 10}
     config = getattr(tf, f"{prefix}Config")(
-        vision_config={**SAM, "output_channels": 32, "num_pos_feats": 16}, prompt_encoder_config=prompt, mask_decoder_config=decoder
+        vision_config={**SAM, "output_channels": 32, "num_pos_feats": 16},
+        prompt_encoder_config=prompt,
+        mask_decoder_config=decoder,
     )
     return getattr(tf, f"{prefix}Model")(config).eval()
 
@@ -280,3 +282,9 @@ def test_pruning_is_unsupported(name):
 def test_windows_of_one_token_are_unsupported():
     with pytest.raises(UnsupportedModelError, match=r"windows of side 1; .* at least two tokens"):
         apply(BY_NAME["sam"].make(window_size=1), MergeConfig(r=4))
+
+
+def test_convolutions_between_the_blocks_are_unsupported():
+    model = BY_NAME["vitdet"].make(residual_block_indices=[1])
+    with pytest.raises(UnsupportedModelError, match="Convolutions follow some of the blocks of this VitDet"):
+        apply(model, MergeConfig(r=4))

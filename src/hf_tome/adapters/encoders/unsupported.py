@@ -18,7 +18,6 @@ NEIGHBOURS = "its attention reads the neighbours of each token on the full grid"
 FACTORISED = "it attends over space and over time in turn, and reshapes the tokens to frames for that"
 DENSE = "it predicts something for every place on the full grid, and reads that grid out of the encoder"
 LOOKED_UP = "its decoder looks features up by their place on the full grid of its backbone"
-SAM_TOWER = "its vision tower is SAM's, whose attention runs in windows, and convolutions follow on the full grid"
 TIMM = "its encoder is code of the timm library, of which only its VisionTransformer of plain blocks has a row"
 KEYPOINTS = "its tokens are keypoints, and it has to say of each one which other it matches"
 LATENTS = "its blocks work on a fixed set of latents, and the image is only read into those"
@@ -60,20 +59,18 @@ BY_REASON: dict[str, str] = {
         swiftformer
     """,
     WINDOWS: """
-        donut-swin florence2 maskformer-swin sam sam3_tracker sam3_video sam_hq swin
-        swin2sr swinv2 vitdet
+        donut-swin florence2 maskformer-swin swin swin2sr swinv2
     """,
     NEIGHBOURS: "dinat",
     FACTORISED: "timesformer videoprism videoprism_vision_model",
     DENSE: """
-        efficientloftr eomt eomt_dinov3 videomt vitmatte
+        efficientloftr vitmatte
     """,
     LOOKED_UP: """
         conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino
         mm-grounding-dino omdet-turbo oneformer pp_doclayout_v2 pp_doclayout_v3 pp_doclayout_v4
         rt_detr rt_detr_v2 table-transformer
     """,
-    SAM_TOWER: "deepseek_ocr2 deepseek_vl_hybrid got_ocr2 pp_chart2table pp_formulanet unlimited_ocr",
     TIMM: "edgetam edgetam_video fast_vlm gemma3n perception_lm timm_backbone timm_wrapper",
     KEYPOINTS: "lightglue superglue",
     LATENTS: "perceiver",

@@ -9,6 +9,7 @@ from transformers.models.auto import modeling_auto
 from hf_tome import MergeConfig, UnsupportedModelError, __version__, apply
 from hf_tome.adapters.dense.models import DENSE_MODELS
 from hf_tome.adapters.dense.packed.rows import PACKED_FAMILIES
+from hf_tome.adapters.dense.sam.family import WINDOW_FAMILIES
 from hf_tome.adapters.dense.towers import DENSE_FAMILIES
 from hf_tome.adapters.encoders import unsupported
 from hf_tome.adapters.encoders.families.registry import FAMILIES, WRAPPERS
@@ -25,7 +26,9 @@ TASKS = (
     *("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "VISUAL_QUESTION_ANSWERING"),
 )
 SUPPORTED = {
-    model_type for family in (*FAMILIES, *DENSE_FAMILIES, *PACKED_FAMILIES) for model_type in family.model_types
+    model_type
+    for family in (*FAMILIES, *DENSE_FAMILIES, *PACKED_FAMILIES, *WINDOW_FAMILIES)
+    for model_type in family.model_types
 }
 
 

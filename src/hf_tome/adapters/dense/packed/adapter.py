@@ -6,6 +6,7 @@ from torch import nn
 
 from ....config import MergeConfig
 from ....patching.plans import Target
+from ...choice import chosen_towers
 from .plan import find_packed, plan_packed
 
 
@@ -21,7 +22,7 @@ class PackedTowerAdapter:
 
     def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
         """Plan merging for every packed tower in a model."""
-        return [plan_packed(*found, config) for found in find_packed(root)]
+        return [plan_packed(*tower, config) for tower in chosen_towers(find_packed(root), config)]
 
     def reason(self, root: nn.Module) -> str | None:
         """Return nothing: models without such a tower have the reasons of plain encoders."""

@@ -145,7 +145,7 @@ def _scaled(block: nn.Module, name: str | None, x: Tensor) -> Tensor:
 def merge_tokens(plan: Any, state: PackedState, index: int, call: PackedCall, x: Tensor) -> Tensor:
     """Merge the tokens (S, C) of one block, and write down what the next one has to know."""
     config, prefix = plan.config, plan.num_prefix_tokens
-    segments = state.merge_segments(index, lambda n: config.tokens_to_merge(plan.schedule[index], n - prefix))
+    segments = state.merge_segments(index, config, plan.schedule[index], prefix)
     metric = _metric(plan, call, x)
     match = _match(plan, segments, call, metric, index)
     state.matching[index] = metric.shape[1] * sum(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ....patching.recorder import PassSummary
 from .segments import PackedMerge, Segments, shared_out
+
+if TYPE_CHECKING:
+    from ....config import MergeConfig
 
 
 class PackedSummary(PassSummary):
@@ -90,21 +92,25 @@ class PackedState:
         self.projected[index] = int(bounds[-1])
         return segments
 
-    def merge_segments(self, index: int, requested: Callable[[int], int]) -> Segments:
-        """Return the segments in which block `index` merges; `requested` says how many tokens, from an image's."""
+    def merge_segments(self, index: int, config: MergeConfig, scheduled: int, num_prefix_tokens: int) -> Segments:
+        """Return the segments in which block `index` merges, with the number of tokens that are to merge in each.
+
+        A ratio is one of each segment; an `r`, which counts the tokens of an image, is shared out among its segments.
+        """
         bounds = self.merge_bounds[index]
         assert bounds is not None
         assert self.image_bounds is not None
-        starts, image_starts = bounds.tolist(), self.image_bounds.tolist()
         lengths = self._lengths(index, bounds)
-        of_image: list[list[int]] = [[] for _ in self.lengths[index]]
-        for start, length in zip(starts, lengths):
-            of_image[bisect_right(image_starts, start) - 1].append(length)
-        counts = [
-            count
-            for image, inside in zip(self.lengths[index], of_image)
-            for count in shared_out(requested(image), inside)
-        ]
+        if config.ratio is not None or len(bounds) == len(self.image_bounds):
+            counts = [config.tokens_to_merge(scheduled, length - num_prefix_tokens) for length in lengths]
+        else:
+            starts, image_starts = bounds.tolist(), self.image_bounds.tolist()
+            of_image: list[list[int]] = [[] for _ in self.lengths[index]]
+            for start, length in zip(starts, lengths):
+                of_image[bisect_right(image_starts, start) - 1].append(length)
+            counts = []
+            for image, inside in zip(self.lengths[index], of_image):
+                counts += shared_out(config.tokens_to_merge(scheduled, image - num_prefix_tokens), inside)
         kept = [(length, count) for length, count in zip(lengths, counts) if length]
         return Segments([length for length, _ in kept], self.device, [count for _, count in kept])
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from ....config import MergeConfig
 from ....patching.plans import Target
+from ...choice import chosen_towers
 from .plan import find_windowed, plan_windowed
 
 
@@ -21,7 +22,7 @@ class WindowTowerAdapter:
 
     def plan(self, root: nn.Module, config: MergeConfig) -> list[Target]:
         """Plan merging for every tower with windows in a model."""
-        return [plan_windowed(*found, config) for found in find_windowed(root)]
+        return [plan_windowed(*tower, config) for tower in chosen_towers(find_windowed(root), config)]
 
     def reason(self, root: nn.Module) -> str | None:
         """Return nothing: models without such a tower have the reasons of plain encoders."""

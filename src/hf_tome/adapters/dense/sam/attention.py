@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from ....patching.patch import PatchedModule, context_of
 from ...encoders.attention import AttentionCall, attention_paid
 from ..packed.attention import PackedCall
+from ..packed.segments import Segments
 
 if TYPE_CHECKING:
     from .family import WindowFamily
@@ -23,16 +25,84 @@ class WindowCall(PackedCall):
     """What a block asks of its attention, and what it gets back (see `PackedCall`).
 
     Attributes:
-        rows, columns: (M,) int64, the place of each token in its segment.
-        sides: rows and columns of a segment.
-        pads: for each batch of segments, (G, P, 2), row and column of its pads: places beyond the grid's edges, whose
-            keys and values are those of zeros.
+        layout: the places of the tokens.
     """
 
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    sides: tuple[int, int] = (0, 0)
-    pads: tuple[Tensor, ...] = ()
+    layout: TokenLayout | None = None
+
+
+class TokenLayout:
+    """Where the tokens going into a block are in their segments, batch by batch; the same until the next merge.
+
+    Attributes:
+        segments: in which tokens attend.
+        sides: rows and columns of a segment.
+        place: (M,) int64, the place of each token in its segment, row by row.
+        pads: for each batch of segments, (G, P), the places of its pads, which are beyond the grid's edges: their keys
+            and values are those of zeros.
+        biases: for each batch, (G, N + P), what is added to the logits of each key; or `None`.
+    """
+
+    def __init__(
+        self,
+        segments: Segments,
+        sides: tuple[int, int],
+        rows: Tensor,
+        columns: Tensor,
+        pads: Sequence[Tensor],
+        bias: Tensor | None,
+    ):
+        self.segments, self.sides = segments, sides
+        self.place = rows * sides[1] + columns
+        self.pads = [part[..., 0] * sides[1] + part[..., 1] for part in pads]
+        of_tokens = [None] * len(self.pads) if bias is None else segments.split(bias)
+        self.biases = [
+            None if part is None else F.pad(part, (0, beyond.shape[1])) for part, beyond in zip(of_tokens, self.pads)
+        ]
+        self._positions: list[RelativePositions] = []
+
+    def positions(self) -> list[RelativePositions]:
+        """Return the relative positions of each batch."""
+        if not self._positions:
+            for place, pads, bias in zip(self.segments.split(self.place), self.pads, self.biases):
+                keys = torch.cat([place, pads], dim=1)
+                self._positions.append(RelativePositions(place, keys, self.sides, bias))
+        return self._positions
+
+
+class RelativePositions:
+    """SAM's bias by relative rows and columns for queries and keys of any places, exactly, as one product.
+
+    For each query, what every row and column of the segment adds is multiplied by which row and column a key has.
+
+    Args:
+        place, key_place: (G, N) and (G, M), places of queries and keys, row by row.
+        sides: rows and columns of a segment.
+        bias: (G, M), of each key, which is added.
+    """
+
+    def __init__(self, place: Tensor, key_place: Tensor, sides: tuple[int, int], bias: Tensor | None = None):
+        self.sides, self.has_bias = sides, bias is not None
+        at, key_at = ((places // sides[1], places % sides[1]) for places in (place, key_place))
+        # (G, 1, N, side): the offset of each query from each row, and from each column
+        self._offsets = [
+            (query[..., None] - torch.arange(side, device=query.device) + side - 1)[:, None]
+            for query, side in zip(at, sides)
+        ]
+        chosen = [F.one_hot(key, side) for key, side in zip(key_at, sides)]
+        chosen += [] if bias is None else [bias[..., None]]
+        # (G, 1, rows + columns (+ 1), M)
+        self._chosen = torch.cat([part.to(torch.float32) for part in chosen], dim=-1)[:, None].transpose(-1, -2)
+
+    def bias(self, module: Any, query: Tensor) -> Tensor:
+        """Return the bias (G, H, N, M) of queries (G, H, N, d) by the tables of an attention."""
+        added = []
+        for side, offset, table in zip(self.sides, self._offsets, (module.rel_pos_h, module.rel_pos_w)):
+            products = query @ relative_table(table, side).to(query.dtype).T  # (G, H, N, 2 * side - 1)
+            added.append(products.gather(-1, offset.expand(-1, query.shape[1], -1, -1)))
+        if self.has_bias:
+            added.append(torch.ones_like(query[..., :1]))
+        return torch.cat(added, dim=-1) @ self._chosen.to(query.dtype)
 
 
 class WindowAttention(PatchedModule):
@@ -50,34 +120,32 @@ class WindowAttention(PatchedModule):
             call.result = {"q": query, "k": key, "v": value}[call.feature]
         # What a pad's key and value are is what projections make of zeros.
         _, pad_key, pad_value = _project(self, family, hidden_states.new_zeros(1, hidden_states.shape[1]), num_heads)
-        tables = kwargs.get("position_embeddings")
-        assert call.rows is not None
-        assert call.columns is not None
-        if tables is not None:
-            rotate = getattr(sys.modules[context.detail], str(family.rotary))
-            place = call.rows * call.sides[1] + call.columns
-            query, key = _turned(rotate, query, key, tables, place)
-        segments, outputs, paid = call.segments, [], []
-        states = (query, key, value, call.rows, call.columns)
-        biases = [None] * len(segments.shapes) if call.bias is None else segments.split(call.bias)
-        batches = zip(zip(*(segments.split(part) for part in states)), biases, call.pads)
+        layout = call.layout
+        tables: Any = kwargs.get("position_embeddings")
+        assert layout is not None
+        rotate = None if tables is None else getattr(sys.modules[context.detail], str(family.rotary))
+        if rotate is not None:
+            query, key = _turned(rotate, query, key, tables, layout.place)
+        is_relative = family.relative_positions is not None and getattr(self, family.relative_positions)
+        positions = layout.positions() if is_relative else [None] * len(layout.pads)
+        segments, outputs, paid = layout.segments, [], []
+        batches = zip(
+            zip(*(segments.split(part) for part in (query, key, value))), layout.pads, layout.biases, positions
+        )
         dropout = getattr(self, family.dropout, 0.0) if self.training else 0.0
         scale = getattr(self, family.scaling)
-        for (q, k, v, row, column), bias, pads in batches:
-            q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (G, N, H, d) -> (G, H, N, d)
+        for states, pads, bias, relative in batches:
+            q, k, v = (part.transpose(1, 2) for part in states)  # (G, N, H, d) -> (G, H, N, d)
             num_real = k.shape[2]
             if pads.shape[1]:
-                k, v, bias = _with_pads(k, v, bias, pad_key, pad_value, pads.shape[1])
-                if tables is not None:
-                    padded = (pads[..., 0] * call.sides[1] + pads[..., 1]).flatten()
-                    k = _with_turned_pads(rotate, k, num_real, tables, padded)
+                k, v = _with_pads(k, v, pad_key, pad_value, pads.shape[1])
+                if rotate is not None:
+                    k = _with_turned_pads(rotate, k, num_real, tables, pads.flatten())
             mask = None if bias is None else bias[:, None, None].to(q.dtype)  # (G, N + P) -> (G, 1, 1, N + P)
-            if family.relative_positions and getattr(self, family.relative_positions):
-                at = torch.cat([torch.stack([row, column], dim=-1), pads], dim=1)  # (G, N + P, 2)
-                mask = position_bias(self, q, at[:, :num_real], at, call.sides, bias)
+            mask = mask if relative is None else relative.bias(self, q)
             if call.attending is not None:
-                inner = AttentionCall(attending=0)
                 pairs = None if mask is None else mask[..., :num_real].expand(*q.shape[:3], -1)
+                inner = AttentionCall(attending=call.attending)  # (0: the mean of all queries)
                 paid.append(attention_paid(q, k[:, :, :num_real], scale, inner, pairs))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
             outputs.append(out.transpose(1, 2))
@@ -106,14 +174,12 @@ def _turned(
     return query.transpose(0, 1), key.transpose(0, 1)
 
 
-def _with_pads(
-    key: Tensor, value: Tensor, bias: Tensor | None, pad_key: Tensor, pad_value: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Append `count` pads to keys and values (G, H, N, d), with a bias (G, N) of 0."""
+def _with_pads(key: Tensor, value: Tensor, pad_key: Tensor, pad_value: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Append `count` pads to keys and values (G, H, N, d)."""
     groups, num_heads, _, head_dim = key.shape
     pads = [part.transpose(0, 1).expand(groups, num_heads, count, head_dim) for part in (pad_key, pad_value)]
     key, value = (torch.cat([part, pad], dim=2) for part, pad in zip((key, value), pads))
-    return key, value, None if bias is None else F.pad(bias, (0, count))
+    return key, value
 
 
 def _with_turned_pads(rotate: Any, key: Tensor, num_real: int, tables: tuple[Tensor, Tensor], place: Tensor) -> Tensor:
@@ -122,35 +188,6 @@ def _with_turned_pads(rotate: Any, key: Tensor, num_real: int, tables: tuple[Ten
     pads = key[:, :, num_real:].transpose(1, 2).reshape(-1, num_heads, head_dim)  # (G * P, H, d)
     _, pads = _turned(rotate, pads, pads, tables, place)
     return torch.cat([key[:, :, :num_real], pads.view(groups, -1, num_heads, head_dim).transpose(1, 2)], dim=2)
-
-
-def position_bias(
-    module: Any, query: Tensor, at: Tensor, key_at: Tensor, sides: tuple[int, int], bias: Tensor | None
-) -> Tensor:
-    """Return SAM's bias by relative rows and columns for queries and keys of any places, exactly.
-
-    It is one product: for each query what every row and column of the segment adds, by which row and column a key has.
-
-    Args:
-        query: (G, H, N, d).
-        at, key_at: (G, N, 2) and (G, M, 2), row and column of each query and each key.
-        sides: rows and columns of a segment.
-        bias: (G, M), of each key, which is added.
-
-    Returns:
-        (G, H, N, M).
-    """
-    added, chosen = [], []
-    for axis, (side, table) in enumerate(zip(sides, (module.rel_pos_h, module.rel_pos_w))):
-        table = relative_table(table, side).to(query.dtype)  # (2 * side - 1, d)
-        offset = at[..., axis, None] - torch.arange(side, device=at.device) + side - 1  # (G, N, side)
-        products = query @ table.T
-        added.append(products.gather(-1, offset[:, None].expand(-1, query.shape[1], -1, -1)))
-        chosen.append(F.one_hot(key_at[..., axis], side).to(query.dtype))
-    if bias is not None:
-        added.append(torch.ones_like(query[..., :1]))
-        chosen.append(bias[..., None].to(query.dtype))
-    return torch.cat(added, dim=-1) @ torch.cat(chosen, dim=-1)[:, None].transpose(-1, -2)
 
 
 def relative_table(table: Tensor, side: int) -> Tensor:

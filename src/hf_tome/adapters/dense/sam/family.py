@@ -16,13 +16,18 @@ class WindowFamily:
         model_types: `config.model_type` of the models with this tower.
         tower: class name of the module that owns the blocks.
         layers: path from the tower to its list of blocks.
-        norm1, attention, norm2, mlp, dropout2: of the block; `dropout2` is what stands behind the MLP, if anything.
+        norm1, attention, norm2, mlp: of the block.
+        dropout1, dropout2: of the block, what stands behind attention and MLP, if anything.
+        channels_first: whether the grid is (B, C, H, W) rather than (B, H, W, C).
+        gives_tuple: whether blocks give a tuple.
         qkv: one projection to queries, keys and values; `None` where there are three.
         query, key, value, out: projections.
         num_heads, scaling, dropout: the attention's attributes of these meanings.
         relative_positions: the attention's attribute that says whether it has tables of relative positions, or `None`.
         rotary: name of the function that turns queries and keys, with what the block's `rotary_emb` gives; or `None`.
-        reads_global: whether the tower gives out what its global blocks do.
+        reads: what is given out of the tokens between the blocks: `"global"` for what global blocks give, in
+            `intermediate_embeddings` of the tower, or `"hidden_states"` of its `encoder`; or `None`.
+        convolutions: the block's attribute that says whether convolutions follow it, or `None`.
         proportional: what `proportional_attention="auto"` means for ToMe here.
     """
 
@@ -33,7 +38,10 @@ class WindowFamily:
     attention: str = "attn"
     norm2: str = "layer_norm2"
     mlp: str = "mlp"
+    dropout1: str | None = None
     dropout2: str | None = None
+    channels_first: bool = False
+    gives_tuple: bool = False
     qkv: str | None = "qkv"
     query: str = "q_proj"
     key: str = "k_proj"
@@ -44,7 +52,8 @@ class WindowFamily:
     dropout: str = "dropout"
     relative_positions: str | None = "use_rel_pos"
     rotary: str | None = None
-    reads_global: bool = False
+    reads: str | None = None
+    convolutions: str | None = None
     proportional: bool = True
     library: str = "transformers"
     inputs: InputFormat = PACKED_IMAGES
@@ -52,9 +61,27 @@ class WindowFamily:
 
 SAM = WindowFamily(("sam", "deepseek_vl_hybrid"), "SamVisionEncoder")
 
+VITDET = replace(
+    SAM,
+    model_types=("vitdet",),
+    tower="VitDetModel",
+    layers="encoder.layer",
+    norm1="norm1",
+    attention="attention",
+    norm2="norm2",
+    dropout1="drop_path",
+    dropout2="drop_path",
+    channels_first=True,
+    gives_tuple=True,
+    num_heads="num_heads",
+    relative_positions="use_relative_position_embeddings",
+    reads="hidden_states",
+    convolutions="use_residual_block",
+)
+
 WINDOW_FAMILIES: tuple[WindowFamily, ...] = (
     SAM,
-    replace(SAM, model_types=("sam_hq",), tower="SamHQVisionEncoder", reads_global=True),
+    replace(SAM, model_types=("sam_hq",), tower="SamHQVisionEncoder", reads="global"),
     replace(SAM, model_types=("got_ocr2", "pp_chart2table"), tower="GotOcr2VisionEncoder"),
     replace(SAM, model_types=("deepseek_ocr2",), tower="DeepseekOcr2SamVisionEncoder"),
     replace(SAM, model_types=("unlimited_ocr",), tower="UnlimitedOcrSamVisionEncoder"),
@@ -73,6 +100,8 @@ WINDOW_FAMILIES: tuple[WindowFamily, ...] = (
         relative_positions=None,
         rotary="apply_rotary_pos_emb_2d",
     ),
+    VITDET,
+    replace(VITDET, tower="VitDetBackbone"),
 )
 
 WINDOW_TOWERS: dict[str, WindowFamily] = {family.tower: family for family in WINDOW_FAMILIES}

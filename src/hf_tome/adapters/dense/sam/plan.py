@@ -13,17 +13,30 @@ from torch import nn
 from ....config import MergeConfig
 from ....errors import UnsupportedModelError
 from ....merging.methods import METHODS, Method
-from ....patching.plans import Description, Patch, Plan, Target, check_blocks, check_forwards, forward_module
+from ....patching.plans import (
+    NEXT_STEPS,
+    Description,
+    Patch,
+    Plan,
+    Target,
+    check_blocks,
+    check_forwards,
+    forward_module,
+)
 from ....patching.recorder import PassSummary, Recorder
 from ...encoders.attention import backend_of
 from ..packed.plan import check_keeps_tokens, is_proportional, linear_weights
 from ..packed.state import PackedSummary
 from .attention import WindowAttention
-from .block import GlobalReads, WindowBlock
+from .block import GlobalReads, HiddenStateReads, WindowBlock
 from .family import WINDOW_TOWERS, WindowFamily
 
 RESTORED = "tokens merge in their windows, and the full grid is restored after the last block"
-READ_GLOBAL = "; what global blocks give out is unmerged, and the blocks go on merging"
+READ_BETWEEN = {
+    None: "",
+    "global": "; what global blocks give out is unmerged, and later blocks keep merging",
+    "hidden_states": "; hidden states are unmerged, and later blocks keep merging",
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,11 @@ def plan_windowed(path: str, module: nn.Module, family: WindowFamily, config: Me
             f"The blocks of this {type(module).__name__} have windows of side {', '.join(map(str, sorted(sides)))}; "
             "merging takes windows of one size, of at least two tokens."
         )
+    if family.convolutions and any(getattr(block, family.convolutions) for block in blocks):
+        raise UnsupportedModelError(
+            f"Convolutions follow some of the blocks of this {type(module).__name__} (`residual_block_indices`), and "
+            f"take every token in its place. {NEXT_STEPS}"
+        )
     plan = WindowPlan(
         config=config,
         family=family,
@@ -130,11 +148,13 @@ def plan_windowed(path: str, module: nn.Module, family: WindowFamily, config: Me
         window_size=max(sides, default=0),
         global_blocks=tuple(index for index, side in enumerate(sizes) if side == 0),
         proportional=is_proportional(config, method, family.proportional),
-        outputs=(RESTORED + READ_GLOBAL if family.reads_global else RESTORED,),
+        outputs=(RESTORED + READ_BETWEEN[family.reads],),
     )
     patches = [Patch(block, WindowBlock, index) for index, block in enumerate(blocks)]
     patches += [Patch(part, WindowAttention, index, forward_module(part)) for index, part in enumerate(attentions)]
-    if family.reads_global:
+    if family.reads == "global":
         patches.append(Patch(module, GlobalReads))
+    elif family.reads == "hidden_states":
+        patches.append(Patch(module.get_submodule("encoder"), HiddenStateReads))
     check_forwards([change.module for change in patches])
     return Target(path, module, plan, Recorder(), tuple(patches))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...encoders.attention import log_size
 from ..packed.segments import Segments
 from ..packed.state import PackedState
+from .attention import TokenLayout
 from .grid import WindowGrid
 
 
@@ -18,6 +20,28 @@ class WindowState(PackedState):
     """
 
     grid: WindowGrid
+
+    def __init__(self, num_layers: int):
+        super().__init__(num_layers)
+        self._layouts: dict[bool, tuple[Tensor | None, TokenLayout]] = {}
+
+    def layout(self, index: int, window_size: int, proportional: bool) -> TokenLayout:
+        """Return where the tokens going into block `index` are, in windows or, for 0, on the whole grid."""
+        segments, pads = self.segments_of(index, window_size > 0)
+        place, size, grid = self.place[index], self.size[index], self.grid
+        before, layout = self._layouts.get(window_size > 0, (None, None))
+        if layout is not None and before is place:
+            return layout  # nothing has merged since
+        rows, columns = (
+            places if place is None else places.index_select(0, place) for places in (grid.rows, grid.columns)
+        )
+        sides = (grid.shape[1], grid.shape[2])
+        if window_size > 0:
+            rows, columns, sides = rows % window_size, columns % window_size, (window_size, window_size)
+        bias = None if size is None or not proportional else log_size(size[None], True)[0]
+        layout = TokenLayout(segments, sides, rows, columns, pads, bias)
+        self._layouts[window_size > 0] = place, layout
+        return layout
 
     def enter_grid(self, grid: WindowGrid) -> None:
         """Begin with tokens on a grid."""

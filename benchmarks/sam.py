@@ -1,0 +1,116 @@
+"""SAM's image encoder: tokens merged in their windows up to the neck, against the slice oracle; and matching's cost.
+
+SAM ViT-B at a quarter of its width, with random weights: 12 blocks, 4 of them global, 32 x 32 patches in windows of 7,
+which is the ratio of 64 x 64 in windows of 14. One picture, float32, sdpa, one thread. The oracle cuts tokens to the
+same numbers, and fills the grid up with zeros before the neck. "Matching" is what it takes to compare tokens and to
+merge them, as a share of the merged encoder's time.
+
+    python benchmarks/sam.py [--quick] [--out benchmarks/measured/sam.json]
+"""
+
+from __future__ import annotations
+
+from time import process_time
+from typing import Any
+
+import torch
+from common import Row, run
+from torch import Tensor, nn
+from transformers import SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionEncoder
+
+import hf_tome.adapters.dense.sam.block as sam_block
+from hf_tome import MergeConfig, apply, remove
+from hf_tome.profiling.benchmark import benchmark
+
+SIZES = {
+    **{"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "mlp_dim": 768, "output_channels": 64},
+    **{"image_size": 512, "patch_size": 16, "window_size": 7, "global_attn_indexes": [2, 5, 8, 11]},
+}
+CONFIGS = (MergeConfig(ratio=0.4, layers=[0]), MergeConfig(ratio=0.6, layers=[0]), MergeConfig(r=34))
+COLUMNS = {
+    "config": "config",
+    "tokens": "tokens",
+    "tokens_left": "left",
+    "unmerged_s": "unmerged s",
+    "speedup": "speed-up",
+    "oracle_speedup": "oracle",
+    "oracle_share": "share of the oracle",
+    "matching": "matching",
+}
+
+
+def build() -> nn.Module:
+    """Return an encoder, whose weights would be near zero as built."""
+    torch.manual_seed(0)
+    model = SamVisionEncoder(SamVisionConfig(**SIZES)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                parameter.normal_(std=0.2)
+            elif parameter.ndim >= 2:
+                parameter.normal_(std=0.8 * parameter[0].numel() ** -0.5)
+    return model
+
+
+def matching_share(model: nn.Module, pixels: Tensor, config: MergeConfig) -> float:
+    """Return the share of a merged pass that matching and merging take, the median of five."""
+    merge_tokens, spent = sam_block.merge_tokens, []
+
+    def timed(*args: Any) -> Tensor:
+        start = process_time()
+        merged = merge_tokens(*args)
+        spent.append(process_time() - start)
+        return merged
+
+    shares = []
+    apply(model, config)
+    sam_block.merge_tokens = timed
+    try:
+        with torch.no_grad():
+            for _ in range(6):
+                spent.clear()
+                start = process_time()
+                model(pixels)
+                shares.append(sum(spent) / (process_time() - start))
+    finally:
+        sam_block.merge_tokens = merge_tokens
+        remove(model)
+    return sorted(shares[1:])[2]
+
+
+def measure(quick: bool) -> list[Row]:
+    model, pixels = build(), torch.randn(1, 3, SIZES["image_size"], SIZES["image_size"])
+    rows = []
+    for config in CONFIGS[: 1 if quick else None]:
+        result = benchmark(
+            model,
+            {"pixel_values": pixels},
+            config,
+            rounds=3 if quick else 9,
+            warmup=1,
+            clock="process",
+            memory=False,
+        )
+        rows.append(
+            {
+                "config": str(config).removeprefix("MergeConfig"),
+                "tokens": result.tokens[0],
+                "tokens_left": result.tokens[1],
+                "unmerged_s": result.seconds["unmerged"].median,
+                "speedup": result.speedup,
+                "oracle_speedup": result.oracle_speedup,
+                "oracle_share": result.oracle_share,
+                "matching": matching_share(model, pixels, config),
+            }
+        )
+    return rows
+
+
+def reached(row: Row) -> bool:
+    return row["speedup"].median >= 1.9 and row["matching"] <= 0.05
+
+
+if __name__ == "__main__":
+    target = "1.9 times as fast with 60 % of the tokens; matching at most 5 % of the time"
+    run(__doc__, measure, COLUMNS, target=target, reached=reached)
