@@ -1,8 +1,8 @@
 """SAM's image encoder: tokens merged in their windows up to the neck, against the slice oracle; and matching's cost.
 
-SAM ViT-B at a quarter of its width, with random weights: 12 blocks, 4 of them global, 32 x 32 patches in windows of 7,
-which is the ratio of 64 x 64 in windows of 14. One picture, float32, sdpa, one thread. The oracle cuts tokens to the
-same numbers, and fills the grid up with zeros before the neck. "Matching" is what it takes to compare tokens and to
+SAM ViT-B with random weights at 1,024 pixels, and at a quarter of its width with 32 x 32 patches in windows of 7, which
+is the ratio of 64 x 64 in windows of 14; 12 blocks, 4 of them global. One picture, float32, sdpa, one thread. The oracle
+cuts tokens to the same numbers, and fills the grid up with zeros before the neck. "Matching" is what it takes to compare tokens and to
 merge them, as a share of the merged encoder's time.
 
     python benchmarks/sam.py [--quick] [--out benchmarks/measured/sam.json]
@@ -24,11 +24,20 @@ from hf_tome import MergeConfig, apply, remove
 from hf_tome.profiling.benchmark import benchmark
 
 SIZES = {
-    **{"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "mlp_dim": 768, "output_channels": 64},
-    **{"image_size": 512, "patch_size": 16, "window_size": 7, "global_attn_indexes": [2, 5, 8, 11]},
+    "ViT-B": {},
+    "quarter": {
+        **{"hidden_size": 192, "num_attention_heads": 3, "mlp_dim": 768, "output_channels": 64},
+        **{"image_size": 512, "window_size": 7},
+    },
 }
-CONFIGS = (MergeConfig(ratio=0.4, layers=[0]), MergeConfig(ratio=0.6, layers=[0]), MergeConfig(r=34))
+"""What differs from the config of SAM ViT-B."""
+CASES = (
+    ("quarter", MergeConfig(ratio=0.4, layers=[0]), 9),
+    ("quarter", MergeConfig(r=34), 9),
+    ("ViT-B", MergeConfig(ratio=0.4, layers=[0]), 3),
+)
 COLUMNS = {
+    "model": "encoder",
     "config": "config",
     "tokens": "tokens",
     "tokens_left": "left",
@@ -40,17 +49,18 @@ COLUMNS = {
 }
 
 
-def build() -> nn.Module:
-    """Return an encoder, whose weights would be near zero as built."""
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """Return an encoder, whose weights would be near zero as built, and a picture."""
     torch.manual_seed(0)
-    model = SamVisionEncoder(SamVisionConfig(**SIZES)).eval()
+    config = SamVisionConfig(**SIZES[name])
+    model = SamVisionEncoder(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "rel_pos" in name or "pos_embed" in name:
                 parameter.normal_(std=0.2)
             elif parameter.ndim >= 2:
                 parameter.normal_(std=0.8 * parameter[0].numel() ** -0.5)
-    return model
+    return model, torch.randn(1, 3, config.image_size, config.image_size)
 
 
 def matching_share(model: nn.Module, pixels: Tensor, config: MergeConfig) -> float:
@@ -80,20 +90,21 @@ def matching_share(model: nn.Module, pixels: Tensor, config: MergeConfig) -> flo
 
 
 def measure(quick: bool) -> list[Row]:
-    model, pixels = build(), torch.randn(1, 3, SIZES["image_size"], SIZES["image_size"])
     rows = []
-    for config in CONFIGS[: 1 if quick else None]:
+    for name, config, rounds in CASES[: 1 if quick else None]:
+        model, pixels = build(name)
         result = benchmark(
             model,
             {"pixel_values": pixels},
             config,
-            rounds=3 if quick else 9,
+            rounds=3 if quick else rounds,
             warmup=1,
             clock="process",
             memory=False,
         )
         rows.append(
             {
+                "model": name,
                 "config": str(config).removeprefix("MergeConfig"),
                 "tokens": result.tokens[0],
                 "tokens_left": result.tokens[1],

@@ -122,8 +122,8 @@ WINDOWS_INTRODUCTION = """\
 ## Towers of SAM's kind
 
 Towers with windows cut from a grid of tokens, and a few blocks that attend to all of it. Tokens merge within their
-windows, and all are given back before the neck (see [Dense models](dense.md#sam)). Any model around one of these towers
-is supported, such as `SamModel`, `SamHQModel`, `Sam3Model` and OCR models with SAM's tower. `r` counts the tokens of an
+windows, and all are given back before the neck (see [Dense models](dense.md#sam)). Any model around one of these is
+supported, such as `SamModel`, `SamHQModel`, `Sam3Model` and OCR models with SAM's tower. `r` counts the tokens of an
 image.
 
 | model types | tower | positions in attention | unmerged between the blocks |
