@@ -30,6 +30,19 @@ VITDET = {
 }
 
 
+def with_weights(model: nn.Module) -> nn.Module:
+    """Give a model weights, in place; SAM's begin near zero, and its position tables at zero, which hides faults."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name or "position_embeddings" in name:
+                parameter.normal_(std=0.5)
+            elif parameter.ndim >= 2:
+                parameter.normal_(std=0.8 * parameter[0].numel() ** -0.5)
+            elif "bias" in name:
+                parameter.normal_(std=0.5)
+    return model
+
+
 @dataclass(frozen=True)
 class WindowZoo:
     """A tower with windows: where transformers defines it, and how to build it."""
@@ -47,16 +60,7 @@ class WindowZoo:
         torch.manual_seed(seed)
         built = config(**{**self.options, **options})
         model = tower._from_config(built, attn_implementation=backend or self.backends[-1]).eval()
-        # SAM's weights begin near zero, and its position tables at zero, which hides what is wrong.
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "rel_pos" in name or "pos_embed" in name or "position_embeddings" in name:
-                    parameter.normal_(std=0.5)
-                elif parameter.ndim >= 2:
-                    parameter.normal_(std=0.8 * parameter[0].numel() ** -0.5)
-                elif "bias" in name:
-                    parameter.normal_(std=0.5)
-        return model
+        return with_weights(model)
 
     def inputs(self, batch_size: int = 2, size: tuple[int, int] = (40, 40)) -> Tensor:
         return torch.randn(batch_size, 3, *size, generator=torch.Generator().manual_seed(1))

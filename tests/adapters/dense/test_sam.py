@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from installed import checkpoint_activations
-from sam_zoo import SAM, WINDOW_ZOO
+from sam_zoo import SAM, WINDOW_ZOO, with_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -195,7 +195,7 @@ def build_sam(prefix):
         prompt_encoder_config=prompt,
         mask_decoder_config=decoder,
     )
-    return getattr(tf, f"{prefix}Model")(config).eval()
+    return with_weights(getattr(tf, f"{prefix}Model")(config).eval())
 
 
 @pytest.mark.parametrize("prefix", ["Sam", "SamHQ"])
