@@ -2,8 +2,8 @@
 
 SAM ViT-B with random weights at 1,024 pixels, and at a quarter of its width with 32 x 32 patches in windows of 7,
 which is the ratio of 64 x 64 in windows of 14; 12 blocks, 4 of them global. One picture, float32, sdpa, one thread.
-The oracle cuts tokens to the same numbers, and fills the grid up with zeros before the neck. "Matching" is what it takes
-to compare tokens and to merge them, as a share of the merged encoder's time.
+The oracle cuts tokens to the same numbers, and fills the grid up with zeros before the neck. "Matching" is what it
+takes to compare tokens and to merge them, as a share of the merged encoder's time.
 
     python benchmarks/sam.py [--quick] [--out benchmarks/measured/sam.json]
 """
