@@ -51,6 +51,8 @@ COLUMNS = {
     "oracle_share": "share of the oracle",
     "peak_mib": "peak MiB",
 }
+LEAST_LOSS = 0.5
+"""Points of accuracy below which there is nothing to win back."""
 SCRATCH_EPOCHS, TUNE_EPOCHS, SWIN_EPOCHS = 1.5, 0.25, 1.0
 
 
@@ -211,10 +213,13 @@ def spread_of(accuracies: list[float]) -> Row:
     return {"accuracy": mean(accuracies), "deviation": deviation, "accuracies": accuracies, "seeds": len(accuracies)}
 
 
-def won_back(values: list[float], shelf: list[float], whole: list[float]) -> float:
-    """Return which share of what merging off the shelf costs is won back, of the means over the same seeds."""
+def won_back(values: list[float], shelf: list[float], whole: list[float]) -> float | None:
+    """Return which share of what merging off the shelf costs is won back, of the means over the same seeds.
+
+    `None` where it costs nothing to speak of.
+    """
     lost = mean(whole[: len(values)]) - mean(shelf[: len(values)])
-    return (mean(values) - mean(shelf[: len(values)])) / lost if lost else float("nan")
+    return (mean(values) - mean(shelf[: len(values)])) / lost if lost >= LEAST_LOSS else None
 
 
 def mean(values: list[float]) -> float:
