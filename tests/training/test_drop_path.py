@@ -15,15 +15,9 @@ CONFIGS = {
 
 def dinov2(drop_path_rate):
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "mlp_ratio": 2,
-        "layerscale_value": 1,
-    }
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 2}
     config = Dinov2Config(
-        image_size=16, patch_size=4, num_labels=2, drop_path_rate=drop_path_rate, layerscale_value=1, **sizes
+        image_size=16, patch_size=4, num_labels=2, drop_path_rate=drop_path_rate, layerscale_value=1.0, **sizes
     )
     return Dinov2ForImageClassification(config)
 
