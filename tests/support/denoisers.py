@@ -43,8 +43,11 @@ class Denoiser:
         """Run it on the same inputs as ever."""
         torch.manual_seed(1)
         with torch.no_grad():
-            out = model(**self.inputs(batch_size or self.batch_size), return_dict=False)[0]
-        return torch.cat([part.flatten() for part in out]) if isinstance(out, (list, tuple)) else out
+            outputs = model(**self.inputs(batch_size or self.batch_size), return_dict=False)
+        if isinstance(outputs[0], (list, tuple)):  # lists of images, or residuals of ControlNets by kind of block
+            parts = [part for entry in outputs for part in (entry if isinstance(entry, (list, tuple)) else [entry])]
+            return torch.cat([part.flatten() for part in parts if part is not None])
+        return outputs[0]
 
 
 def randn(*shape: int) -> Tensor:
@@ -477,7 +480,7 @@ DENOISERS = (
 
 
 def _derived(
-    row: str, of: str, sizes: dict[str, Any], inputs: Callable[[int], dict[str, Any]] | None = None
+    row: str, of: str, sizes: dict[str, Any], inputs: Callable[[int], dict[str, Any]] = lambda batch: {}
 ) -> Denoiser:
     """Return a denoiser that is built and called as another one, but for some sizes and inputs."""
     base = BY_ROW[of]
@@ -495,7 +498,13 @@ DENOISERS += (
     _derived(
         "ControlNetUnionModel",
         "ControlNetModel",
-        {"num_control_type": 2, "num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16},
+        {
+            "addition_time_embed_dim": 8,
+            "num_control_type": 2,
+            "num_trans_channel": 16,
+            "num_trans_head": 2,
+            "num_proj_channel": 16,
+        },
         lambda batch: {
             "controlnet_cond": [randn(batch, 3, 16, 16)],
             "control_type": torch.tensor([[1.0, 0.0]] * batch),
