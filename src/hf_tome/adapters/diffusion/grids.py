@@ -37,7 +37,7 @@ def video(model: Any, arguments: Arguments) -> Grid:
 def frames_first(model: Any, arguments: Arguments) -> Grid:
     """Latents (B, F, C, H, W) in square patches of some frames."""
     frames, _, height, width = arguments["hidden_states"].shape[-4:]
-    size, together = model.config.patch_size, model.config.patch_size_t or 1
+    size, together = model.config.patch_size, getattr(model.config, "patch_size_t", None) or 1
     shape = (-(-frames // together), height // size, width // size)
     return Grid(shape, math.prod(shape))
 
