@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +77,7 @@ IMAGE = {"image_size": 32}
 MUSE = {**LAYERS, "pos_emb_height": 4, "pos_emb_width": 4, "max_position_embeddings": 16}
 ONE_FRAME, PIXELS = (48,), (3, 4, 4)
 
-PACKED_ZOO: tuple[PackedZoo, ...] = (
+ALL_PACKED: tuple[PackedZoo, ...] = (
     PackedZoo(
         "qwen2_vl",
         "Qwen2VisionTransformerPretrainedModel",
@@ -151,3 +152,6 @@ PACKED_ZOO: tuple[PackedZoo, ...] = (
     ),
     PackedZoo("inkling2", "Inkling2VisionModel", "Inkling2VisionConfig", LAYERS, (8, 8, 3), 4, "image_grid_thw"),
 )
+
+PACKED_ZOO = tuple(zoo for zoo in ALL_PACKED if importlib.util.find_spec(f"transformers.models.{zoo.module}"))
+"""Those that the installed transformers has."""

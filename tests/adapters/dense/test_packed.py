@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from installed import checkpoint_activations
-from packed_zoo import GRIDS, PACKED_ZOO
+from packed_zoo import ALL_PACKED, GRIDS, PACKED_ZOO
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -41,7 +41,7 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.k
 
 
 def test_every_row_has_a_tower():
-    assert {zoo.tower for zoo in PACKED_ZOO} == set(PACKED_TOWERS)
+    assert {zoo.tower for zoo in ALL_PACKED} == set(PACKED_TOWERS)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
