@@ -37,14 +37,31 @@ DESIGNS = [BY_NAME[name] for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "exa
 
 every_tower = pytest.mark.parametrize("zoo", PACKED_ZOO, ids=BY_NAME.keys())
 each_design = pytest.mark.parametrize("zoo", DESIGNS, ids=lambda zoo: zoo.module)
-every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def pairs(zoos):
+    """Pair towers with configs; all but one config for each tower are slow."""
+    return [
+        pytest.param(
+            zoo,
+            CONFIGS[name],
+            id=f"{zoo.module}-{name}",
+            marks=() if column == row % len(CONFIGS) else pytest.mark.slow,
+        )
+        for row, zoo in enumerate(zoos)
+        for column, name in enumerate(CONFIGS)
+    ]
+
+
+design_pair = pytest.mark.parametrize(("zoo", "config"), pairs(DESIGNS))
+every_pair = pytest.mark.parametrize(("zoo", "config"), pairs(PACKED_ZOO))
 
 
 def test_every_row_has_a_tower():
     assert {zoo.tower for zoo in ALL_PACKED} == set(PACKED_TOWERS)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @every_tower
 def test_r0_is_bit_identical_and_remove_is_exact(zoo, backend):
     model = zoo.make(backend)
@@ -65,9 +82,7 @@ def test_r0_is_bit_identical_and_remove_is_exact(zoo, backend):
     assert not any(CONTEXT in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.product
-@every_config
-@every_tower
+@every_pair
 def test_images_of_a_batch_are_as_if_alone(zoo, config):
     model, images = apply(zoo.make(), config), zoo.inputs()
     with torch.no_grad():
@@ -81,9 +96,7 @@ def test_images_of_a_batch_are_as_if_alone(zoo, config):
     assert target.recorder.current() is None
 
 
-@pytest.mark.product
-@every_config
-@each_design
+@design_pair
 def test_the_order_of_images_changes_nothing(zoo, config):
     model, images = apply(zoo.make(), config), zoo.inputs()
     with torch.no_grad():
@@ -94,9 +107,7 @@ def test_the_order_of_images_changes_nothing(zoo, config):
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-@pytest.mark.product
-@every_config
-@each_design
+@design_pair
 def test_eager_agrees_with_sdpa(zoo, config):
     with torch.no_grad():
         sdpa, eager = (zoo.run(apply(zoo.make(backend), config)) for backend in ("sdpa", "eager"))

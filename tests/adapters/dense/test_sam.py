@@ -34,7 +34,23 @@ DESIGNS = [BY_NAME[name] for name in ("sam", "sam_hq", "sam3")]
 
 every_tower = pytest.mark.parametrize("zoo", WINDOW_ZOO, ids=NAMES)
 each_design = pytest.mark.parametrize("zoo", DESIGNS, ids=lambda zoo: zoo.module)
-every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def pairs(zoos):
+    """Pair towers with configs; all but one config for each tower are slow."""
+    return [
+        pytest.param(
+            zoo,
+            CONFIGS[name],
+            id=f"{zoo.tower}-{name}",
+            marks=() if column == row % len(CONFIGS) else pytest.mark.slow,
+        )
+        for row, zoo in enumerate(zoos)
+        for column, name in enumerate(CONFIGS)
+    ]
+
+
+every_pair = pytest.mark.parametrize(("zoo", "config"), pairs(WINDOW_ZOO))
 KEEP_ALL = MergeConfig(ratio=0.001)
 """Runs through every merged forward, and merges nothing."""
 
@@ -76,9 +92,7 @@ def test_keeping_all_tokens_is_exact(zoo):
         assert report(model).towers[0].tokens[-1][1] == size[0] * size[1] / 16
 
 
-@pytest.mark.product
-@every_config
-@every_tower
+@every_pair
 def test_images_of_a_batch_are_as_if_alone(zoo, config):
     model, pixels = apply(zoo.make(), config), zoo.inputs()
     with torch.no_grad():
