@@ -50,7 +50,7 @@ def plain_step(x: Tensor, eps: float = 1e-6) -> Tensor:
 def smooth_tokens(batch_size: int, num_tokens: int, channels: int, noise: float) -> Tensor:
     corners = torch.randn(batch_size, channels, num_tokens // 8)
     field = torch.nn.functional.interpolate(corners, size=num_tokens, mode="linear").transpose(1, 2)  # (B, N, C)
-    return field + noise * torch.randn(batch_size, num_tokens, channels)
+    return (field + noise * torch.randn(batch_size, num_tokens, channels)).contiguous()  # as a model's tokens are
 
 
 def measure(quick: bool) -> list[Row]:

@@ -14,6 +14,7 @@ from .fusion_weights import fusion_weights
 from .matrix_merge import MatrixMerge, grouped_positions
 from .scores import paired_scores
 from .sparse import LOWEST_THRESHOLD, find_connections
+from .sparse_merge import SparseMatrixMerge
 
 BATCHINGS = ("pad", "union")
 """How images of a batch that keep unequal numbers of tokens go together; see `matrix_matching`."""
@@ -70,22 +71,20 @@ def matrix_matching(
     if eps <= 0:
         raise ValueError(f"`eps` is {eps!r}; it takes a number above 0.")
     padding = None if size is None else size[..., 0] == 0  # (B, N)
-    is_split = destinations is None and partition == "alternating"
+    num_output = None if keep_ratio is None else num_special + kept_tokens(metric.shape[1] - num_special, keep_ratio)
+    is_plain = destinations is None and not causal and (distance, partition) == ("cosine", "alternating")
+    is_plain = is_plain and adaptive_pruning and batching == "pad" and (keep_ratio is None or padding is None)
+    if is_plain and threshold >= LOWEST_THRESHOLD and _is_eager(metric):
+        num_merged = None if num_output is None else metric.shape[1] - num_output
+        connections = find_connections(metric, threshold, num_special, eps, padding, num_merged)
+        if connections is not None:
+            return SparseMatrixMerge(connections, padding, num_output)
     if destinations is None:
         sources, destinations = split(
             metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding
         )
     else:
         sources = sources_beside(destinations, metric.shape[1])
-    is_plain = is_split and not causal and (distance, batching) == ("cosine", "pad")
-    num_output = None if keep_ratio is None else num_special + kept_tokens(metric.shape[1] - num_special, keep_ratio)
-    is_plain = is_plain and (keep_ratio is None or padding is None)
-    if is_plain and adaptive_pruning and threshold >= LOWEST_THRESHOLD and _is_eager(metric):
-        num_merged = None if num_output is None else metric.shape[1] - num_output
-        connections = find_connections(metric, threshold, num_special, eps, padding, num_merged)
-        if connections is not None:
-            order, real = _order(connections.gone, sources, destinations, num_special, padding, num_output)
-            return MatrixMerge(connections, sources, destinations, order, num_special, real)
     scores = paired_scores(metric, sources, destinations, distance, padding)  # (B, T, S), as in the paper
     # Where gradients run through them, weights are kept no more precise than tokens: half the memory of training.
     has_graph = torch.is_grad_enabled() and metric.requires_grad

@@ -1,4 +1,4 @@
-"""What MaMe's matching gives: a merge whose sources are shared out, and MaRe, which unmerges it (section 3)."""
+"""The merge by MaMe's matrix of weights, and MaRe, its restoration (Huo & Li, section 3)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from ..base import Merge, check_tokens, ones_or_checked
 from ..indexing import take
 from ..similarity import full_precision
-from .sparse import Connections, in_range, merge_connected
 
 
 class MatrixMerge(Merge):
     """A merge in which a source is shared out among several destinations.
 
     Attributes:
-        connections (`Connections`, *optional*): the weights, where they are kept as pairs.
+        weights (`Tensor`): the fusion weights W^F of equation 8, (B, T, S), columns of preserved sources zero.
         sources, destinations (`Tensor`): their positions in the input, (S,) and (T,), or (B, S) and (B, T).
         order (`Tensor`): (B, M) int64, the rows of [special, destinations, sources] that come out.
         real (`Tensor` or `None`): (B, M) bool, False where a row of `order` is padding.
@@ -23,7 +22,7 @@ class MatrixMerge(Merge):
 
     def __init__(
         self,
-        weights: Tensor | Connections,
+        weights: Tensor,
         sources: Tensor,
         destinations: Tensor,
         order: Tensor,
@@ -32,10 +31,9 @@ class MatrixMerge(Merge):
     ):
         self.sources, self.destinations = sources, destinations
         self.order, self.real, self.num_special = order, real, num_special
-        self.connections = weights if isinstance(weights, Connections) else None
-        self._weights = None if isinstance(weights, Connections) else weights
         self._lengths = [num_special, destinations.shape[-1], sources.shape[-1]]
         self.num_input, self.num_output = sum(self._lengths), order.shape[1]
+        self.weights = weights
         self._positions: Tensor | None = None
 
     @property
@@ -48,16 +46,7 @@ class MatrixMerge(Merge):
     @property
     def preserved(self) -> Tensor:
         """The sources that stay tokens of their own (the mask m of section 3.3), (B, S) bool."""
-        gone = self.weights.detach().sum(dim=1) > 0 if self.connections is None else self.connections.gone
-        return ~gone
-
-    @property
-    def weights(self) -> Tensor:
-        """The fusion weights W^F of equation 8, (B, T, S), columns of preserved sources zero."""
-        if self.connections is not None and self._weights is None:
-            self._weights = self.connections.dense()
-        assert self._weights is not None
-        return self._weights
+        return ~(self.weights.detach().sum(dim=1) > 0)
 
     @property
     def _fuses_all_sources(self) -> bool:
@@ -71,9 +60,6 @@ class MatrixMerge(Merge):
         """
         check_tokens(x, self.order.shape[0], self.num_input)
         size = ones_or_checked(size, x)
-        if self.connections is not None and not (torch.is_grad_enabled() and x.requires_grad):
-            out, out_size = merge_connected(x, size, self.connections, self.num_special, self.representative)
-            return out, out_size if self.real is None else out_size * self.real[..., None]
         special, destinations, sources = take(x, self._grouped).split(self._lengths, dim=1)
         fused = self._fuse(destinations, sources)
         if self._fuses_all_sources:
@@ -91,7 +77,10 @@ class MatrixMerge(Merge):
         if self._fuses_all_sources:
             return out, torch.cat([special_size, fused_size], dim=1)
         out_size = take(torch.cat([special_size, fused_size, source_size], dim=1), self.order)
-        return out, out_size if self.real is None else out_size * self.real[..., None]
+        return out, self._real_sizes(out_size)
+
+    def _real_sizes(self, size: Tensor) -> Tensor:
+        return size if self.real is None else size * self.real[..., None]
 
     def _fuse(self, destinations: Tensor, sources: Tensor) -> Tensor:
         """Return the means of destinations (B, T, C) with their shares of sources (B, S, C) (equation 9)."""
@@ -135,14 +124,7 @@ class MatrixMerge(Merge):
 
     def weights_of_grad(self) -> Tensor | None:
         """Return the fusion weights (see the base class)."""
-        return None if self.connections is not None else self.weights
-
-    def to(self, device: torch.device) -> Merge:
-        """Return the same merge of tokens on `device`; pairs become a matrix there (see the base class)."""
-        if self.connections is None or device == self.order.device:
-            return super().to(device)
-        dense = MatrixMerge(self.weights, self.sources, self.destinations, self.order, self.num_special, self.real)
-        return dense.to(device)
+        return self.weights
 
     def may_pad(self, was_padded: bool) -> bool:
         """Whether some output is padding (see the base class)."""
@@ -182,3 +164,11 @@ def _finite(x: Tensor) -> Tensor:
     if x.device.type == "cpu" and type(x) is Tensor and not is_traced and x.detach().sum().isfinite().item():
         return x
     return x.nan_to_num(0.0, 0.0, 0.0)
+
+
+def in_range(mean: Tensor, tokens: Tensor) -> Tensor:
+    """Keep means in float16 finite where the `tokens` are: rounded shares may add up to a little more than 1."""
+    if mean.dtype != torch.float16:
+        return mean
+    largest = torch.finfo(mean.dtype).max
+    return torch.where(tokens.isfinite(), mean.clamp(-largest, largest), mean)

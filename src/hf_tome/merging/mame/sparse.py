@@ -1,19 +1,28 @@
 """MaMe's matching without a graph: the few pairs of tokens above the threshold, instead of matrices of zeros.
 
-In real images a source has one to four destinations above the threshold, of a hundred. A product in single precision
+In real images a source has one to four destinations above the threshold, of a hundred. A product in low precision
 finds the pairs that may be above it; equations 2 to 8 are computed in double precision for those pairs alone. So the
 choices are those of the dense form, ties included, and do not depend on what else is in the batch.
+
+What has an entry per pair or per token, and no channels, is in NumPy: its calls cost a quarter of PyTorch's, and a
+single image has so few pairs that little else counts.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..indexing import take
 from ..similarity import TOO_LONG, full_precision
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Booleans = NDArray[np.bool_]
 
 TIE = 1e-6
 """A weight that exceeds its column's threshold by no more than this is a tie, not a connection.
@@ -22,45 +31,53 @@ By equations 5 to 8 a source with one destination above tau, or with equal weigh
 and it is preserved. In floating point the sign of W - zeta is rounding noise there, and must not decide. (Without
 pruning the threshold is 0: a source that is just as similar as tau has weights of rounding noise alone.)
 """
-SCREEN_MARGIN = 1e-5
-"""By how much a cosine in single precision may be wrong: over ten times the largest error seen with 192 channels."""
+BFLOAT16_MARGIN = 0.01
+"""By how much a cosine in bfloat16 may be wrong: 2^-8 by rounding the tokens, 2^-9 by rounding the cosine, and 2^-9 by
+rounding the threshold that it is compared with, which are 0.0078."""
 LOWEST_THRESHOLD = 0.1
 """Below this threshold most pairs are connected."""
-MOST_PAIRS = 1 / 32
+MOST_PAIRS = 1 / 16
 """The share of all pairs above which the dense form is faster: rows are gathered slower than matrices multiplied.
 
 Two pairs a source are few at any number of destinations.
 """
+FEWEST_PRODUCTS = 1 << 15
+"""Smaller products of matrices are done in single precision."""
+CACHED = 1 << 18
+"""Numbers in double precision that are worked on at a time, so that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Connections:
-    """The weights W^F of equation 8, of the pairs that may have any, ordered by image and source.
+    """The weights W^F of equation 8 that are not zero, ordered by image and source.
 
     Attributes:
-        row (`Tensor`): (E,) int64, the source, as a number of the flat (B * S,).
-        member (`Tensor`): (E,) int64, the source, as a number of the flat tokens (B * N,).
-        image, destination (`Tensor`): (E,) int64, the image, and the number among its destinations.
-        weight, share (`Tensor`): (E,) float64, W^F, and the same without epsilon, which sums to 1 in each column.
-        gone (`Tensor`): (B, S) bool, the sources that are fused.
-        num_destinations (`int`): T.
+        image, source, destination: (E,), the image, and the numbers among its sources and destinations.
+        weight, share: (E,), W^F, and the same without epsilon, which sums to 1 in each column.
+        gone: (B, S), the sources that are fused.
+        num_special, num_destinations: how many leading tokens are set aside, and T.
     """
 
-    row: Tensor
-    member: Tensor
-    image: Tensor
-    destination: Tensor
-    weight: Tensor
-    share: Tensor
-    gone: Tensor
+    image: Integers
+    source: Integers
+    destination: Integers
+    weight: Floats
+    share: Floats
+    gone: Booleans
+    num_special: int
     num_destinations: int
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return self.num_special + self.gone.shape[1] + self.num_destinations
 
     def dense(self) -> Tensor:
         """Return W^F, (B, T, S)."""
         batch_size, num_sources = self.gone.shape
-        weights = self.weight.new_zeros((batch_size, num_sources, self.num_destinations))
-        weights.flatten(0, 1).index_put_((self.row, self.destination), self.weight)
-        return weights.transpose(1, 2)
+        weights = np.zeros((batch_size, self.num_destinations, num_sources))
+        weights[self.image, self.destination, self.source] = self.weight
+        return torch.from_numpy(weights)
 
 
 def find_connections(
@@ -77,137 +94,118 @@ def find_connections(
 
     `None` where the dense form is to be used: a token is broken, or too many pairs are above the threshold.
     """
-    metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    batch_size, num_tokens, _ = metric.shape
-    length = torch.linalg.vector_norm(metric, dim=-1)  # (B, N)
-    if num_tokens - num_special < 2 or batch_size == 0 or not length.max().item() < TOO_LONG:
+    metric = metric.to(torch.promote_types(metric.dtype, torch.float32)).contiguous()
+    batch_size, num_tokens, channels = metric.shape
+    num_destinations = (num_tokens - num_special) // 2
+    num_sources = num_tokens - num_special - num_destinations
+    if num_destinations == 0 or batch_size == 0:
         return None
-    num_sources = (num_tokens - num_special + 1) // 2
-    num_destinations = num_tokens - num_special - num_sources
+    # (B, N), in double precision as the cosines are
+    lengths = torch.linalg.vector_norm(metric, dim=-1, dtype=torch.float64).clamp_(min=1e-12).numpy()
+    if not lengths.max() < TOO_LONG:
+        return None
+    pairs = _screen(metric, lengths, threshold, num_special, padding, with_best=num_merged is not None)
     num_rows = batch_size * num_sources
-    level, with_best = threshold - SCREEN_MARGIN, num_merged is not None
-    row, destination = _screen(metric, length.clamp_(min=1e-12), level, num_special, padding, with_best)
-    if row.shape[0] > max(MOST_PAIRS * num_rows * num_destinations, 2 * num_rows, 64):
+    if pairs.shape[0] > max(MOST_PAIRS * num_rows * num_destinations, 2 * num_rows, 64):
         return None
+    row, destination = np.divmod(pairs, num_destinations)
     if num_merged is None:
         # A source with one destination has W = zeta, and is preserved.
-        (several,) = (torch.bincount(row, minlength=num_rows).index_select(0, row) > 1).nonzero(as_tuple=True)
-        row, destination = row.index_select(0, several), destination.index_select(0, several)
-    image = row.div(num_sources, rounding_mode="floor")
-    member = torch.add(image * (num_tokens - 2 * num_sources) + num_special, row, alpha=2)
-    if row.shape[0] == 0:
-        weight, gone = metric.new_empty(0, dtype=torch.float64), row.new_zeros(num_rows, dtype=torch.bool)
-        share = weight
-    else:
-        target = torch.add(image * num_tokens + (num_special + 1), destination, alpha=2)
-        cosine = _cosine(metric.flatten(0, 1), member, target)
-        weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
-        if num_merged is not None:
-            weight, share, gone = _best_matched(cosine, row, (weight, share, gone), num_merged, batch_size)
-    gone = gone.view(batch_size, num_sources)
-    return Connections(row, member, image, destination, weight, share, gone, num_destinations)
+        several = np.bincount(row, minlength=num_rows)[row] > 1
+        row, destination = row[several], destination[several]
+    image, source = np.divmod(row, num_sources)
+    first = image * num_tokens + num_special  # of the image's sources, among all tokens (B * N,)
+    cosine = _cosine(metric.view(-1, channels), lengths.reshape(-1), first + 2 * source, first + 2 * destination + 1)
+    weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
+    if num_merged is not None:
+        weight, share, gone = _best_matched(cosine, row, (weight, share, gone), num_merged, batch_size)
+    kept = np.flatnonzero(weight)
+    gone = gone.reshape(batch_size, num_sources)
+    pair = (image[kept], source[kept], destination[kept], weight[kept], share[kept])
+    return Connections(*pair, gone, num_special, num_destinations)
 
 
 def _screen(
-    metric: Tensor, length: Tensor, level: float, num_special: int, padding: Tensor | None, with_best: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the pairs whose cosine is above `level`, (E,) numbers of sources (of B*S) and of destinations (of T).
+    metric: Tensor, lengths: Floats, threshold: float, num_special: int, padding: Tensor | None, with_best: bool
+) -> Integers:
+    """Return the pairs whose cosine may be above `threshold`, as ascending numbers of all (B * S * T,).
 
-    `with_best` adds those that may be a source's most similar one.
+    `lengths` (B, N) are those of the tokens. `with_best` adds those that may be a source's most similar one.
     """
     sources, destinations = slice(num_special, None, 2), slice(num_special + 1, None, 2)
-    inverse, bound = length[:, destinations].reciprocal(), length[:, sources] * level
-    if padding is not None:
-        inverse = inverse.masked_fill_(padding[:, destinations], 0)
-        bound = bound.masked_fill_(padding[:, sources], torch.inf)
+    halves = metric[:, sources], metric[:, destinations]  # (B, S, D), (B, T, D)
+    num_sources, channels = halves[0].shape[1:]
+    margin = channels * 2.0**-23  # of a sum of so many rounded products
+    if num_sources**2 * channels >= FEWEST_PRODUCTS and _has_bfloat16_products():
+        margin, halves = BFLOAT16_MARGIN, tuple(half.bfloat16() for half in halves)
     with full_precision(metric.device):
-        scores = torch.bmm(metric[:, sources], metric[:, destinations].transpose(1, 2))  # (B, S, T)
-    best = scores.mul_(inverse[:, None]).amax(dim=-1)
-    if with_best:
-        bound = torch.minimum(bound, best - 2 * SCREEN_MARGIN * length[:, sources])
-    # Most sources have no destination: the search is for those that have.
-    rows = (best > bound).view(-1).nonzero()[:, 0]
-    scores, bound = scores.flatten(0, 1).index_select(0, rows), bound.reshape(-1).index_select(0, rows)
-    row, destination = (scores > bound[:, None]).nonzero().unbind(dim=1)
-    return rows.index_select(0, row), destination
+        scores = torch.bmm(halves[0], halves[1].transpose(1, 2)).float()  # (B, S, T)
+    lengths = lengths.astype(np.float32)
+    bound = lengths[:, sources] * np.float32(threshold - margin)  # (B, S), times the length of each destination
+    if padding is not None:
+        is_padding = padding.numpy()
+        bound[is_padding[:, sources]] = np.inf
+        lengths[is_padding] = np.inf
+    of_destinations = lengths[:, None, destinations]  # (B, 1, T)
+    if not with_best:
+        return np.flatnonzero(scores.numpy() > bound[..., None] * of_destinations)
+    cosines = scores.div_(torch.from_numpy(of_destinations.copy()))  # times the length of each source
+    best = cosines.amax(dim=-1).numpy() - np.float32(2 * margin) * lengths[:, sources]
+    return np.flatnonzero(cosines.numpy() > np.minimum(best, bound)[..., None])
 
 
-def _cosine(tokens: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
-    """Return the cosine of pairs of tokens (R, D), in double precision, (E,)."""
-    a, b = (tokens.index_select(0, rows).double() for rows in (sources, destinations))  # (E, D)
-    lengths = [torch.linalg.vector_norm(x, dim=-1).clamp_(min=1e-12) for x in (a, b)]
-    return a.mul_(b).sum(dim=-1) / (lengths[0] * lengths[1])
+@functools.cache
+def _has_bfloat16_products() -> bool:
+    """Return whether this CPU has instructions that multiply matrices in bfloat16, several times as fast."""
+    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name before torch 2.10
+    return torch.backends.mkldnn.is_available() and has_instructions is not None and has_instructions()
+
+
+def _cosine(tokens: Tensor, lengths: Floats, sources: Integers, destinations: Integers) -> Floats:
+    """Return the cosine of pairs of tokens (R, D) of these lengths (R,), in double precision, (E,)."""
+    products, step = np.empty(sources.shape[0]), max(CACHED // tokens.shape[1], 1)
+    for start in range(0, sources.shape[0], step):
+        part = slice(start, start + step)
+        rows = (torch.from_numpy(positions[part]) for positions in (sources, destinations))
+        a, b = (tokens.index_select(0, positions).double().numpy() for positions in rows)
+        np.einsum("ij,ij->i", a, b, out=products[part])
+    return products / (lengths[sources] * lengths[destinations])
 
 
 def _fusion_weights(
-    cosine: Tensor, row: Tensor, num_rows: int, threshold: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    cosine: Floats, row: Integers, num_rows: int, threshold: float, eps: float
+) -> tuple[Floats, Floats, Booleans]:
     """Return W^F of equations 3 to 8 for pairs (E,) of the source `row`, its shares, and which rows have any, (R,)."""
-
-    sums = cosine.new_zeros((3, num_rows)).unbind()
-    sparse = torch.relu(cosine - threshold)
-    total = sums[0].index_add_(0, row, sparse)
-    bounded = total + eps
-    weights = sparse / bounded.index_select(0, row)
-    zeta = total / bounded / (sums[1].index_add_(0, row, weights / (weights + eps)) + eps)
-    pruned = torch.threshold(weights - zeta.index_select(0, row), TIE, 0.0)
-    total = sums[2].index_add_(0, row, pruned)
-    total_of_pair = total.index_select(0, row)
-    return pruned / (total_of_pair + eps), pruned / total_of_pair.clamp(min=TIE), total > 0
+    sparse = np.maximum(cosine - threshold, 0)
+    total = np.bincount(row, sparse, num_rows)
+    weights = sparse / (total + eps)[row]
+    count = np.bincount(row, weights / (weights + eps), num_rows)
+    zeta = total / ((total + eps) * (count + eps))
+    pruned = weights - zeta[row]
+    pruned[pruned <= TIE] = 0
+    total = np.bincount(row, pruned, num_rows)
+    total_of_pair = total[row]
+    return pruned / (total_of_pair + eps), pruned / np.maximum(total_of_pair, TIE), total > 0
 
 
 def _best_matched(
-    cosine: Tensor, row: Tensor, weights: tuple[Tensor, Tensor, Tensor], num_merged: int, batch_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    cosine: Floats, row: Integers, weights: tuple[Floats, Floats, Booleans], num_merged: int, batch_size: int
+) -> tuple[Floats, Floats, Booleans]:
     """Let the `num_merged` best matched sources of each image merge: their weights and shares (E,), and rows (R,).
 
-    One that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole.
+    One that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole. Every row has
+    a pair.
     """
     weight, share, gone = weights
-    best = cosine.new_full(gone.shape, -torch.inf).scatter_reduce_(0, row, cosine, "amax")
-    order = best.view(batch_size, -1).argsort(dim=1, descending=True, stable=True)
-    merged = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :num_merged], True).view(-1)
-    number = torch.arange(row.shape[0], device=row.device)
-    is_best = cosine == best.index_select(0, row)
-    first = row.new_full(gone.shape, row.shape[0])
-    first.scatter_reduce_(0, row, torch.where(is_best, number, row.shape[0]), "amin")
-    whole = (number == first.index_select(0, row)) & ~gone.index_select(0, row)
-    is_merged = merged.index_select(0, row)
-    weight, share = (torch.where(whole, 1.0, values) * is_merged for values in (weight, share))
-    return weight, share, merged
-
-
-def merge_connected(
-    x: Tensor, size: Tensor, connections: Connections, num_special: int, representative: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fuse sources into destinations (equation 9): (B, N, C) and (B, N, 1) to (B, M, C) and (B, M, 1).
-
-    `representative` (B, M) are the tokens that come out: special, destinations, preserved sources, padding.
-    """
-    batch_size, num_output = representative.shape
-    out, out_size = take(x, representative), take(size, representative)
-    if connections.row.shape[0] == 0:
-        return out, out_size
-    target = connections.image * num_output + connections.destination + num_special  # (E,), of (B*M,)
-    full = torch.promote_types(x.dtype, torch.float32)
-    weight = connections.weight.to(full)
-    # Normalised before the sum: a sum of tokens may be beyond half precision where their mean is not.
-    own = weight.new_ones(batch_size * num_output).index_add_(0, target, weight).reciprocal_()
-    # A source that is not a number spoils none but itself.
-    members = x.reshape(-1, x.shape[-1]).index_select(0, connections.member).to(full).nan_to_num_(0.0, 0.0, 0.0)
-    members.mul_((weight * own.index_select(0, target))[:, None])
-    mean = out.to(full).view(-1, x.shape[-1])
-    mean = mean.mul_(own[:, None]).index_add_(0, target, members).view_as(out)
-    # Sizes are counts: they weight pooling. Epsilon in equation 8 leaves columns a little short of 1; a source's size
-    # is shared out whole.
-    shares = connections.share.to(size.dtype) * size.reshape(-1).index_select(0, connections.member)
-    out_size.view(-1).index_add_(0, target, shares)
-    return in_range(mean.to(x.dtype), out), out_size
-
-
-def in_range(mean: Tensor, tokens: Tensor) -> Tensor:
-    """Keep means in float16 finite where the `tokens` are: rounded shares may add up to a little more than 1."""
-    if mean.dtype != torch.float16:
-        return mean
-    largest = torch.finfo(mean.dtype).max
-    return torch.where(tokens.isfinite(), mean.clamp(-largest, largest), mean)
+    first = np.flatnonzero(np.diff(row, prepend=-1))  # the first pair of each row
+    best = np.maximum.reduceat(cosine, first)  # (R,)
+    order = np.argsort(-best.reshape(batch_size, -1), axis=1, kind="stable")[:, :num_merged]
+    merged = np.zeros((batch_size, best.shape[0] // batch_size), dtype=bool)
+    np.put_along_axis(merged, order, True, axis=1)
+    merged = merged.reshape(-1)
+    best_pairs = np.flatnonzero(cosine == best[row])
+    whole = best_pairs[np.diff(row[best_pairs], prepend=-1) > 0]  # the first of equals, one a row
+    whole = whole[~gone]
+    weight[whole] = share[whole] = 1
+    is_merged = merged[row]
+    return weight * is_merged, share * is_merged, merged
