@@ -137,7 +137,7 @@ def _screen(
     num_sources, channels = halves[0].shape[1:]
     margin = channels * 2.0**-23  # of a sum of so many rounded products
     if num_sources**2 * channels >= FEWEST_PRODUCTS and _has_bfloat16_products():
-        margin, halves = BFLOAT16_MARGIN, tuple(half.bfloat16() for half in halves)
+        margin, halves = BFLOAT16_MARGIN, (halves[0].bfloat16(), halves[1].bfloat16())
     with full_precision(metric.device):
         scores = torch.bmm(halves[0], halves[1].transpose(1, 2)).float()  # (B, S, T)
     lengths = lengths.astype(np.float32)
@@ -149,7 +149,7 @@ def _screen(
     of_destinations = lengths[:, None, destinations]  # (B, 1, T)
     if not with_best:
         return np.flatnonzero(scores.numpy() > bound[..., None] * of_destinations)
-    cosines = scores.div_(torch.from_numpy(of_destinations.copy()))  # times the length of each source
+    cosines = scores.div_(torch.from_numpy(of_destinations))  # times the length of each source
     best = cosines.amax(dim=-1).numpy() - np.float32(2 * margin) * lengths[:, sources]
     return np.flatnonzero(cosines.numpy() > np.minimum(best, bound)[..., None])
 
