@@ -29,6 +29,7 @@ ORDER = (
     "dense",
     "gpu",
     "gpu_attention",
+    "gpu_step",
     "gpu_diffusion",
 )
 PICTURES = {
@@ -103,6 +104,7 @@ NOT_RUN_TITLES = {
     "mame_oracle": "MaMe on photographs, of the slice oracle",
     "gpu": "On a GPU",
     "gpu_attention": "Proportional attention on a GPU",
+    "gpu_step": "Matching and merging on a GPU, as a share of their block",
     "gpu_diffusion": "Denoisers on a GPU",
     "vlm": "Fewer image tokens in a vision-language model",
 }

@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 ON_A_CPU = ["--device", "cpu"]
-OPTIONS = {"gpu": ON_A_CPU, "gpu_attention": ON_A_CPU, "gpu_diffusion": ON_A_CPU}
+OPTIONS = {"gpu": ON_A_CPU, "gpu_attention": ON_A_CPU, "gpu_step": ON_A_CPU, "gpu_diffusion": ON_A_CPU}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "published_weights"))
 
 

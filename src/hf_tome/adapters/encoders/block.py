@@ -201,21 +201,29 @@ def _sizes_of(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
 
 def _attention_call(context: MergeContext, state: ForwardState, queries: int | None) -> AttentionCall:
     plan, index = context.target.plan, context.index
-    size, bias = state.size[index], None
-    # Until a merge has happened the model's own mask is right, and the bits are the model's own.
-    if size is not None and state.merged[index] and (plan.proportional or state.padded[index]):
-        bias = log_size(size, plan.proportional)
+    size, layout, bias, real = state.size[index], state.layout[index], None, None
     matches = plan.merging[index] and queries is None
+    feature = (plan.method.metric or plan.config.choice("metric")) if matches else None
+    attending = plan.num_class_tokens if matches and plan.config.protect_attended else None
+    # Where every image attends by itself there is no padding.
+    is_padded = state.padded[index] and not (
+        layout.per_image and queries is None and attending is None and feature != "received"
+    )
+    # Until a merge has happened the model's own mask is right, and the bits are the model's own.
+    if size is not None and state.merged[index] and (plan.proportional or is_padded):
+        bias = log_size(size, plan.proportional)
+    if size is not None and is_padded:
+        real = size[..., 0] > 0
     return AttentionCall(
         bias=bias,
-        real=size[..., 0] > 0 if size is not None and state.padded[index] else None,
+        real=real,
         position=state.position[index],
         num_prefix_tokens=plan.num_prefix_tokens,
-        feature=(plan.method.metric or plan.config.choice("metric")) if matches else None,
-        attending=plan.num_class_tokens if matches and plan.config.protect_attended else None,
+        feature=feature,
+        attending=attending,
         num_queries=queries,
         value_scale=state.coherence[index],
-        layout=state.layout[index],
+        layout=layout,
     )
 
 

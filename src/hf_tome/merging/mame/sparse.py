@@ -22,6 +22,7 @@ from ..similarity import TOO_LONG, full_precision
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Booleans = NDArray[np.bool_]
 
 TIE = 1e-6
@@ -45,6 +46,7 @@ FEWEST_PRODUCTS = 1 << 15
 """Smaller products of matrices are done in single precision."""
 CACHED = 1 << 18
 """Numbers in double precision that are worked on at a time, so that they stay in the processor's cache."""
+_NONE: Floats = np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ def find_connections(
     batch_size, num_tokens, channels = metric.shape
     num_destinations = (num_tokens - num_special) // 2
     num_sources = num_tokens - num_special - num_destinations
+    sizes = num_special, num_destinations
     if num_destinations == 0 or batch_size == 0:
         return None
-    # (B, N), in double precision as the cosines are
-    lengths = torch.linalg.vector_norm(metric, dim=-1, dtype=torch.float64).clamp_(min=1e-12).numpy()
+    lengths = torch.linalg.vector_norm(metric, dim=-1).clamp_(min=1e-12).numpy()  # (B, N)
     if not lengths.max() < TOO_LONG:
         return None
-    pairs = _screen(metric, lengths, threshold, num_special, padding, with_best=num_merged is not None)
+    pairs = _screen(metric, lengths, threshold, num_special, padding, num_merged)
     num_rows = batch_size * num_sources
     if pairs.shape[0] > max(MOST_PAIRS * num_rows * num_destinations, 2 * num_rows, 64):
         return None
@@ -113,45 +115,64 @@ def find_connections(
         # A source with one destination has W = zeta, and is preserved.
         several = np.bincount(row, minlength=num_rows)[row] > 1
         row, destination = row[several], destination[several]
+    if row.shape[0] == 0:
+        return Connections(row, row, row, _NONE, _NONE, np.zeros((batch_size, num_sources), bool), *sizes)
     image, source = np.divmod(row, num_sources)
     first = image * num_tokens + num_special  # of the image's sources, among all tokens (B * N,)
-    cosine = _cosine(metric.view(-1, channels), lengths.reshape(-1), first + 2 * source, first + 2 * destination + 1)
+    cosine = _cosine(metric.view(-1, channels), first + 2 * source, first + 2 * destination + 1)
     weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
     if num_merged is not None:
         weight, share, gone = _best_matched(cosine, row, (weight, share, gone), num_merged, batch_size)
     kept = np.flatnonzero(weight)
-    gone = gone.reshape(batch_size, num_sources)
-    pair = (image[kept], source[kept], destination[kept], weight[kept], share[kept])
-    return Connections(*pair, gone, num_special, num_destinations)
+    pair = image[kept], source[kept], destination[kept], weight[kept], share[kept]
+    return Connections(*pair, gone.reshape(batch_size, num_sources), *sizes)
 
 
 def _screen(
-    metric: Tensor, lengths: Floats, threshold: float, num_special: int, padding: Tensor | None, with_best: bool
+    metric: Tensor,
+    lengths: Singles,
+    threshold: float,
+    num_special: int,
+    padding: Tensor | None,
+    num_merged: int | None,
 ) -> Integers:
     """Return the pairs whose cosine may be above `threshold`, as ascending numbers of all (B * S * T,).
 
-    `lengths` (B, N) are those of the tokens. `with_best` adds those that may be a source's most similar one.
+    `lengths` (B, N) are those of the tokens. With `num_merged` they are pairs of those sources alone that may be among
+    so many with the most similar destinations, and what may be the most similar one is among them.
     """
     sources, destinations = slice(num_special, None, 2), slice(num_special + 1, None, 2)
     halves = metric[:, sources], metric[:, destinations]  # (B, S, D), (B, T, D)
     num_sources, channels = halves[0].shape[1:]
-    margin = channels * 2.0**-23  # of a sum of so many rounded products
+    margin = channels * 2.0**-22  # of a sum of so many rounded products, and of two lengths
     if num_sources**2 * channels >= FEWEST_PRODUCTS and _has_bfloat16_products():
         margin, halves = BFLOAT16_MARGIN, (halves[0].bfloat16(), halves[1].bfloat16())
+    level = np.float32(threshold - margin)
     with full_precision(metric.device):
         scores = torch.bmm(halves[0], halves[1].transpose(1, 2)).float()  # (B, S, T)
-    lengths = lengths.astype(np.float32)
-    bound = lengths[:, sources] * np.float32(threshold - margin)  # (B, S), times the length of each destination
+    of_sources, of_destinations = lengths[:, sources, None], lengths[:, None, destinations]  # (B, S, 1), (B, 1, T)
+    if num_merged is not None:
+        cosines = scores.div_(torch.from_numpy(of_sources * of_destinations))
+        return np.flatnonzero(
+            cosines.numpy() > _bound_of_best(cosines.amax(dim=-1).numpy(), level, margin, num_merged)
+        )
+    bound = of_sources * level * of_destinations
     if padding is not None:
         is_padding = padding.numpy()
         bound[is_padding[:, sources]] = np.inf
-        lengths[is_padding] = np.inf
-    of_destinations = lengths[:, None, destinations]  # (B, 1, T)
-    if not with_best:
-        return np.flatnonzero(scores.numpy() > bound[..., None] * of_destinations)
-    cosines = scores.div_(torch.from_numpy(of_destinations))  # times the length of each source
-    best = cosines.amax(dim=-1).numpy() - np.float32(2 * margin) * lengths[:, sources]
-    return np.flatnonzero(cosines.numpy() > np.minimum(best, bound)[..., None])
+        bound.transpose(0, 2, 1)[is_padding[:, destinations]] = np.inf
+    return np.flatnonzero(scores.numpy() > bound)
+
+
+def _bound_of_best(
+    best: NDArray[np.float32], level: np.float32, margin: float, num_merged: int
+) -> NDArray[np.float32]:
+    """Return the cosine above which a pair is looked at, (B, S, 1), from that of each source's best pair (B, S)."""
+    if num_merged == 0:
+        return np.full((*best.shape, 1), np.inf, dtype=np.float32)
+    doubt = np.float32(2 * margin)  # of a difference of two
+    least = np.partition(best, -num_merged, axis=1)[:, -num_merged, None] - doubt  # (B, 1)
+    return np.where(best < least, np.float32(np.inf), np.minimum(best - doubt, level))
 
 
 @functools.cache
@@ -161,15 +182,17 @@ def _has_bfloat16_products() -> bool:
     return torch.backends.mkldnn.is_available() and has_instructions is not None and has_instructions()
 
 
-def _cosine(tokens: Tensor, lengths: Floats, sources: Integers, destinations: Integers) -> Floats:
-    """Return the cosine of pairs of tokens (R, D) of these lengths (R,), in double precision, (E,)."""
-    products, step = np.empty(sources.shape[0]), max(CACHED // tokens.shape[1], 1)
-    for start in range(0, sources.shape[0], step):
-        part = slice(start, start + step)
-        rows = (torch.from_numpy(positions[part]) for positions in (sources, destinations))
-        a, b = (tokens.index_select(0, positions).double().numpy() for positions in rows)
-        np.einsum("ij,ij->i", a, b, out=products[part])
-    return products / (lengths[sources] * lengths[destinations])
+def _cosine(tokens: Tensor, sources: Integers, destinations: Integers) -> Floats:
+    """Return the cosine of pairs of tokens (R, D), in double precision, (E,)."""
+    step = max(CACHED // tokens.shape[1], 1)
+    parts = [slice(start, start + step) for start in range(0, sources.shape[0], step)]
+    return np.concatenate([_cosine_of_rows(tokens, sources[part], destinations[part]) for part in parts])
+
+
+def _cosine_of_rows(tokens: Tensor, sources: Integers, destinations: Integers) -> Floats:
+    a, b = (tokens.index_select(0, torch.from_numpy(rows)).double().numpy() for rows in (sources, destinations))
+    squares = np.einsum("ij,ij->i", a, a) * np.einsum("ij,ij->i", b, b)
+    return np.einsum("ij,ij->i", a, b) / np.sqrt(np.maximum(squares, 1e-48))
 
 
 def _fusion_weights(
@@ -193,19 +216,19 @@ def _best_matched(
 ) -> tuple[Floats, Floats, Booleans]:
     """Let the `num_merged` best matched sources of each image merge: their weights and shares (E,), and rows (R,).
 
-    One that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole. Every row has
-    a pair.
+    One that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole. At least so
+    many rows of each image have pairs.
     """
     weight, share, gone = weights
-    first = np.flatnonzero(np.diff(row, prepend=-1))  # the first pair of each row
-    best = np.maximum.reduceat(cosine, first)  # (R,)
+    first = np.flatnonzero(np.diff(row, prepend=-1))  # the first pair of each row that has any
+    best = np.full(gone.shape, -np.inf)  # (R,)
+    best[row[first]] = np.maximum.reduceat(cosine, first)
     order = np.argsort(-best.reshape(batch_size, -1), axis=1, kind="stable")[:, :num_merged]
-    merged = np.zeros((batch_size, best.shape[0] // batch_size), dtype=bool)
-    np.put_along_axis(merged, order, True, axis=1)
-    merged = merged.reshape(-1)
+    merged: Booleans = np.zeros(best.shape, dtype=np.bool_)
+    merged[(order + np.arange(0, len(best), len(best) // batch_size)[:, None]).reshape(-1)] = True
     best_pairs = np.flatnonzero(cosine == best[row])
-    whole = best_pairs[np.diff(row[best_pairs], prepend=-1) > 0]  # the first of equals, one a row
-    whole = whole[~gone]
+    whole = best_pairs[np.diff(row[best_pairs], prepend=-1) > 0]  # the first of equals
+    whole = whole[~gone[row[whole]]]
     weight[whole] = share[whole] = 1
-    is_merged = merged[row]
+    is_merged = merged[row].astype(np.float64)
     return weight * is_merged, share * is_merged, merged
