@@ -153,9 +153,8 @@ def _screen(
     of_sources, of_destinations = lengths[:, sources, None], lengths[:, None, destinations]  # (B, S, 1), (B, 1, T)
     if num_merged is not None:
         cosines = scores.div_(torch.from_numpy(of_sources * of_destinations))
-        return np.flatnonzero(
-            cosines.numpy() > _bound_of_best(cosines.amax(dim=-1).numpy(), level, margin, num_merged)
-        )
+        best = cosines.amax(dim=-1).numpy()
+        return np.flatnonzero(cosines.numpy() > _bound_of_best(best, level, margin, num_merged)[..., None])
     bound = of_sources * level * of_destinations
     if padding is not None:
         is_padding = padding.numpy()
@@ -164,12 +163,10 @@ def _screen(
     return np.flatnonzero(scores.numpy() > bound)
 
 
-def _bound_of_best(
-    best: NDArray[np.float32], level: np.float32, margin: float, num_merged: int
-) -> NDArray[np.float32]:
-    """Return the cosine above which a pair is looked at, (B, S, 1), from that of each source's best pair (B, S)."""
+def _bound_of_best(best: Singles, level: np.float32, margin: float, num_merged: int) -> Singles:
+    """Return the cosine above which a source's pairs are looked at, (B, S), from the `best` of its pairs (B, S)."""
     if num_merged == 0:
-        return np.full((*best.shape, 1), np.inf, dtype=np.float32)
+        return np.full_like(best, np.inf)
     doubt = np.float32(2 * margin)  # of a difference of two
     least = np.partition(best, -num_merged, axis=1)[:, -num_merged, None] - doubt  # (B, 1)
     return np.where(best < least, np.float32(np.inf), np.minimum(best - doubt, level))
