@@ -68,6 +68,20 @@ def test_every_task_merges(models, task):
     assert tower.tokens[0][0] - tower.tokens[0][1] == 8
 
 
+@pytest.mark.parametrize("labels", [[], None, ""])
+@pytest.mark.parametrize("task", ["zero-shot-image-classification", "zero-shot-object-detection"])
+def test_an_image_needs_labels_to_be_compared_with(models, task, labels):
+    pipe = pipeline(task, models(task), merge_config=R8, device="cpu")
+    with pytest.raises(ValueError, match="candidate_labels"):
+        pipe(small.picture(), candidate_labels=labels)
+
+
+def test_shipped_models_go_by_name():
+    pipe = pipeline("image-classification", "digits-vit", merge_config=R8, device="cpu")
+    assert pipe(small.picture())
+    assert report(pipe).towers[0].measured
+
+
 @pytest.mark.parametrize("task", PIPELINE_CLASSES)
 def test_r_0_gives_what_transformers_gives(models, task):
     ours = CALLS[task](pipeline(task, models(task), merge_config=MergeConfig(r=0), device="cpu"))

@@ -234,7 +234,7 @@ def test_a_callers_list_is_copied():
         ({"method": "mame", "batching": "alone"}, "`batching` is 'alone'; it takes one of 'pad', 'union'"),
         (
             {"layers": 3},
-            r"`layers` is 3; it takes block numbers from 0 to 9999, as in \[2, 5, 8\] or range",
+            r"`layers` is 3; it takes block numbers from 0 to 9999, as in \[2, 5, 8\], in text also 0-7",
         ),
         ({"layers": "0-3"}, "`layers` is '0-3'; it takes block numbers"),
         ({"layers": b"03"}, "`layers` is b'03'; it takes block numbers"),

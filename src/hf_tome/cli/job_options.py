@@ -54,18 +54,25 @@ class JobArguments:
     labels: Annotated[
         Path | None,
         typer.Option(
+            exists=True,
             help="CSV with columns label (or wnid), name and maybe index (the data's number): what the data's labels "
             "are called by the model; or a .txt with a name a line. classes.csv or classnames.txt beside the data is "
-            "found by itself."
+            "found by itself.",
         ),
     ] = None
     class_names: Annotated[
         Path | None,
-        typer.Option(help="Zero-shot: what the classes are called, a line each or JSON, in the order of the labels."),
+        typer.Option(
+            exists=True,
+            help="Zero-shot: what the classes are called, a line each or JSON, in the order of the labels.",
+        ),
     ] = None
     templates: Annotated[
         Path | None,
-        typer.Option(help="Zero-shot: sentences with {} for the name, a line each or JSON; they are averaged."),
+        typer.Option(
+            exists=True,
+            help="Zero-shot: sentences with {} for the name, a line each or JSON; they are averaged.",
+        ),
     ] = None
     clips: Annotated[int, typer.Option(min=1, help="Video: views of a clip in time, whose scores are averaged.")] = 1
     crops: Annotated[int, typer.Option(min=1, help="Video: square views of a clip along its longer side.")] = 1

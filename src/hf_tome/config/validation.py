@@ -91,8 +91,8 @@ def normalise_layers(layers: Any) -> tuple[int, ...] | None:
     numbers = _indices(given, maximum=MAX_LAYERS - 1) if is_listed and len(given) <= MAX_LAYERS else None
     if numbers is None:
         raise ValueError(
-            f"`layers` is {shown(given)}; it takes block numbers from 0 to {MAX_LAYERS - 1}, as in [2, 5, 8] "
-            "or range(8), on the command line 0-7, or None."
+            f"`layers` is {shown(given)}; it takes block numbers from 0 to {MAX_LAYERS - 1}, as in [2, 5, 8], "
+            "in text also 0-7, or None."
         )
     return tuple(sorted(set(numbers)))
 

@@ -12,6 +12,7 @@ from ..api import apply, get_config
 from ..config import MergeConfig
 from ..config.json_file import CONFIG_NAME
 from ..hub.save_load import CONFIG_KEY, HUB_ARGUMENTS, find_merge_config
+from ..hub.shipped import shipped_model
 from ..hub.sources import is_folder
 from .clips import ResamplingAudioPipeline, ResamplingSpeechPipeline, UniformVideoPipeline
 from .images import (
@@ -53,8 +54,8 @@ def pipeline(
     Args:
         task (`str`): a key of `PIPELINE_CLASSES`. `image-feature-extraction` returns the tokens that are left,
             which are fewer.
-        model: Hub id, folder, or a model object, which is merged in place; it takes its processors as arguments, as in
-            transformers.
+        model: Hub id, folder, name of a model that ships with the package, or a model object, which is merged in
+            place; it takes its processors as arguments, as in transformers.
         merge_config (`MergeConfig`, *optional*): beats the `merge_config.json` saved with the model, which beats the
             key `merge_config` of its `config.json`. A model object to which `apply` was called keeps its config.
         kwargs: for `transformers.pipeline`.
@@ -74,7 +75,7 @@ def pipeline(
             )
         config = merge_config or _config_of(model)
     else:
-        model = str(model)
+        model = shipped_model(str(model))
         is_folder(model, "model")  # a path that is none would be taken for a Hub id
         config = merge_config or _saved_config(model, kwargs)
     if config is None:

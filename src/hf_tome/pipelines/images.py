@@ -43,8 +43,23 @@ class LimitedImagePipeline(ReadsImages, ImageClassificationPipeline):  # type: i
     """Image classification that checks an image before it decodes it."""
 
 
+def _check_labels(labels: Any) -> None:
+    """Raise a `ValueError` where there are no texts to compare an image with."""
+    if not isinstance(labels, (str, list, tuple)) or not labels:
+        raise ValueError(f"`candidate_labels` is {labels!r}; it takes at least one text, as in ['a cat', 'a dog'].")
+
+
 class LimitedZeroShotPipeline(ReadsImages, ZeroShotImageClassificationPipeline):  # type: ignore[misc]
     """Zero-shot image classification that checks an image before it decodes it."""
+
+    def preprocess(self, image: Any, *args: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return the model's inputs for one image and its labels (see the base class).
+
+        Raises:
+            ValueError: there is no label.
+        """
+        _check_labels(candidate_labels)
+        return super().preprocess(image, *args, candidate_labels=candidate_labels, **kwargs)
 
 
 class LimitedDepthPipeline(ReadsImages, DepthEstimationPipeline):  # type: ignore[misc]
@@ -63,7 +78,12 @@ class LimitedZeroShotDetectionPipeline(ReadsImages, ZeroShotObjectDetectionPipel
     """Detection of what is named, that checks an image before it decodes it."""
 
     def preprocess(self, inputs: Any, media_limits: MediaLimits = DEFAULT_LIMITS, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Yield the model's inputs for each name and one image (see the base class)."""
+        """Yield the model's inputs for each name and one image (see the base class).
+
+        Raises:
+            ValueError: there is no name.
+        """
+        _check_labels(inputs["candidate_labels"])
         image = open_linked_image(inputs["image"], media_limits, kwargs.get("timeout"))
         yield from ZeroShotObjectDetectionPipeline.preprocess(self, {**inputs, "image": image}, **kwargs)
 

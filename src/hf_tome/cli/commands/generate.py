@@ -31,7 +31,12 @@ def generate_command(
         str, typer.Option(help="Hub id or folder of a pipeline of diffusers, or digits: the small model of the demo.")
     ] = DIGITS,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file with one prompt a line. The small model takes none: it draws 0 to 9.")
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="A file with one prompt a line. The small model takes none: it draws 0 to 9.",
+        ),
     ] = None,
     config: common.ConfigsOption = [],  # noqa: B006 (typer copies it)
     count: Annotated[
