@@ -19,7 +19,7 @@ import torch
 
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import to_markdown
-from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
+from hf_tome.evaluation.search.budget.budget import CONTROLS, Budget, tune_to_budget
 from hf_tome.evaluation.tasks.registry import build_job
 
 DATA = Path(os.environ.get("HF_TOME_TEST_DATA", "../shared/data"))
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/measured/tune.json"))
     parser.add_argument("--work", type=Path, help="folder for trials and samples, to resume from")
     parser.add_argument("--only", help="one case")
+    parser.add_argument("--against", nargs="+", help="fewer controls, where time is short: names, as 'constant ToMe'")
     parser.add_argument("--quick", action="store_true", help="few samples, to see that it works")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,6 +53,8 @@ def main() -> None:
         start = time.process_time()
         work = None if arguments.work is None else arguments.work / name.replace(" ", "-")
         options = {"confirm": None, **case, **(QUICK if arguments.quick else {})}
+        if arguments.against:
+            options["against"] = [name for name in options.get("against", CONTROLS) if name in arguments.against]
         _, results = tune_to_budget(job, out=work, **options)
         results.run["processor_seconds"] = round(time.process_time() - start, 1)
         record[name] = results.to_dict()

@@ -116,6 +116,7 @@ def tune(
     *,
     budget: float | None = None,
     max_drop: float | None = None,
+    min_agreement: float | None = None,
     by: str = "gflops",
     sure: bool = True,
     methods: Sequence[str] = ("tome", "mame"),
@@ -143,6 +144,7 @@ def tune(
         budget: the share of the unmerged model's cost that may be left, in (0, 1]; 0.5 by default.
         max_drop: instead of a budget, the points that may be lost of accuracy (without labels: the percentage of the
             samples whose class may change); the strongest of the front that holds it on the confirming samples.
+        min_agreement: with `max_drop`, the percentage of the samples that must get the unmerged model's class.
         by: what the budget is of: `"gflops"` (multiply-adds, matching counted) or measured `"time"` on this device.
         sure: the upper end of the drop's 95 % interval must be within `max_drop`, not the drop alone.
         methods: merging methods to choose among.
@@ -165,7 +167,7 @@ def tune(
     """
     if budget is not None and max_drop is not None:
         raise ValueError("There are both a `budget` and a `max_drop`: the one is met, the other held. Give one.")
-    wanted = Budget(0.5 if budget is None else budget, by, max_drop, sure)
+    wanted = Budget(0.5 if budget is None else budget, by, max_drop, sure, min_agreement)
     folder = None if out is None else Path(out)
     try:
         job = job_from(model, data, task=task, build=job_with_or_without_labels, **options)

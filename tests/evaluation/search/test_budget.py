@@ -145,6 +145,12 @@ def test_a_largest_drop_is_held_on_the_confirming_samples():
     config, results = tune_to_budget(digits(), Budget(max_drop=0), **options)
     assert config == MergeConfig(), "8 samples are sure of nothing"
     assert results.run["tuned"]["name"] == "unmerged"
+    note = next(note for note in results.run["notes"] if "nothing of the front" in note)
+    assert "agrees on" in note
+    assert "so many are sure of 36.94 points alone" in note
+    config, _ = tune_to_budget(digits(), Budget(max_drop=100, min_agreement=100, sure=False), **options)
+    rows = {row["name"]: row for row in results.rows}
+    assert config == MergeConfig() or rows[hf_tome.config.format_config(config)]["agreement"] == 100
 
 
 def test_a_budget_of_time(monkeypatch):
@@ -153,12 +159,29 @@ def test_a_budget_of_time(monkeypatch):
     assert results.run["tuned"]["by"] == "time"
 
 
+def test_the_front_is_nowhere_worse_than_the_constant_schedule():
+    job = digits()
+    options = {**QUICK, "max_evaluations": 45, "controls": (), "front": (0.9, 0.7, 0.4)}
+    _, results = tune_to_budget(job, Budget(0.5), **options)
+    tuned, space = results.run["tuned"], Space(Costs.of(job.model))
+    losses = {trial["name"]: trial["divergence"] for trial in tuned["trials"]}
+    assert [point["budget"] for point in tuned["front"]] == [0.9, 0.7, 0.5, 0.4]
+    for point in tuned["front"]:
+        assert point["divergence"] <= losses[space.variant(CONSTANT, point["budget"]).name]
+
+
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
 def test_wrong_budgets(share):
     with pytest.raises(ValueError, match=r"`budget` is .*; it takes a share"):
         Budget(share)
     with pytest.raises(ValueError, match="`by` is 'taste'"):
         Budget(by="taste")
+    with pytest.raises(ValueError, match="`min_agreement` is 120; it takes a percentage"):
+        Budget(max_drop=1, min_agreement=120)
+    with pytest.raises(ValueError, match="`min_agreement` holds beside a `max_drop`"):
+        Budget(min_agreement=90)
+    with pytest.raises(ValueError, match="`max_drop` is nan"):
+        Budget(max_drop=float("nan"))
 
 
 def test_what_cannot_be_tuned(tmp_path):
@@ -259,3 +282,28 @@ def test_command(digit_folder, tmp_path, capsys):
     assert json.loads(printed.out)["run"]["tuned"]["budget"] == 0.6
     assert "written to" in printed.err
     assert MergeConfig.from_pretrained(out).r
+
+
+def test_command_with_a_largest_drop(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for number in range(16):
+        small.picture(number).save(tmp_path / "images" / f"{number}.png")
+    out = tmp_path / "tuned"
+    arguments = ["tune", "--model", str(MODEL_DIR), "--choose", "8", "--batch-size", "8", "--time-limit", "1.5"]
+    arguments += ["--method", "tome", "--out", str(out), "--data", str(tmp_path / "images")]
+    assert run([*arguments, "--max-drop", "100", "--not-sure"]) == 0
+    assert "written to" in capsys.readouterr().err
+    assert MergeConfig.from_pretrained(out).r
+    assert run([*arguments, "--max-drop", "0", "--restart"]) == 1
+    printed = capsys.readouterr()
+    assert "Nothing of the front holds `max_drop` (0 points)" in printed.err
+    assert f"What was tried is in {out}." in printed.err
+    assert not (out / "merge_config.json").exists()
+    assert json.loads((out / "results.json").read_text())["run"]["tuned"]["name"] == "unmerged"
+    for wrong, message in (
+        (["--max-drop", "1", "--budget", "0.5"], "both --budget and --max-drop"),
+        (["--max-drop", "nan"], "it takes points, a number of at least 0"),
+        (["--where", "projected", "--budget", "0.5"], "with --where projected give --max-drop"),
+    ):
+        assert run([*arguments, *wrong]) == 1
+        assert message in capsys.readouterr().err

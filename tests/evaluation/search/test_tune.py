@@ -1,13 +1,9 @@
 """`tune` finds the strongest merge within a target, and says so where there is none."""
 
-import json
-
 import pytest
 import small
 
 from hf_tome import MergeConfig
-from hf_tome.cli.app import run
-from hf_tome.evaluation.data.digits import MODEL_DIR
 from hf_tome.evaluation.metrics.bootstrap import unchanged_bound
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.running.runner import evaluate
@@ -130,37 +126,6 @@ def test_the_fastest_within_the_target_is_chosen_and_a_slow_one_said(tmp_path, m
     assert config.r == chosen
     assert says in results.run["notes"][0]
     assert ("no faster" in results.run["notes"][0]) == (speeds[chosen] <= 1)
-
-
-def test_a_failing_command_leaves_no_older_config(digit_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Target, "met", lambda *_: False)
-    MergeConfig(r=3).save_pretrained(tmp_path)
-    arguments = ["tune", "--model", str(MODEL_DIR), "--data", str(digit_folder), "--method", "mame"]
-    assert run([*arguments, "--not-sure", "--batch-size", "6", "--out", str(tmp_path)]) == 1
-    printed = capsys.readouterr()
-    assert f"What was tried is in {tmp_path}." in printed.err
-    assert printed.out == ""
-    assert not (tmp_path / "merge_config.json").exists()
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["rows"]) > 2
-    assert results["run"]["notes"][0].startswith("No config loses at most 1 points")
-    assert run([*arguments, "--max-drop", "nan", "--out", str(tmp_path)]) == 1
-    assert "takes a number of at least 0" in capsys.readouterr().err
-
-
-def test_command(digit_folder, tmp_path, capsys):
-    out = tmp_path / "tuned"
-    arguments = ["tune", "--model", str(MODEL_DIR), "--data", str(digit_folder), "--method", "mame", "--by", "gflops"]
-    assert run([*arguments, "--batch-size", "6", "--out", str(out)]) == 1
-    assert "12 samples are too few to be sure of a drop of at most 1 points" in capsys.readouterr().err
-    arguments += ["--not-sure"]
-    assert run([*arguments, "--batch-size", "6", "--out", str(out), "--format", "json"]) == 0
-    printed = capsys.readouterr()
-    assert "merge_config.json" in printed.err
-    rows = json.loads(printed.out)["rows"]
-    chosen = MergeConfig.from_pretrained(out)
-    assert f"method=mame,threshold={chosen.threshold:g}" in [row["name"] for row in rows]
-    assert (out / "pareto.png").is_file()
 
 
 def test_too_few_samples_are_an_error_that_says_how_many(tmp_path):

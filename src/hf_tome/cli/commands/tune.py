@@ -5,13 +5,18 @@ from __future__ import annotations
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import common
 from ..common import Format, example
 from ..job_options import JobArguments, takes_job
+
+if TYPE_CHECKING:
+    from ...evaluation.store.results import Results
+
+PROJECTED = "projected"
 
 EXAMPLE = example(
     "hf-tome tune --model facebook/deit-base-patch16-224 --data photographs/ --budget 0.5 --out tuned/",
@@ -39,21 +44,25 @@ def tune_command(
     arguments: JobArguments,
     budget: Annotated[
         float | None,
-        typer.Option(help="Share of the unmerged model's cost that may be left, in (0, 1]; else --max-drop holds."),
+        typer.Option(
+            help="Share of the unmerged model's cost that may be left, in (0, 1]; 0.5 by default, or --max-drop."
+        ),
     ] = None,
     image_size: Annotated[
-        ImageSize, typer.Option(help="With --budget: keep the images' size, or let the search take smaller ones.")
+        ImageSize, typer.Option(help="Keep the images' size, or let the search take smaller ones.")
     ] = ImageSize.fixed,
-    choose: Annotated[
-        int, typer.Option(min=8, help="With --budget: samples to choose by; the others confirm the choice.")
-    ] = 96,
-    time_limit: Annotated[float | None, typer.Option(help="With --budget: seconds that the search may take.")] = None,
+    choose: Annotated[int, typer.Option(min=8, help="Samples to choose by; the others confirm the choice.")] = 96,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds that the search may take.")] = None,
     by_block: Annotated[
-        bool, typer.Option("--by-block", help="With --budget: draw how sensitive each block is, as blocks.png.")
+        bool, typer.Option("--by-block", help="Draw how sensitive each block is, as blocks.png.")
     ] = False,
-    max_drop: Annotated[float, typer.Option(help="Points of accuracy (mAP, CIDEr) that merging may cost.")] = 1.0,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Instead of a budget, points of accuracy (mAP, CIDEr) that merging may cost."),
+    ] = None,
     min_agreement: Annotated[
-        float | None, typer.Option(help="Percent of samples that must get the unmerged model's class.")
+        float | None,
+        typer.Option(help="With --max-drop: percent of samples that must keep the unmerged class."),
     ] = None,
     sure: Annotated[
         bool,
@@ -65,8 +74,8 @@ def tune_command(
     by: Annotated[
         Criterion | None,
         typer.Option(
-            help="What the budget is of, or configs within the target are compared by: gflops (by default with "
-            "--budget), or speedup, measured interleaved."
+            help="What the budget is of: gflops, or speedup, measured interleaved. With --where projected, what "
+            "configs within --max-drop are compared by: speedup."
         ),
     ] = None,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
@@ -77,44 +86,52 @@ def tune_command(
     format: common.FormatOption = Format.table,
     debug: common.DebugOption = False,
 ) -> None:
-    """Find the config that changes a model least within a budget, or the fastest that costs no more than allowed.
+    """Find the config that changes a model least within a budget, or the strongest that costs no more than allowed.
 
-    With --budget the schedule, the metric and more are chosen on some samples, which need no labels, and confirmed on
-    others. With --max-drop alone r and the threshold are found by bisection, on all samples: keep others to confirm
-    the choice on, with `hf-tome eval`.
+    The schedule, the metric and more are chosen on some samples, which need no labels, and confirmed on others. With
+    --max-drop the strongest of the whole front that holds it on the confirming samples is taken. Projected tokens
+    merge once, outside of the tower whose GFLOPs are known: with --where projected r is found by bisection.
     """
-    if budget is not None:
-        criterion = "time" if by is Criterion.speedup else "gflops"
-        options = {"image_size": image_size.value, "choose": choose, "time_limit": time_limit, "by_block": by_block}
-        _tune_to_budget(arguments, Path(out), format, method, {"share": budget, "by": criterion}, options)
+    methods = [name.strip() for name in method.split(",")]
+    if where == PROJECTED:
+        if budget is not None:
+            raise ValueError("--budget is a share of a tower's GFLOPs; with --where projected give --max-drop.")
+        target = {"max_drop": 1.0 if max_drop is None else max_drop, "min_agreement": min_agreement, "sure": sure}
+        _tune_projected(arguments, out, format, methods, target, (by or Criterion.speedup).value)
         return
-    from ...config.json_file import CONFIG_NAME
+    if budget is not None and max_drop is not None:
+        raise ValueError("There are both --budget and --max-drop: the one is met, the other held. Give one.")
+    if max_drop is None and min_agreement is not None:
+        max_drop = 100.0
+    wanted = {
+        "share": 0.5 if budget is None else budget,
+        "by": "time" if by is Criterion.speedup else "gflops",
+        "max_drop": max_drop,
+        "sure": sure,
+        "min_agreement": min_agreement,
+    }
+    options = {"image_size": image_size.value, "choose": choose, "time_limit": time_limit, "by_block": by_block}
+    _tune_to_budget(arguments, Path(out), format, methods, wanted, options)
+
+
+def _tune_projected(
+    arguments: JobArguments, out: Path, format: Format, methods: list[str], target: dict[str, Any], by: str
+) -> None:
     from ...evaluation.running.runner import Progress
     from ...evaluation.search.tune import Target, TuneError, tune
 
-    target = Target(max_drop=max_drop, min_agreement=min_agreement, sure=sure)
+    wanted = Target(**target)
     with arguments.build(out) as (job, batch_size), ExitStack() as stack:
 
         def on_progress(name: str) -> Progress:
             stack.close()  # the bar of the config before
             return stack.enter_context(common.progress(name))
 
-        methods = [name.strip() for name in method.split(",")]
+        options: dict[str, Any] = {"out": out, "by": by, "batch_size": batch_size, "on_progress": on_progress}
         try:
-            config, results = tune(
-                job,
-                methods,
-                target,
-                out=out,
-                by=(by or Criterion.speedup).value,
-                where=where,
-                batch_size=batch_size,
-                on_progress=on_progress,
-            )
+            config, results = tune(job, methods, wanted, where=PROJECTED, **options)
         except TuneError as error:
-            if common.is_main_process():
-                (out / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier run, which these results do not bear out
-                common.write_results(error.results, out)
+            _write_failure(error.results, out)
             raise ValueError(f"{error} What was tried is in {out}.") from error
         stack.close()
         if common.is_main_process():
@@ -123,17 +140,26 @@ def tune_command(
             typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)
 
 
+def _write_failure(results: Results, out: Path) -> None:
+    from ...config.json_file import CONFIG_NAME
+
+    if common.is_main_process():
+        (out / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier run, which these results do not bear out
+        common.write_results(results, out)
+
+
 def _tune_to_budget(
     arguments: JobArguments,
     out: Path,
     format: Format,
-    method: str,
+    methods: list[str],
     budget: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     from ...evaluation.search.budget.budget import Budget, tune_to_budget
     from ...evaluation.search.budget.trials import FILE
     from ...evaluation.search.tuning import job_with_or_without_labels, save
+    from ...evaluation.variants import UNMERGED
 
     wanted = Budget(**budget)
     with arguments.build(out, job_with_or_without_labels) as (job, batch_size), common.progress("tune") as update:
@@ -143,13 +169,17 @@ def _tune_to_budget(
         config, results = tune_to_budget(
             job,
             wanted,
-            methods=[name.strip() for name in method.split(",")],
+            methods=methods,
             seed=arguments.seed,
             out=out,
             batch_size=batch_size,
             on_trial=lambda done, total, name: update(done, total),
             **options,
         )
+        if wanted.max_drop is not None and results.run["tuned"]["name"] == UNMERGED:
+            _write_failure(results, out)
+            note = next(note for note in results.run["notes"] if note.startswith("nothing of the front"))
+            raise ValueError(f"{note[0].upper()}{note[1:]}. What was tried is in {out}.")
         if common.is_main_process():
             save(config, results, out)
             common.publish(results, format, out)

@@ -35,6 +35,7 @@ class Budget:
     by: str = "gflops"
     max_drop: float | None = None
     sure: bool = True
+    min_agreement: float | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
@@ -43,6 +44,10 @@ class Budget:
             raise ValueError(f"`by` is {self.by!r}; it takes one of {', '.join(map(repr, UNITS))}.")
         if self.max_drop is not None and not self.max_drop >= 0:
             raise ValueError(f"`max_drop` is {self.max_drop!r}; it takes points, a number of at least 0.")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 100:
+            raise ValueError(f"`min_agreement` is {self.min_agreement!r}; it takes a percentage, 0 to 100.")
+        if self.min_agreement is not None and self.max_drop is None:
+            raise ValueError("`min_agreement` holds beside a `max_drop`, not with a budget; give both, or none.")
 
 
 def tune_to_budget(
@@ -71,7 +76,8 @@ def tune_to_budget(
 
     Args:
         job: the model, its data and how the two meet; the data need no labels.
-        budget: a share of the GFLOPs (matching counted) or of the time, or the largest drop.
+        budget: a share of the GFLOPs (matching counted) or of the time, or the largest drop, which the strongest
+            config of the front has to hold on the confirming samples; the unmerged model where none does.
         methods: what to choose among; of ToMe also the schedule, the metric, what is protected and the norm.
         image_size: `"fixed"`, or `"free"` to let the search take smaller images too.
         use_labels: choose by the labels too, where there are any; without them, by the unmerged model's outputs alone.
@@ -111,6 +117,7 @@ def tune_to_budget(
     chosen = variants["tuned"]
     if budget.max_drop is not None:
         chosen = tuning.strongest(results) or Variant(UNMERGED)
+        tuning.explain(results, chosen)
     tuning.describe(results, chosen, variants, len(chosen_by))
     results.run["notes"] = [*results.run["notes"], *state]
     return chosen.config, results

@@ -21,6 +21,7 @@ from ....merging.methods import get_method
 from ....profiling.rounds import interleave
 from ....profiling.slice_oracle import shallow_copy
 from ...job import Job
+from ...metrics.bootstrap import unchanged_bound
 from ...running.batches import Batch
 from ...store.fingerprint import digest, fingerprint
 from ...store.results import Results
@@ -62,7 +63,7 @@ class TuningRun:
         if costs is None:
             raise ValueError(
                 f"The GFLOPs of {self.job.model_name} are not known, by which schedules are scaled to a budget; use "
-                "`max_drop` with `hf-tome tune`, which goes by the measured speed-up."
+                "`hf-tome sweep`, which measures accuracy and speed of the configs that it is given."
             )
         self.costs = costs
         first = self.batches[0].inputs.get("pixel_values")
@@ -229,10 +230,28 @@ class TuningRun:
         for variant in self.front():
             row = rows[variant.name]
             drop = row["drop_high" if self.budget.sure else "drop"]
-            if drop > (self.budget.max_drop or 0):
+            if drop > (self.budget.max_drop or 0) or row["agreement"] < (self.budget.min_agreement or 0):
                 break
             best = variant
         return best
+
+    def explain(self, results: Results, chosen: Variant) -> None:
+        """Note where nothing of the front holds the largest drop, how near the mildest comes, and what would help."""
+        if chosen.merges:
+            return
+        mildest, count = self.front()[0].name, results.data["num_samples"]
+        row = next(row for row in results.rows if row["name"] == mildest)
+        note = (
+            f"nothing of the front holds `max_drop` ({self.budget.max_drop:g} points); its mildest, {mildest}, loses "
+            f"{row['drop']:.2f} points (95 % interval up to {row['drop_high']:.2f}) and agrees on "
+            f"{row['agreement']:.1f} % of {count} samples"
+        )
+        if self.budget.sure and row["drop_high"] > (self.budget.max_drop or 0):
+            note += (
+                f". Even where no answer changes, so many are sure of {unchanged_bound(count):.2f} points alone: "
+                "confirm on more samples, allow more, or let the measured drop alone count (`sure=False`, --not-sure)"
+            )
+        self.notes.append(note)
 
     def seconds(self, variants: Mapping[str, Variant]) -> dict[str, float]:
         """Return the time of each variant on one batch, as a share of the unmerged model's."""
