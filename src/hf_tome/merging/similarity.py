@@ -53,9 +53,12 @@ def similarity(
     a, b, added = take(metric, sources), take(metric, destinations), take(bias, destinations)[:, None]
     with full_precision(metric.device):
         if importance is not None:
-            scores = table[distance](a, b, torch.zeros_like(added))  # (B, S, T)
+            plain = distance == "cosine"
+            # (B, S, T)
+            scores = torch.bmm(a, b.transpose(1, 2)) if plain else table[distance](a, b, torch.zeros_like(added))
             of_source, of_destination = (take(importance.to(bias), rows) for rows in (sources, destinations))
-            return _weighted(scores, of_source, of_destination, distance) + added, take(bias, sources)
+            scores = _weighted(scores, of_source, of_destination, distance)
+            return scores if is_zero(added) else scores + added, take(bias, sources)
         if distance == "cosine" and is_zero(added):
             return torch.bmm(a, b.transpose(1, 2)), take(bias, sources)
         return table[distance](a, b, added), take(bias, sources)
@@ -69,7 +72,7 @@ def _weighted(scores: Tensor, of_source: Tensor, of_destination: Tensor, distanc
             f"is from it; use one of {', '.join(map(repr, HIGHEST))}."
         )
     weights = (1 + of_source)[:, :, None] + of_destination[:, None]
-    return (scores - HIGHEST[distance]) * weights
+    return weights.mul_(scores - HIGHEST[distance])
 
 
 def is_zero(bias: Tensor) -> bool:
