@@ -120,8 +120,9 @@ def tune() -> str:
         f"DeiT-Tiny and 1,000 ImageNet photographs, one a class, from EliSchwartz/imagenet-sample-images on GitHub. "
         f"Differences of up to two points are within the noise. The unmerged model with its exact last block takes "
         f"{exact:.3f} of the GFLOPs. `python benchmarks/tune.py --model facebook/deit-tiny-patch16-224 --data "
-        f"PHOTOGRAPHS`; {first.run['dtype']}, {first.run['attention']}, batches of {first.run['batch_size']}, "
-        f"{environment['device_name']}, {environment['threads']} thread, processor time of a busy machine, torch "
+        f"PHOTOGRAPHS --against 'constant ToMe' 'smaller images'`; {first.run['dtype']}, {first.run['attention']}, "
+        f"batches of {first.run['batch_size']}, {environment['device_name']}, {environment['threads']} thread, "
+        f"processor time of a busy machine, torch "
         f"{packages['torch']}, transformers {packages['transformers']}, {environment['date'][:10]}."
     )
     return "\n".join(lines) + "\n"
