@@ -27,10 +27,10 @@ CARD = Card(
     summary=f"It finds handwritten digits in scenes of {masks.SIDE}x{masks.SIDE} pixels, up to sixteen in each: the "
     "class of each pixel, one of ten digits or the background. The mask of a digit has a margin of about one of the "
     "pixels that the digit is made of.",
-    training=", ".join(f"{epochs} epochs of scenes of {side} pixels" for side, epochs, _ in STAGES),
+    training=", ".join(f"{epochs} epoch{'s' * (epochs > 1)} of scenes of {side} pixels" for side, epochs, _ in STAGES),
     merging="Each hidden state that the head reads is unmerged, while the blocks go on merging. Merging half of the "
     "tokens in the second block (`r=392,layers=[1]`) costs more than merging as many gradually (`r=64`).",
-    command="training/train_digits_scenes.py",
+    command="train_digits_scenes.py",
 )
 
 
