@@ -83,7 +83,7 @@ ORDER = [
     ["evaluation/variants", "evaluation/model_state"],
     ["evaluation/data"],
     ["evaluation/store"],
-    ["evaluation/metrics"],
+    ["evaluation/metrics", "evaluation/picture_report"],
     ["evaluation/job", "evaluation/pictures"],
     ["evaluation/loading"],
     ["evaluation/running"],
