@@ -23,6 +23,7 @@ from hf_tome.evaluation.search.budget.samples import split_samples
 from hf_tome.evaluation.search.budget.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
 from hf_tome.evaluation.search.budget.space import Space
 from hf_tome.evaluation.search.budget.trials import FILE, Trial
+from hf_tome.evaluation.search.budget.tuning_run import TuningRun
 from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.evaluation.variants import Variant
 
@@ -151,6 +152,17 @@ def test_a_largest_drop_is_held_on_the_confirming_samples():
     config, _ = tune_to_budget(digits(), Budget(max_drop=100, min_agreement=100, sure=False), **options)
     rows = {row["name"]: row for row in results.rows}
     assert config == MergeConfig() or rows[hf_tome.config.format_config(config)]["agreement"] == 100
+
+
+def test_controls_at_equal_time_start_from_what_they_cost(monkeypatch):
+    """Images come in a few sizes, none of which need cost as much as the choice."""
+    monkeypatch.setattr(TuningRun, "seconds", lambda self, variants: dict.fromkeys(variants, 0.5))
+    job = digits()
+    options = {**QUICK, "controls": ("gflops", "time"), "against": ["smaller images"], "methods": ["tome"]}
+    _, results = tune_to_budget(job, Budget(0.6), **options)
+    rows = results.run["tuned"]["rows"]
+    assert rows["smaller images"].endswith("px")
+    assert "smaller images, equal time" not in rows, "it takes as long as the choice already"
 
 
 def test_a_budget_of_time(monkeypatch):

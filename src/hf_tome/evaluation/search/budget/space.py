@@ -54,6 +54,10 @@ class Space:
         """Return the GFLOPs that a share of the unmerged model's stands for."""
         return budget * self.costs.unmerged
 
+    def share(self, variant: Variant) -> float:
+        """Return what a variant costs, as a share of the unmerged model's GFLOPs."""
+        return self._costs(variant.image_size).gflops(variant.config) / self.costs.unmerged
+
     def variant(self, settings: Settings, budget: float) -> Variant | None:
         """Return the mildest variant of these settings within the budget; `None` where there is none."""
         costs, limit = self._costs(settings.image_size), self.gflops(budget)

@@ -167,18 +167,19 @@ class TuningRun:
         timed = {name: variant for name, variant in named.items() if variant is not None}
         if "time" not in controls:
             return timed
-        shares = self._equal_time_shares(timed, share)
+        shares = self._equal_time_shares(timed)
         for name in list(timed)[1:]:
             other = self._controls(shares[name], " ")[f"{name} "]
             if other is not None and other.name not in {variant.name for variant in timed.values()}:
                 named[f"{name}, equal time"] = other
         return {name: variant for name, variant in named.items() if variant is not None}
 
-    def _equal_time_shares(self, timed: Mapping[str, Variant], share: float) -> dict[str, float]:
+    def _equal_time_shares(self, timed: Mapping[str, Variant]) -> dict[str, float]:
         """Return the share of the GFLOPs at which each control takes about as long as the choice.
 
-        One step from equal GFLOPs; what is left is in the table's speed-up. The shares are kept, as another timing
-        would give others, whose samples would have to be run anew.
+        One step from what each costs, which for image sizes is not what the choice does; what is left is in the
+        table's speed-up. The shares are kept, as another timing would give others, whose samples would have to be run
+        anew.
         """
         key, path = timed["tuned"].name, None if self.out is None else self.out / TIMED
         if path is not None and path.is_file():
@@ -186,7 +187,11 @@ class TuningRun:
             if kept.get("tuned") == key and set(kept["shares"]) >= set(timed) - {"tuned"}:
                 return kept["shares"]
         seconds = self.seconds(timed)
-        shares = {name: share * seconds["tuned"] / seconds[name] for name in timed if name != "tuned"}
+        shares = {
+            name: self.space.share(variant) * seconds["tuned"] / seconds[name]
+            for name, variant in timed.items()
+            if name != "tuned"
+        }
         if path is not None:
             write_whole(path, json.dumps({"tuned": key, "shares": shares}) + "\n")
         return shares
