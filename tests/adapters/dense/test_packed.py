@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from installed import checkpoint_activations
-from packed_zoo import ALL_PACKED, GRIDS, PACKED_ZOO
+from segment_zoo import ALL_PACKED, GRIDS, PACKED_ZOO
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from installed import checkpoint_activations
-from sam_zoo import SAM, WINDOW_ZOO, with_weights
+from segment_zoo import SAM, WINDOW_ZOO, with_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
