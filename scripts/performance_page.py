@@ -27,6 +27,8 @@ ORDER = (
     "growth",
     "vlm",
     "dense",
+    "packed",
+    "sam",
     "gpu",
     "gpu_attention",
     "gpu_step",
@@ -111,6 +113,8 @@ NOT_RUN_TITLES = {
     "gpu_step": "Matching and merging on a GPU, as a share of their block",
     "gpu_diffusion": "Denoisers on a GPU",
     "vlm": "Fewer image tokens in a vision-language model",
+    "packed": "Packed towers",
+    "sam": "SAM's image encoder",
 }
 
 

@@ -129,8 +129,8 @@ def without_positions(zoo):
 
 
 # Rotary positions are no weights that could be set to zero; Depth Pro cuts its picture up, and resizes the pieces;
-# ViTPose's patches overlap.
-NOT_PLACED = ("dinov3", "chmv2", "sapiens2", "sapiens2-backbone", "depth_pro", "vitpose")
+# ViTPose's patches overlap; VideoMT takes clips.
+NOT_PLACED = ("dinov3", "chmv2", "eomt_dinov3", "videomt", "sapiens2", "sapiens2-backbone", "depth_pro", "vitpose")
 WINDOWS = ("rf_detr_dinov2", "lw_detr_vit", "rf_detr", "lw_detr")  # have tests of their own (see test_windows.py)
 PLACED = [zoo for zoo in DENSE_ZOO if zoo.name not in (*NOT_PLACED, *WINDOWS)]
 MAPS = [zoo for zoo in PLACED if isinstance(zoo, Maps)]
