@@ -219,6 +219,13 @@ def test_metadata_that_is_none(tmp_path, text):
         open_split(str(tmp_path))
 
 
+def test_a_row_of_metadata_without_a_file_has_no_image(tmp_path):
+    small.picture().save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,cat\n,dog\n")
+    rows = open_split(str(tmp_path)).rows
+    assert [row["image"]["path"] and os.path.basename(row["image"]["path"]) for row in rows] == ["a.png", None]
+
+
 # Shards and Parquet files
 
 

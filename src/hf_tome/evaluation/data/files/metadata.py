@@ -52,11 +52,11 @@ def open_metadata(path: Path, files: list[Path]) -> dict[str, tuple[datasets.Dat
     }
 
 
-def _split(root: Path, file: Path, image: str) -> str:
+def _split(root: Path, file: Path, image: str | None) -> str:
     folders = file.relative_to(root).parts[:-1]
     if folders:
         return folders[0]
-    inside = Path(image).relative_to(root).parts[:-1] if Path(image).is_relative_to(root) else ()
+    inside = Path(image).relative_to(root).parts[:-1] if image and Path(image).is_relative_to(root) else ()
     return inside[0] if inside and is_split_name(inside[0]) else "train"
 
 
