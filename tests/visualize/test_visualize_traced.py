@@ -10,9 +10,12 @@ from zoo import ZOO
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
 
+from PIL import Image
+
 from hf_tome import MergeConfig, apply, report
 from hf_tome.api import targets
 from hf_tome.visualize import compare_sheet, input_kind, merged_image, trace_input
+from hf_tome.visualize.axes import SpectrogramAxes, with_axes
 from hf_tome.visualize.inputs import load_model
 
 CONFIG = MergeConfig(r=6)
@@ -159,3 +162,19 @@ def test_inputs_that_do_not_fit_are_refused():
     masked = tf.ViTMAEModel(tf.ViTMAEConfig(**{**by_name["vit_mae"].make().config.to_dict(), "mask_ratio": 0.75}))
     with pytest.raises(ValueError, match=r"16 tokens for 64 patches, so they have no grid.*Set mask_ratio to 0"):
         trace_input(masked.eval(), CLASSIC, picture(), MergeConfig(r=1))
+
+
+def test_spectrograms_have_time_and_frequency_along_their_edges():
+    axes = SpectrogramAxes(seconds=10.24, highest=8000)
+    assert axes.height_of(20) == 0
+    assert axes.height_of(8000) == 1
+    assert 0 < axes.height_of(500) < axes.height_of(1000) < axes.height_of(4000) < 1
+    picture = Image.new("RGB", (1024, 128), "blue")
+    framed = np.asarray(with_axes(picture, axes))
+    left, below = framed.shape[1] - 1024, framed.shape[0] - 128
+    assert (framed[:128, left:] == np.asarray(picture)).all()  # the patches stay where they were
+    ticks = (framed[128:132, left:] == 0).all(axis=(0, 2)).nonzero()[0]
+    assert [round(x * 10.24 / 1024, 2) for x in ticks] == [step / 2 for step in range(21)]
+    assert (framed[:128, :left] < 128).any()
+    assert (framed[128:, :left] == 255).mean() > 0.9
+    assert below > 0

@@ -61,7 +61,7 @@ def compare_sheet(
         texts[-1] += f", {more}" * (more is not None)
     wide = view.width > _WIDE * view.height
     if len(traced) == 1 or wide:  # nothing to compare along the rows, so fill them
-        pictures, texts = sum(columns, [enlarged(view, scale)]), sum(labels, [input_label])
+        pictures, texts = sum(columns, [traced[0].framed(enlarged(view, scale))]), sum(labels, [input_label])
         return contact_sheet(pictures, 1 if wide else min(4, len(pictures)), texts)
     first: list[Image.Image | None] = [enlarged(view, scale), *[None] * (len(blocks) - 1)]
     rows = zip(first, *columns)
@@ -80,7 +80,7 @@ def compare_pictures(
         return _clip_pictures(traced, names, follow)
     view, grid = traced[0].frames[0], traced[0].grid
     scale, wide = readable_scale(view, grid), view.width > _WIDE * view.height
-    shown = enlarged(view, scale)
+    shown = traced[0].framed(enlarged(view, scale))
     pictures = []
     for block in _blocks(traced[0], True):
         merged = [_drawn(item, block, scale, heat) for item in traced]
@@ -92,11 +92,11 @@ def compare_pictures(
 def _drawn(traced: Traced, block: int, scale: int, heat: bool) -> Image.Image:
     view, source, grid = traced.frames[0], traced.sources[block], traced.grid
     if not heat:
-        return merged_image(view, source, grid, scale=scale)
+        return traced.framed(merged_image(view, source, grid, scale=scale))
     kept = source[source != PRUNED]
     sizes = torch.zeros_like(source)
     sizes[source != PRUNED] = kept.bincount()[kept]
-    return size_heatmap(sizes, grid, view, scale=scale)
+    return traced.framed(size_heatmap(sizes, grid, view, scale=scale))
 
 
 def _clip_sheet(

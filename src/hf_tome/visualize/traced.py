@@ -12,6 +12,7 @@ from ..adapters.encoders.families.inputs import TokenGrid
 from ..api import merged, targets
 from ..config import MergeConfig
 from ..inspection.tracing import Trace, trace
+from .axes import FRAME_SECONDS, SpectrogramAxes, with_axes
 from .view import model_frames, model_view, spectrogram_view
 
 if TYPE_CHECKING:
@@ -27,11 +28,17 @@ class Traced:
         frames: the picture or the spectrogram, or the frames of the clip.
         grid: where the patches lie on it.
         sources: after each block, (patches,): the token that holds each patch, or -1 where it was pruned.
+        axes: what a spectrogram covers; `None` for what is seen.
     """
 
     frames: list[Image.Image]
     grid: TokenGrid
     sources: list[torch.Tensor]
+    axes: SpectrogramAxes | None = None
+
+    def framed(self, picture: Image.Image) -> Image.Image:
+        """Return a picture of this input with its axes, where it has some."""
+        return picture if self.axes is None else with_axes(picture, self.axes)
 
 
 def input_kind(model: PreTrainedModel) -> str:
@@ -74,7 +81,10 @@ def trace_input(model: PreTrainedModel, processor: Any, content: Any, config: Me
     sources = [source[0, first : first + grid.patches].cpu() for source in traced.by_block[:last]]
     if medium == "audio":  # rows of a picture run from the top down, those of the model from the lowest frequency up
         sources = [source.view(grid.rows, grid.columns).flip(0).flatten() for source in sources]
-    return Traced(_view(medium, processor, content, inputs, grid), grid, sources)
+    axes = None
+    if medium == "audio":
+        axes = SpectrogramAxes(inputs["input_values"].shape[1] * FRAME_SECONDS, processor.sampling_rate / 2)
+    return Traced(_view(medium, processor, content, inputs, grid), grid, sources, axes)
 
 
 def process_input(medium: str, processor: Any, content: Any) -> Any:
