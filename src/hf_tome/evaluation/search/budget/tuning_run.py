@@ -7,39 +7,31 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
-import torch
-
-from ....api import apply
 from ....config import format_config
 from ....files import write_whole
 from ....merging.methods import get_method
-from ....profiling.rounds import interleave
-from ....profiling.slice_oracle import shallow_copy
 from ...job import Job
 from ...metrics.bootstrap import unchanged_bound
 from ...running.batches import Batch
 from ...store.fingerprint import digest, fingerprint
 from ...store.results import Results
-from ...variants import UNMERGED, Variant
+from ...variants import Variant
 from .costs import Costs
 from .front import CONSTANT, MAME, Point, Search
 from .images import num_tokens_of, smaller_sizes
 from .paired import gain, read_records, samples_to_tell
 from .sensitivity import sensitivities
 from .space import Settings, Space
+from .timing import relative_seconds
 from .trials import Progress, Trials
 
 if TYPE_CHECKING:
     from .budget import Budget
 
 TIMED = "equal_time.json"
-ROUNDS = 7
-"""Rounds in which variants are timed on one batch, one after the other."""
 SMALLEST = 0.7
 """Image sizes are tried down to this share of the side."""
 CORRECTIONS = 3
@@ -260,15 +252,7 @@ class TuningRun:
 
     def seconds(self, variants: Mapping[str, Variant]) -> dict[str, float]:
         """Return the time of each variant on one batch, as a share of the unmerged model's."""
-        batch, models = self.batches[0], {UNMERGED: self.job.model}
-        runs = {UNMERGED: partial(self.job.run, self.job.model, batch.inputs)}
-        for name, variant in variants.items():
-            models[name] = apply(shallow_copy(self.job.model), variant.config) if variant.merges else self.job.model
-            runs[name] = partial(self.job.run, models[name], variant.view(batch.inputs))
-        with torch.inference_mode():
-            seconds = interleave(runs, ROUNDS, warmup=1, device=self.job.model.device)
-        pairs = {name: zip(seconds[name], seconds[UNMERGED]) for name in variants}
-        return {name: median(merged / whole for merged, whole in both) for name, both in pairs.items()}
+        return relative_seconds(self.job, self.batches[0], variants)
 
     def compare(self, folder: Path, variants: Mapping[str, Variant]) -> None:
         """Pair the choice with each control over the same samples: how many points more it is right by."""
