@@ -30,6 +30,7 @@ Row = dict[str, Any]
 Columns = Mapping[str, str]
 """Key of a row -> header; the values tell how they are printed (see `show`)."""
 
+PATHS = ("--out", "--work")
 MEASURED = Path(__file__).resolve().parent / "measured"
 SHARED_DATA = Path(os.environ.get("HF_TOME_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -96,12 +97,12 @@ def speeds(result: Benchmark) -> Row:
 
 
 def _given(arguments: Sequence[str]) -> list[str]:
-    """Return the command line without where the result goes."""
+    """Return the command line without the paths of what is written."""
     kept, skip = [], False
     for argument in arguments:
-        if not skip and not argument.startswith("--out"):
+        if not skip and not argument.startswith(PATHS):
             kept.append(argument)
-        skip = argument == "--out"
+        skip = argument in PATHS
     return kept
 
 

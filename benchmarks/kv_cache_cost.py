@@ -83,12 +83,11 @@ def decoding(num_tokens: int, batch_size: int, rounds: int) -> list[Row]:
                 held.settled = few
                 caches[way].layers[index] = held
 
+    merging_model = apply(copy.deepcopy(model), config)
+
     def step(way: str) -> None:
-        if way == "merged":
-            apply(model, config)
-        model(token, use_cache=True, **{name: copy.copy(caches[way])})
+        (merging_model if way == "merged" else model)(token, use_cache=True, **{name: caches[way]})
         caches[way].crop(-1)
-        remove(model)
 
     timed = interleave({way: lambda way=way: step(way) for way in caches}, rounds=rounds)
     full = median(timed["full"])

@@ -23,6 +23,7 @@ from hf_tome.merging import (
     matrix_matching,
     prune_lowest,
     prune_random,
+    similarity,
 )
 
 DISTANCES = ("cosine", "euclidean", "dot", "softmax")
@@ -178,6 +179,35 @@ def test_coherence_is_what_is_left_of_the_length_of_the_members():
     opposite = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
     assert tome(opposite, 1, combine="keep_norm").merge_keeping_norm(opposite)[2].tolist() == [[0]]
     assert tome(opposite, 1, combine="keep_norm").merge_keeping_norm(0 * opposite)[2].tolist() == [[1]]
+
+
+def test_a_maximum_is_where_it_comes_first():
+    scores = torch.randint(40, (2, 30, 1100), generator=torch.Generator().manual_seed(0)).float()
+    scores[0, 3] = -torch.inf
+    highest, place = similarity._maximum(scores)
+    assert torch.equal(highest, scores.amax(dim=-1))
+    first = [[row.index(max(row)) for row in image] for image in scores.tolist()]
+    assert place.tolist() == first
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("r", [7, 15])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_scores_by_blocks_match_as_all_at_once(distance, r, causal, monkeypatch):
+    metric = tokens(3, 2, 31, 5)
+    metric[0, 4] = math.nan
+    chosen = torch.stack([torch.arange(1, 31, 2), torch.arange(16, 31)])
+    for destinations in (None, chosen):
+        match = partial(
+            bipartite_soft_matching, metric, r, distance=distance, causal=causal, destinations=destinations
+        )
+        whole = match()
+        monkeypatch.setattr(similarity, "BLOCK", 100)  # 15 * 15 scores an image
+        monkeypatch.setattr(similarity, "STRETCH", 2)
+        blocks = match()
+        monkeypatch.undo()
+        for name in ("kept", "merged", "into"):
+            assert torch.equal(getattr(blocks, name), getattr(whole, name)), name
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "softmax"])

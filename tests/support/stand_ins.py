@@ -13,6 +13,8 @@ import torch
 import transformers as tf
 from PIL import Image
 
+from hf_tome.demo.python_texts import held_out_texts
+
 
 def deit(folder: Path) -> Path:
     """A classifier of images of 224 px, with few and large patches."""
@@ -60,6 +62,9 @@ def write_stand_ins(folder: Path) -> Path:
     _write_boxes(folder / "streets")
     small.write_sound(folder / "speech" / "a.wav")
     (folder / "speech" / "test.csv").write_text("path,text\na.wav,abc\n")
+    (folder / "texts").mkdir()
+    for name, text in held_out_texts(3000)[:2]:
+        (folder / "texts" / f"{name}.txt").write_text(text)
     (folder / "names.txt").write_text("cat\ndog\ntree\n")
     (folder / "templates.txt").write_text("a photo of a {}\na big {}\n")
     return folder

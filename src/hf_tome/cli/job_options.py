@@ -84,7 +84,15 @@ class JobArguments:
         ),
     ] = None
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Captions and answers: tokens to generate at most; else 64 and 16.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Captions and answers: tokens to generate at most; else 64 and 16. Texts: tokens that follow the "
+            "context; else 64.",
+        ),
+    ] = None
+    context_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Texts: tokens that are read of each before it goes on; else 640.")
     ] = None
     depth_scale: Annotated[
         float | None,

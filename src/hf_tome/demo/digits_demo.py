@@ -15,7 +15,7 @@ from ..evaluation.job import Job
 from ..evaluation.options import JobOptions
 from ..evaluation.store.results import Results
 from ..evaluation.tasks.registry import build_job
-from . import digits_masks, digits_questions, digits_scenes
+from . import digits_masks, digits_questions, digits_scenes, python_texts
 from .digits_scenes import NAMES
 from .masks_picture import masks_picture
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BATCH = 32
 """Scenes that are drawn at once."""
+TEXT_LENGTH = 3000
+"""Characters of a text, of which the language model reads the beginning."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Demo:
         samples: how many `hf-tome demo` takes.
         configs: what `hf-tome demo` compares, as `--config` takes it.
         pictured: those of which it draws the tokens.
-        drawn: how many samples it draws.
+        drawn: how many samples it draws; 0 where there is nothing to draw.
         shown: a sample's content to the image or the clip that is drawn, and a title.
         options: more for `JobOptions`.
         picture: draws the first samples from the job, the configs to draw, the results and how many samples; by
@@ -156,6 +158,12 @@ def write_scenes(folder: Path, count: int) -> None:
             number += 1
 
 
+def write_texts(folder: Path, count: int) -> None:
+    """Write held-out pieces of Python's language reference as text files."""
+    for number, (name, text) in enumerate(python_texts.held_out_texts(TEXT_LENGTH)[:count]):
+        (folder / f"{number:03}-{name}.txt").write_text(text, encoding="utf-8")
+
+
 def _choose(total: int, count: int) -> torch.Tensor:
     """Return the indices of so many held-out digits, in a random order that is always the same."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(digits.SCENE_SEED))[:count]
@@ -198,6 +206,14 @@ BY_SIZE = (
     "method=mame,threshold=0.9,proportional_attention=true",
 )
 """ToMe leaves proportional attention out for VideoMAE, and MaMe everywhere; this one is better with it."""
+
+CACHED = (
+    *("keep_ratio=0.5,where=cache,size=fitted", "keep_ratio=0.5,where=cache,destinations=keydiff,size=fitted"),
+    *("keep_ratio=0.5,where=cache", "method=attention_prune,keep_ratio=0.5,where=cache"),
+    *("method=recent_prune,keep_ratio=0.5,where=cache", "method=random_prune,keep_ratio=0.5,where=cache"),
+    *("keep_ratio=0.25,where=cache,size=fitted", "method=attention_prune,keep_ratio=0.25,where=cache"),
+)
+"""For a language model's cache, with what drops as many entries beside it."""
 
 DEMOS: dict[str, Demo] = {
     "image": Demo(
@@ -267,6 +283,16 @@ DEMOS: dict[str, Demo] = {
         ("r=8", "r=16", "method=mame,threshold=0.95"),
         shown=lambda question: (question.image, question.prompt),
         options={"prompt": "{question}", "max_new_tokens": 4},
+    ),
+    "texts": Demo(
+        "text-cache",
+        "tiny-lm",
+        "Python's language reference",
+        write_texts,
+        24,
+        CACHED,
+        drawn=0,
+        options={"context_tokens": 192, "max_new_tokens": 32},
     ),
 }
 """By the name of the subfolder that `hf-tome demo --task all` writes to."""

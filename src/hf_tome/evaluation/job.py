@@ -50,6 +50,7 @@ class Job:
         depends_on: the same for values too long to show, such as the names of classes; see `describe.identify`.
         outputs: what `run` gives, a key of `search.objective.DISTRIBUTIONS`: `"logits"`, `"probabilities"` of classes,
             `"scores"`, a sigmoid of each candidate, `"independent"` classes, or `"embeddings"`.
+        place: where tokens merge, as `MergeConfig.where` has it, unless a config says otherwise.
         options: what the job was built from; `None` for one made in memory.
     """
 
@@ -63,4 +64,5 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
     depends_on: dict[str, Any] = field(default_factory=dict)
     outputs: str = "logits"
+    place: str = "auto"
     options: JobOptions | None = None

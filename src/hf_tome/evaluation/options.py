@@ -25,6 +25,7 @@ class JobOptions:
         clips, crops: views of a clip, in time and in space.
         prompt, max_new_tokens: what a model that generates text is asked, and how much it may say; `None` is the
             task's own.
+        context_tokens: what a model reads of a text before it continues; `None` is the task's own.
         depth_scale: steps a metre of depth maps of integers; `None` for millimetres.
         media_limits: sizes and times beyond which an image, clip or recording is skipped.
         loaded: a model in memory; `model` is then what it is called.
@@ -47,6 +48,7 @@ class JobOptions:
     crops: int = 1
     prompt: str | None = None
     max_new_tokens: int | None = None
+    context_tokens: int | None = None
     depth_scale: float | None = None
     media_limits: MediaLimits = DEFAULT_LIMITS
     loaded: Any = None

@@ -44,16 +44,16 @@ class Variant:
         return {**inputs, "pixel_values": small.to(pixels.dtype), "interpolate_pos_encoding": True}
 
 
-def as_variants(configs: Iterable[MergeConfig | Variant]) -> list[Variant]:
-    """Return the unmerged model and then the others as they come, each once."""
+def as_variants(configs: Iterable[MergeConfig | Variant], place: str = "auto") -> list[Variant]:
+    """Return the unmerged model and then the others as they come, each once; `place` is where nothing else merges."""
     variants = [
         config if isinstance(config, Variant) else Variant(format_config(config), config) for config in configs
     ]
     others = [variant for variant in variants if variant.merges or variant.image_size is not None]
-    return [Variant(UNMERGED, _idle(others)), *{variant.name: variant for variant in others}.values()]
+    return [Variant(UNMERGED, _idle(others, place)), *{variant.name: variant for variant in others}.values()]
 
 
-def _idle(variants: Sequence[Variant]) -> MergeConfig:
+def _idle(variants: Sequence[Variant], place: str) -> MergeConfig:
     """Return the config that merges nothing, in the place of all others, as the model may not support another."""
     places = {variant.config.where for variant in variants if variant.merges}
-    return MergeConfig(where=places.pop()) if len(places) == 1 else MergeConfig()
+    return MergeConfig(where=places.pop() if len(places) == 1 else place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -10,10 +10,17 @@ from torch import Tensor
 
 from .indexing import take
 
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 TOO_LONG = 1e18
 """A token of this length is broken: products of two such would come near what single precision holds."""
 LOWEST = -8e37
 """A score lower than those of sound tokens, which is finite when two of it are added."""
+BLOCK = 2**20
+"""Scores that are computed at once where an image, or a head of a cache, has more of them: those of a block stay in a
+processor's cache, and memory grows with the tokens instead of with their square."""
+STRETCH = 32
+"""Scores of a row among which a maximum is looked for at once; see `_maximum`."""
 
 
 def similarity(
@@ -45,23 +52,86 @@ def similarity(
         ValueError: an unknown distance, or one without a highest score together with `importance`.
     """
     table = BOUNDED_DISTANCES if bounded else DISTANCES
+    metric, bias = _prepare(metric, distance, table, padding)
+    a, b, added = take(metric, sources), take(metric, destinations), take(bias, destinations)[:, None]
+    if importance is None:
+        return _scores(a, b, added, distance, table), take(bias, sources)
+    scores = _scores(a, b, None, distance, table)  # (B, S, T)
+    of_source, of_destination = (take(importance.to(bias), rows) for rows in (sources, destinations))
+    scores = _weighted(scores, of_source, of_destination, distance)
+    return scores if is_zero(added) else scores + added, take(bias, sources)
+
+
+def best_matches(
+    metric: Tensor,
+    sources: Tensor,
+    destinations: Tensor,
+    distance: str,
+    padding: Tensor | None = None,
+    *,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return each source's highest score (B, S), its bias included, and the index of that destination, (B, S).
+
+    As `similarity` would, a block of sources at a time; `causal` leaves out destinations that come before a source.
+    """
+    metric, bias = _prepare(metric, distance, DISTANCES, padding)
+    b, added = take(metric, destinations), take(bias, destinations)[:, None]
+    num_rows = max(BLOCK // (b.shape[0] * b.shape[1]), 1)
+    best, partner = [], []
+    for block in sources.split(num_rows, dim=-1):
+        scores = _scores(take(metric, block), b, added, distance, DISTANCES)
+        if causal:
+            scores = scores.masked_fill(block[..., :, None] > destinations[..., None, :], -torch.inf)
+        highest, index = _maximum(scores)
+        best.append(highest + take(bias, block))
+        partner.append(index)
+    return torch.cat(best, dim=1), torch.cat(partner, dim=1)
+
+
+def _maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the maximum of each row (B, S, T) and the first place that has it.
+
+    Finding a place costs a CPU several times finding a maximum, so that it is looked for in the best stretch alone.
+    """
+    num_columns = scores.shape[-1]
+    num_stretches = num_columns // STRETCH
+    if scores.device.type != "cpu" or num_stretches < STRETCH:
+        return scores.max(dim=-1)
+    whole = scores[..., : num_stretches * STRETCH].unflatten(-1, (num_stretches, STRETCH)).amax(dim=-1)
+    if num_stretches * STRETCH < num_columns:
+        rest = scores[..., num_stretches * STRETCH :].amax(dim=-1, keepdim=True)
+        whole = torch.cat([whole, rest], dim=-1)  # (B, S, T / STRETCH)
+    highest, stretch = whole.max(dim=-1)
+    places = stretch[..., None] * STRETCH + torch.arange(STRETCH)
+    inside = scores.gather(-1, places.clamp(max=num_columns - 1)).argmax(dim=-1)
+    return highest, stretch * STRETCH + inside
+
+
+def is_large(num_sources: int, num_destinations: int) -> bool:
+    """Return whether the scores of an image are too many to be computed at once; never in a traced graph."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not is_traced and num_sources * num_destinations > BLOCK
+
+
+def _prepare(
+    metric: Tensor, distance: str, table: Mapping[str, Distance], padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the metric without broken tokens, and the bias of every token; see `similarity`."""
     if distance not in table:
         raise ValueError(f"`distance` is {distance!r}; it takes one of {', '.join(map(repr, table))}.")
     metric, bias = sound(metric, unit=distance == "cosine")
     if padding is not None:
         bias = bias.masked_fill(padding, -torch.inf)
-    a, b, added = take(metric, sources), take(metric, destinations), take(bias, destinations)[:, None]
-    with full_precision(metric.device):
-        if importance is not None:
-            plain = distance == "cosine"
-            # (B, S, T)
-            scores = torch.bmm(a, b.transpose(1, 2)) if plain else table[distance](a, b, torch.zeros_like(added))
-            of_source, of_destination = (take(importance.to(bias), rows) for rows in (sources, destinations))
-            scores = _weighted(scores, of_source, of_destination, distance)
-            return scores if is_zero(added) else scores + added, take(bias, sources)
-        if distance == "cosine" and is_zero(added):
-            return torch.bmm(a, b.transpose(1, 2)), take(bias, sources)
-        return table[distance](a, b, added), take(bias, sources)
+    return metric, bias
+
+
+def _scores(a: Tensor, b: Tensor, bias: Tensor | None, distance: str, table: Mapping[str, Distance]) -> Tensor:
+    """Return the scores of (B, S, D) and (B, T, D), (B, S, T), with a bias (B, 1, T) added."""
+    with full_precision(a.device):
+        if distance == "cosine" and (bias is None or is_zero(bias)):
+            return torch.bmm(a, b.transpose(1, 2))
+        return table[distance](a, b, a.new_zeros((a.shape[0], 1, b.shape[1])) if bias is None else bias)
 
 
 def _weighted(scores: Tensor, of_source: Tensor, of_destination: Tensor, distance: str) -> Tensor:
@@ -130,7 +200,7 @@ def _softmax(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
     return _dot(a, b, bias.clamp(min=LOWEST)).softmax(dim=-1) + bias
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+DISTANCES: dict[str, Distance] = {
     "cosine": _product,  # of tokens of length 1
     "euclidean": _negative_distance,
     "dot": _dot,

@@ -9,7 +9,7 @@ from .base import HardMerge, Merge, check_arguments, identity_merge, pair_merge
 from .indexing import take
 from .method import Fields, GridInputs, MatchInputs, Method, two_halves
 from .partition import sources_beside, split
-from .similarity import similarity
+from .similarity import best_matches, is_large, similarity
 from .tiles import tiled_matching
 
 
@@ -74,15 +74,21 @@ def bipartite_soft_matching(
         return identity_merge(batch_size, num_tokens, metric.device, padding)
 
     with torch.no_grad():
-        scores, bias = similarity(metric, a, b, distance, padding, importance=importance)  # (B, |A|, |B|), (B, |A|)
-        if causal:
-            scores = scores.masked_fill(a[..., :, None] > b[..., None, :], -torch.inf)
-        order = (scores.amax(dim=-1) + bias).argsort(dim=-1, descending=True, stable=True)
+        if importance is None and is_large(a.shape[-1], b.shape[-1]):
+            best, partner = best_matches(metric, a, b, distance, padding, causal=causal)
+            order = best.argsort(dim=-1, descending=True, stable=True)
+            partner = partner.gather(1, order[:, :r])
+        else:
+            # (B, |A|, |B|), (B, |A|)
+            scores, bias = similarity(metric, a, b, distance, padding, importance=importance)
+            if causal:
+                scores = scores.masked_fill(a[..., :, None] > b[..., None, :], -torch.inf)
+            order = (scores.amax(dim=-1) + bias).argsort(dim=-1, descending=True, stable=True)
+            # Partners of the merged tokens alone: finding a maximum's place costs a CPU ten times finding the maximum.
+            partner = take(scores, order[:, :r]).argmax(dim=-1)  # (B, r)
         merged, unmerged = order[:, :r], order[:, r:].sort(dim=-1).values
-        # Partners of the merged tokens alone: finding a maximum's place costs a CPU ten times finding the maximum.
-        partner = take(scores, merged).argmax(dim=-1)  # (B, r)
-        special = torch.arange(num_special, device=metric.device).expand(batch_size, -1)
         a, b = a.expand(batch_size, -1), b.expand(batch_size, -1)
+        special = torch.arange(num_special, device=metric.device).expand(batch_size, -1)
         merged = a.gather(1, merged)
         if padding is None:
             kept = torch.cat([special, a.gather(1, unmerged), b], dim=1)  # (B, N - r)

@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers as tf
 from decoders import as_cache, cache_of, decoder, prompt
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 import hf_tome
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
@@ -317,6 +318,29 @@ def test_other_caches_are_refused(llama):
     assert cache.layers[1].num_stored == 40
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (QuantizedCache, "stored quantised, and would be quantised again"),
+        (PagedAttentionCache, "blocks are shared among requests"),
+        (EncoderDecoderCache, "it belongs to an encoder-decoder"),
+    ],
+)
+def test_attention_refuses_a_cache_of_another_kind(llama, kind, why):
+    """Whatever calls it: caches that cannot be made here, without their packages or a GPU, have no content."""
+    attention = apply(llama, HALF).model.layers[0].self_attn
+    hidden, positions = torch.zeros(1, 4, 32), torch.arange(4)[None]
+    turned = llama.model.rotary_emb(hidden, positions)
+    with pytest.raises(UnsupportedModelError, match=f"a {kind.__name__} cannot merge: .*{why}.*DynamicCache"):
+        attention(hidden, position_embeddings=turned, attention_mask=None, **as_cache(llama, object.__new__(kind)))
+
+
+def test_compiled_caches_that_grow_are_refused(llama):
+    model = torch.compile(apply(llama, HALF), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="changes its length, which a compiled graph would be compiled anew for"):
+        run(model, prompt(80))
+
+
 def test_other_models_are_refused():
     vit = tf.ViTModel(tf.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
     with pytest.raises(UnsupportedModelError, match="does not generate text, so it keeps no keys and values"):
@@ -335,8 +359,8 @@ def test_bad_configs(llama):
     with pytest.raises(ValueError, match="'recent_prune' means something with `where` 'cache' alone"):
         MergeConfig(method="recent_prune", r=4)
     llama.set_attn_implementation("sdpa")
-    llama.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(UnsupportedModelError, match="takes no mask of numbers"):
+    llama.config._attn_implementation = "paged|sdpa"
+    with pytest.raises(UnsupportedModelError, match="how the sizes of merged entries could reach it is not known"):
         apply(llama, HALF)
     llama.config._attn_implementation = "sdpa"
 

@@ -181,10 +181,12 @@ def with_bias_channel(
     """Carry a bias per key in extra channels, for kernels that take no mask: q' = [q, 1, 1], k' = [k, high, low].
 
     The bias is split in two channels, its value in the keys' dtype and what that rounding left over, so that half
-    precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8; there may be fewer queries.
+    precision loses nothing. (B, H, N, d) -> (B, H, N, d'), with d' a multiple of 8; there may be fewer queries. The
+    bias is (B, N), or (B, H, N) where heads of keys differ in it.
     """
     batch_size, num_heads, _, head_dim = key.shape
-    exact = bias.to(torch.promote_types(bias.dtype, key.dtype))[:, None, :, None]  # (B, N) -> (B, 1, N, 1)
+    bias = bias[:, None] if bias.ndim == 2 else bias
+    exact = bias.to(torch.promote_types(bias.dtype, key.dtype))[..., None]  # (B, 1 or H, N, 1)
     # Half precision ends at 65504, which a masked token's logit may exceed once the scaling is taken out.
     exact = (exact.clamp(min=MASKED) / scaling).clamp(min=torch.finfo(key.dtype).min / 2)
     high = exact.to(key.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,17 +10,18 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from ...errors import UnsupportedModelError
-from ...patching.patch import PatchedModule, context_of
+from ...patching.patch import context_of
+from .channels import BIAS, ChannelConfig
 from .decisions import CacheDetail, CachePlan, entries_of
 from .layers.layer import Call, MergingLayer
-from .mask import check_backend, dense, real_columns, with_bias
+from .mask import CHANNEL_BACKENDS, check_backend, dense, real_columns, with_bias
 from .unsupported import COMPILED, why_no_cache
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What transformers calls the cache: from release 5.24 on, and before."""
 
 
-class MergingAttention(PatchedModule):
+class MergingAttention(ChannelConfig):
     """Attention whose entries in the cache merge."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -33,19 +35,31 @@ class MergingAttention(PatchedModule):
         if torch.compiler.is_compiling():
             raise UnsupportedModelError(COMPILED)
         layer = merging_layer(caches[0], self.layer_idx, detail, plan)
-        num_new, num_stored = hidden_states.shape[1], layer.num_stored
-        mask = dense(kwargs.get("attention_mask"), num_new)
+        mask = dense(kwargs.get("attention_mask"), hidden_states.shape[1])
         layer.expect(self._call(hidden_states, kwargs, mask, layer, detail))
-        # A model makes one mask for all layers, by the length of the first.
-        is_fitting = mask is not None and mask.shape[-1] == num_stored + num_new
-        bias = layer.bias(is_masked=is_fitting)
-        if bias is not None or (mask is not None and not is_fitting):
-            check_backend(self.config._attn_implementation)
-            bias = layer.zeros() if bias is None else bias
-            kwargs["attention_mask"] = with_bias(mask, bias, num_new, self.num_key_value_groups, hidden_states.dtype)
-        output = super().forward(hidden_states, *args, **kwargs)
+        with self._biased(layer, mask, hidden_states, kwargs):
+            output = super().forward(hidden_states, *args, **kwargs)
         plan.keep(context.target.recorder, context.index, entries_of(layer))
         return output
+
+    def _biased(
+        self, layer: MergingLayer, mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> AbstractContextManager[None]:
+        """Let the call's attention read the sizes: by its mask in `kwargs`, or within the context that is returned."""
+        num_new = hidden_states.shape[1]
+        # A model makes one mask for all layers, by the length of the first.
+        is_fitting = mask is not None and mask.shape[-1] == layer.num_stored + num_new
+        bias = layer.bias(is_masked=is_fitting)
+        backend = self.config._attn_implementation
+        if bias is None and (mask is None or is_fitting):
+            return nullcontext()
+        check_backend(backend, softcap_of(self) is not None)
+        bias = layer.zeros() if bias is None else bias
+        if backend in CHANNEL_BACKENDS:
+            kwargs["attention_mask"] = None
+            return context_of(self).target.recorder.scoped(BIAS, bias)
+        kwargs["attention_mask"] = with_bias(mask, bias, num_new, self.num_key_value_groups, hidden_states.dtype)
+        return nullcontext()
 
     def _call(
         self, hidden_states: Tensor, kwargs: dict[str, Any], mask: Tensor | None, layer: MergingLayer, detail: Any

@@ -9,26 +9,36 @@ from torch import Tensor
 
 from ...errors import UnsupportedModelError
 
-BACKENDS = ("eager", "sdpa", "flex_attention")
+MASK_BACKENDS = ("eager", "sdpa", "flex_attention")
 """Attention implementations that take a mask of numbers, by which sizes reach them."""
+CHANNEL_BACKENDS = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""Those that take none: sizes travel in extra channels (see `channels`)."""
 
 
-def check_backend(name: str) -> None:
+def check_backend(name: str, has_softcap: bool = False) -> None:
     """Raise where an attention implementation cannot read sizes.
 
     Raises:
         UnsupportedModelError: it says what to use.
     """
-    if name not in BACKENDS:
+    advice = "as in `model.set_attn_implementation('sdpa')`"
+    if name in CHANNEL_BACKENDS and has_softcap:
         raise UnsupportedModelError(
-            f"The attention implementation is {name!r}, which takes no mask of numbers, so the sizes of merged "
-            f"entries cannot reach it. Use one of {', '.join(map(repr, BACKENDS))}, as in "
-            "`model.set_attn_implementation('sdpa')`."
+            f"The attention implementation is {name!r}, and the model bounds its logits by a tanh, which would bound "
+            "the sizes of merged entries as well. Use 'eager', as in `model.set_attn_implementation('eager')`."
+        )
+    if name not in MASK_BACKENDS + CHANNEL_BACKENDS:
+        raise UnsupportedModelError(
+            f"The attention implementation is {name!r}, and how the sizes of merged entries could reach it is not "
+            f"known. Use one of {', '.join(map(repr, MASK_BACKENDS + CHANNEL_BACKENDS))}, {advice}."
         )
 
 
 def dense(mask: Any, num_queries: int) -> Tensor | None:
-    """Return a mask as a tensor (B, 1, q, K): the blocks of flex attention are written out; `None` stays."""
+    """Return a mask as a tensor (B, 1, q, K), or (B, K) as flash attention has it; `None` stays.
+
+    The blocks of flex attention are written out.
+    """
     if mask is None or isinstance(mask, Tensor):
         return mask
     if isinstance(mask, dict):
@@ -46,7 +56,7 @@ def real_columns(mask: Tensor | None) -> Tensor | None:
     """Return the keys (B, K) that the last query sees, which are all but padding; `None` for all."""
     if mask is None:
         return None
-    last = mask[:, 0, -1]
+    last = mask if mask.ndim == 2 else mask[:, 0, -1]  # flash attention has one of two dimensions
     real = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
     return None if bool(real.all()) else real
 
@@ -68,7 +78,6 @@ def with_bias(mask: Tensor | None, bias: Tensor, num_queries: int, num_groups: i
     new = mask[..., -num_queries:]
     if new.dtype == torch.bool:
         new = torch.zeros_like(new, dtype=dtype).masked_fill(~new, lowest)
-    stored = bias.to(dtype).clamp(min=lowest).repeat_interleave(num_groups, dim=1)[:, :, None]  # (B, Hq, 1, N)
-    batch_size, num_heads, _, num_stored = stored.shape
-    stored = stored.expand(batch_size, num_heads, num_queries, num_stored)
-    return torch.cat([stored, new.to(dtype).expand(batch_size, num_heads, num_queries, num_queries)], dim=-1)
+    stored = bias.to(dtype).clamp(min=lowest)[:, :, None, None].expand(-1, -1, num_groups, num_queries, -1)
+    new = new.to(dtype)[:, :, None].expand(*stored.shape[:-1], num_queries)
+    return torch.cat([stored, new], dim=-1).flatten(1, 2)  # (B, H, G, q, N + q) -> (B, Hq, q, N + q)

@@ -14,7 +14,7 @@ from ...merging.methods import get_method
 from ...patching.patch import own_class
 from ...patching.plans import Patch, Target, check_blocks, check_forwards
 from ...patching.recorder import Recorder
-from .attention import MergingAttention
+from .attention import MergingAttention, softcap_of
 from .decisions import CacheDetail, CachePlan, uses_sizes
 from .families import Family
 from .mask import check_backend
@@ -32,7 +32,7 @@ def plan_cache(path: str, module: Any, family: Family, config: MergeConfig) -> T
     num_layers = len(attentions)
     check_blocks(attentions, "transformers")
     check_forwards(attentions)
-    check_backend(module.config._attn_implementation)
+    check_backend(module.config._attn_implementation, softcap_of(attentions[0]) is not None)
     kinds = [type(layer) for layer in DynamicCache(config=module.config).layers]
     kinds += [DynamicLayer] * (num_layers - len(kinds))
     full = [index for index, kind in enumerate(kinds) if kind is DynamicLayer]

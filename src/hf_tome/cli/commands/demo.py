@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = example(
     "hf-tome demo --task all --out demo/",
-    "prints a table for each of seven small models in about four minutes, and writes report.md, results.json and "
+    "prints a table for each of eight small models in about five minutes, and writes report.md, results.json and "
     "pictures to a folder for each in demo/.",
 )
 
@@ -50,8 +50,8 @@ def demo_command(
         str,
         typer.Option(
             help="What to show: image-classification, video-classification, zero-shot-image-classification (CLIP and "
-            "SigLIP), semantic-segmentation (DINOv2 with UPerNet), visual-question-answering (LLaVA), class-to-image "
-            "(a diffusion model), or all."
+            "SigLIP), semantic-segmentation (DINOv2 with UPerNet), visual-question-answering (LLaVA), text-cache "
+            "(a language model), class-to-image (a diffusion model), or all."
         ),
     ] = "image-classification",
     out: Annotated[Path, typer.Option(help="Folder to write the reports and the pictures to.")] = Path("demo"),
@@ -61,7 +61,7 @@ def demo_command(
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Evaluate the small models that ship with the package on digits held out from their training.
+    """Evaluate the small models that ship with the package on digits and texts held out from their training.
 
     Unmerged, with ToMe at several r and with MaMe at several thresholds. Digits are much simpler than photographs, so
     merging costs less here than it does there; `hf-tome eval` takes real models and data.
@@ -121,10 +121,11 @@ def _show(name: str, demo: Demo, out: Path, limit: int | None, batch_size: int, 
         with progress(name) as update:
             results = evaluate(job, parse_configs(demo.configs), batch_size=batch_size, on_progress=update)
         out.mkdir(parents=True, exist_ok=True)
-        draw = demo.picture
-        picture = _merged(job, demo) if draw is None else draw(job, demo.pictured, results, demo.drawn)
-        picture.save(out / "merged.png")
-    write_results(results, out, [("merged.png", demo.caption)])
+        if demo.drawn:
+            draw = demo.picture
+            picture = _merged(job, demo) if draw is None else draw(job, demo.pictured, results, demo.drawn)
+            picture.save(out / "merged.png")
+    write_results(results, out, [("merged.png", demo.caption)] if demo.drawn else [])
     return results
 
 

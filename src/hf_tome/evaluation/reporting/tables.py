@@ -80,7 +80,10 @@ COLUMNS = (
     Column("agreement", "agrees\n%", ".2f"),
     Column("kl", "KL", ".4f"),
     Column("perplexity", "perplexity", ".2f"),
+    Column("needles", "needles\n%", ".1f"),
     Column("cache_mib", "cache\nMiB", ".2f"),
+    Column("first_token_ms", "first\ntoken ms", ".0f"),
+    Column("written_per_second", "then\ntokens/s", ".1f"),
     Column("drop", "drop, 95 %\ninterval", ".2f", ("drop_low", "drop_high")),
     Column("tokens", "{tokens}", ".1f"),
     Column("gflops", "GFLOPs\n(MACs)", ".3f"),
@@ -124,7 +127,11 @@ COLUMN_NOTES = {
     "agreement": "agrees: share of the {unit} {same} the unmerged model.",
     "next_accuracy": "next token right: share of the tokens that follow a context which are the likeliest.",
     "kl": "KL: from the next-token distributions of the full cache, the mean over the tokens that follow.",
+    "needles": "needles: share of the tokens of numbers hidden in a context that are the likeliest where it is asked "
+    "for them, each given the ones before.",
     "cache_mib": "cache: what is stored of a context, in all layers.",
+    "first_token_ms": "first token: until the context of a batch is read and its first token known; then: tokens a "
+    "second that follow, of all {unit} of a batch together, in seconds of {clock}.",
     "drop": "drop: points of {quality} lost, with the 95 % interval of a bootstrap over the same {unit}.",
     "tokens": "tokens at end: after the last block, the mean over the {unit}.",
     "gflops": "GFLOPs: multiply-adds (MACs), half of what most counters call FLOPs, of the vision or audio tower "

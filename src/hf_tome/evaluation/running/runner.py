@@ -69,7 +69,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}; it takes an integer of at least 1.")
-    variants = as_variants(configs)
+    variants = as_variants(configs, job.place)
     with plain_model(job.model) as notes:
         _check(job.model, variants)
         dist = distributed_context(job.model.device.type)

@@ -1,16 +1,21 @@
 """The task `text-cache`: how well a language model continues a context whose cache has merged.
 
-The data are text files (.txt or .md), in a folder or one by itself. The first tokens of each are the context, and the
-next ones are what it predicts; texts shorter than both are skipped.
+The data are text files (.txt or .md), in a folder or one by itself. The first tokens of each are the context, with
+needles hidden among them, and the next ones are what it predicts; texts shorter than both are skipped.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...hub.sources import public_name
-from ..data.texts import Texts, find_texts
+from ..data.contexts.needles import Haystack, hide_needles
+from ..data.contexts.texts import Texts, find_texts
+from ..data.samples import Sample
 from ..job import Job
 from ..loading import load_task_model
 from ..metrics.next_tokens import CacheScorer, Reader
@@ -24,29 +29,48 @@ def text_cache(options: JobOptions) -> Job:
     """Load a language model and the texts that it continues.
 
     Raises:
-        ValueError: there are no text files, or the model generates no text.
+        ValueError: there are no text files, or the model generates no text, or the needles do not fit the context.
         OSError: there is no such model.
     """
     files = find_texts(options)
     model = load_task_model(AutoModelForCausalLM, options, "continue a text")
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
-    num_next = options.max_new_tokens or NUM_NEXT
-    texts = Texts(public_name(options.data), files, lambda text: tokenizer(text)["input_ids"], NUM_CONTEXT + num_next)
+    num_next, num_context = options.max_new_tokens or NUM_NEXT, options.context_tokens or NUM_CONTEXT
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def hide(sample: Sample) -> Haystack:
+        ids = sample.content
+        num_leading = int(ids[0] in tokenizer.all_special_ids)
+        return hide_needles(ids, encode, num_context, num_next, sample.position, num_leading)
+
+    def rows(samples: Sequence[Sample]) -> dict[str, Any]:
+        haystacks = [hide(sample) for sample in samples]
+        return {"input_ids": torch.tensor([[*haystack.context, *haystack.following] for haystack in haystacks])}
+
+    texts = Texts(public_name(options.data), files, lambda text: tokenizer(text)["input_ids"], num_context + num_next)
     return Job(
         TASK.name,
         public_name(options.model),
         model,
         texts,
-        lambda samples: {"input_ids": torch.tensor([sample.content for sample in samples])},
+        rows,
         Reader(num_next),
-        CacheScorer(model),
-        settings={"context_tokens": NUM_CONTEXT, "next_tokens": num_next},
+        CacheScorer(model, lambda sample: hide(sample).questions),
+        place="cache",
+        settings={"context_tokens": num_context, "next_tokens": num_next},
     )
 
 
 TASK = Task(
     "text-cache",
     text_cache,
-    frozenset({"max_new_tokens"}),
-    {"unit": "texts", "tokens": "entries\nstored", "same": "next tokens that are the same as"},
+    frozenset({"max_new_tokens", "context_tokens"}),
+    {"unit": "texts", "tokens": "entries\nstored"},
+    {
+        "agreement": "agrees: share of the tokens that follow for which the likeliest is that of the full cache.",
+        "tokens": "entries stored: in a layer, the mean over the layers.",
+        "gflops": "GFLOPs: not counted.",
+    },
 )

@@ -67,6 +67,7 @@ class MergingLayer(DynamicLayer):
         self.padding: Tensor | None = None
         self.lost: Tensor | None = None
         self.sampled: Tensor | None = None
+        self._logarithm: Tensor | None = None
         self.seen = self.settled = self.num_sampled = 0
         self.has_merged = self.has_padding = False
         self._is_new = True
@@ -103,8 +104,15 @@ class MergingLayer(DynamicLayer):
         if self.sizes is None or not (self.has_merged or (self.has_padding and not is_masked)):
             return None
         if self.has_merged and self.rule.uses_sizes:
-            return self.sizes.log()
+            return self._log_sizes()
         return self.zeros().masked_fill(self.sizes == 0, -torch.inf) if self.has_padding else None
+
+    def _log_sizes(self) -> Tensor:
+        """Return the logarithm of the sizes; entries behind those that it was taken of before have size 1."""
+        assert self.sizes is not None
+        logarithm = self.sizes.log() if self._logarithm is None else self._logarithm
+        self._logarithm = torch.nn.functional.pad(logarithm, (0, self.num_stored - logarithm.shape[2]))
+        return self._logarithm
 
     def zeros(self) -> Tensor:
         """Return a bias of nothing, (B, H, N)."""
@@ -184,6 +192,7 @@ class MergingLayer(DynamicLayer):
             merged = join([parts[row].pad_first(longest) for row in range(len(parts))], dim=0)
             self.keys, self.values, self.sizes, self.positions = merged
             self.has_merged = True
+            self._logarithm = None
             self.has_padding = bool((self.sizes == 0).any())
             self.settled = max(longest - self.rule.protect[1], 0)
 
@@ -215,7 +224,7 @@ class MergingLayer(DynamicLayer):
 
     def num_bytes(self) -> int:
         """Return the bytes of all that is stored."""
-        tensors = (self.keys, self.values, self.sizes, self.positions, self.sampled)
+        tensors = (self.keys, self.values, self.sizes, self.positions, self.sampled, self._logarithm)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -238,6 +247,7 @@ class MergingLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         self.sizes, self.positions = self.sizes[..., :-count], self.positions[..., :-count]  # type: ignore[index]
         self.seen -= count
+        self._logarithm = None
 
     def reset(self) -> None:
         """Forget everything."""
@@ -272,6 +282,7 @@ class MergingLayer(DynamicLayer):
 
     def _rest(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change all tensors besides keys and values."""
+        self._logarithm = None
         for name in ("sizes", "positions", "padding", "lost", "sampled"):
             value = getattr(self, name)
             if value is not None:

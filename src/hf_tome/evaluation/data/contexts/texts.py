@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..options import JobOptions
-from .files.text_files import read_text
-from .left_out import LeftOut
-from .samples import Sample, SampleInfo, Skipped
-from .splits import DataError
+from ...options import JobOptions
+from ..files.text_files import read_text
+from ..left_out import LeftOut
+from ..samples import Sample, SampleInfo, Skipped
+from ..splits import DataError
 
 SUFFIXES = (".txt", ".md")
 

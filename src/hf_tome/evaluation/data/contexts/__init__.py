@@ -1,0 +1,1 @@
+"""Texts that a language model continues, and what is hidden in them."""
