@@ -79,6 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--work", type=Path, help="where records and checkpoints are; by default a temporary folder")
     parser.add_argument("--runs", nargs="+", help="only these")
+    parser.add_argument("--table", action="store_true", help="run nothing: the table of what has been run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7, help="of the timing of a step")
 
@@ -98,7 +99,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
             raise SystemExit(f"Unknown --runs {', '.join(sorted(unknown))}; known are {', '.join(names)}.")
         images = pictures.train_images[:BATCH_SIZE]
         for one in runs:
-            if options.runs and one.name not in options.runs:
+            if options.table or (options.runs and one.name not in options.runs):
                 continue
             longer = 1.0
             if one.from_scratch and one.name in MERGING:
