@@ -93,21 +93,21 @@ def measure(options: argparse.Namespace) -> list[Row]:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = Pictures.random() if options.quick else Pictures.load(options.data)
         runs = list_runs(0.5 if options.quick else 1.0)
-        names = [one.name for one in runs]
+        names = [entry.name for entry in runs]
         unknown = set(options.runs or ()) - set(names)
         if unknown:
             raise SystemExit(f"Unknown --runs {', '.join(sorted(unknown))}; known are {', '.join(names)}.")
         images = pictures.train_images[:BATCH_SIZE]
-        for one in runs:
-            if options.table or (options.runs and one.name not in options.runs):
+        for entry in runs:
+            if options.table or (options.runs and entry.name not in options.runs):
                 continue
             longer = 1.0
-            if one.from_scratch and one.name in MERGING:
+            if entry.from_scratch and entry.name in MERGING:
                 longer = stored(
-                    folder, f"speed-{one.name}", partial(measure_step, one.config, images, options.rounds)
+                    folder, f"speed-{entry.name}", partial(measure_step, entry.config, images, options.rounds)
                 )["speedup"]
             for seed in range(options.seeds):
-                train(one, seed, pictures, folder, max(longer, 1.0))
+                train(entry, seed, pictures, folder, max(longer, 1.0))
         return table(runs, pictures, folder, options)
 
 
@@ -122,8 +122,8 @@ def stored(folder: Path, name: str, measure: Callable[[], dict[str, Any]]) -> di
 def table(runs: list[Run], pictures: Pictures, folder: Path, options: argparse.Namespace) -> list[Row]:
     """Return a row for each run that has ended, and for merging off the shelf."""
     records = {
-        one.name: [record for seed in range(options.seeds) if (record := stored_record(folder, one.name, seed))]
-        for one in runs
+        entry.name: [record for seed in range(options.seeds) if (record := stored_record(folder, entry.name, seed))]
+        for entry in runs
     }
     rows = [scratch_row(name, records[name], folder) for name in ("unmerged", *MERGING) if records[name]]
     if records["unmerged"]:
@@ -169,11 +169,11 @@ def tuned_rows(name: str, records: dict[str, list[dict[str, Any]]], pictures: Pi
     rows = [{"model": name, "training": "off the shelf", "epochs": 0.0, **spread_of(shelf)}]
     trained_on = records["unmerged-tuned"]
     for way in ("tuned", "last-block", "distilled"):
-        found = records[f"{name}-{way}"]
-        if not found:
+        tuned = records[f"{name}-{way}"]
+        if not tuned:
             continue
-        values = [record["accuracy"] for record in found]
-        row = {"model": name, "training": WAYS[way], "epochs": found[0]["epochs"], **spread_of(values)}
+        values = [record["accuracy"] for record in tuned]
+        row = {"model": name, "training": WAYS[way], "epochs": tuned[0]["epochs"], **spread_of(values)}
         row["won_back"] = won_back(values, shelf, unmerged)
         if len(trained_on) == len(values):
             row["won_back_of_trained_on"] = won_back(values, shelf, [record["accuracy"] for record in trained_on])

@@ -204,9 +204,9 @@ class _Training:
         with torch.no_grad():
             trained = [parameter.clone() for parameter in self.parameters]
             torch._foreach_copy_(self.parameters, self.average)
-            found = accuracy(self.model, pictures)
+            result = accuracy(self.model, pictures)
             torch._foreach_copy_(self.parameters, trained)
-        return found
+        return result
 
     def save(self, settings: Mapping[str, Any]) -> None:
         """Write the checkpoint, whole or not at all."""

@@ -142,12 +142,12 @@ def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
 def evaluate(trainer: Trainer, suffix: str = "") -> dict[str, float]:
     """Return the accuracy of the model as it merges and, where it does, unmerged."""
     key, config = f"accuracy{suffix}", hf_tome.get_config(trainer.model)
-    found = {key: trainer.evaluate()["eval_accuracy"]}
+    measured = {key: trainer.evaluate()["eval_accuracy"]}
     if config is not None:
         hf_tome.remove(trainer.model)
-        found[f"{key}_unmerged"] = trainer.evaluate()["eval_accuracy"]
+        measured[f"{key}_unmerged"] = trainer.evaluate()["eval_accuracy"]
         hf_tome.apply(trainer.model, config)
-    return found
+    return measured
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
