@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .sparse import TIE
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 19
 """Similarities of so many bytes are computed at a time on a CPU: what is made of them fits its second cache."""
 
 
@@ -89,7 +89,7 @@ def _compute(
     """Write W^F, W and the sums of some images."""
     values = (scores - threshold).relu_()
     total = values.sum(dim=1, keepdim=True).add_(eps)
-    values.div_(total)
+    values.mul_(total.reciprocal())
     sums[0] = total
     weights.copy_(values)
     if not adaptive_pruning:
@@ -99,7 +99,7 @@ def _compute(
     zeta = values.sum(dim=1, keepdim=True).div_(count)
     torch.threshold_(values.sub_(zeta), TIE, 0.0)
     pruned_total = values.sum(dim=1, keepdim=True).add_(eps)
-    out.copy_(values.div_(pruned_total))
+    out.copy_(values.mul_(pruned_total.reciprocal()))
     sums[1], sums[2], sums[3] = count, zeta, pruned_total
 
 
@@ -109,7 +109,7 @@ def _gradient(grad: Tensor, out: Tensor, weights: Tensor, sums: Tensor, eps: flo
     if adaptive_pruning:
         # W^F = p / P with p = threshold(w - zeta), P = sum(p) + eps
         shared = (grad * out).sum(dim=1, keepdim=True)
-        grad = _where_positive((grad - shared).div_(pruned_total), out)
+        grad = _where_positive((grad - shared).mul_(pruned_total.reciprocal()), out)
         # zeta = sum(w) / C with C = sum(w / (w + eps)) + eps
         of_zeta = grad.sum(dim=1, keepdim=True).div_(count).neg_()
         of_count = (weights + eps).square_().reciprocal_().mul_(zeta * of_zeta * -eps)
@@ -118,7 +118,7 @@ def _gradient(grad: Tensor, out: Tensor, weights: Tensor, sums: Tensor, eps: flo
         grad = _where_positive(grad, out)
     # w = s / S with s = relu(scores - threshold), S = sum(s) + eps
     shared = (grad * weights).sum(dim=1, keepdim=True)
-    return _where_positive(grad.sub_(shared).div_(total), weights)
+    return _where_positive(grad.sub_(shared).mul_(total.reciprocal()), weights)
 
 
 def _where_positive(grad: Tensor, x: Tensor) -> Tensor:
