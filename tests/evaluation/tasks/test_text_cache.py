@@ -1,5 +1,6 @@
 """The task `text-cache`: texts behind merged caches, compared with the full cache."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -10,11 +11,15 @@ from small import WORDS, save, tokenizer
 
 import hf_tome
 from hf_tome import MergeConfig
+from hf_tome.cli.app import run
+from hf_tome.config import format_config
 from hf_tome.demo.python_texts import held_out_texts
 from hf_tome.evaluation import JobOptions, evaluate
 from hf_tome.evaluation.data.contexts.needles import CITIES, Question, hide_needles
 from hf_tome.evaluation.data.splits import DataError
 from hf_tome.evaluation.metrics.next_tokens import CacheScorer, Continuation
+from hf_tome.evaluation.reporting.model_card import read_results
+from hf_tome.evaluation.reporting.plots import panels
 from hf_tome.evaluation.reporting.tables import notes, to_markdown
 from hf_tome.evaluation.tasks.registry import build_job
 
@@ -111,6 +116,20 @@ def test_a_shipped_model_is_named_alone(tmp_path):
     assert full["perplexity"] < 60  # 1,024 would be chance
     assert fitted["tokens"] == recent["tokens"] == 60
     assert 0 < fitted["kl"] < recent["kl"]
+
+
+def test_results_are_drawn_and_have_a_card(options, tmp_path):
+    out, card = tmp_path / "out", tmp_path / "card"
+    config = format_config(HALF)
+    arguments = ["--model", options.model, "--data", options.data, "--context-tokens", "60", "--max-new-tokens", "12"]
+    assert run(["eval", "--task", "text-cache", *arguments, "--config", config, "--out", str(out)]) == 0
+    assert (out / "pareto.png").stat().st_size > 1000
+    assert "needles %" in (out / "report.md").read_text()
+    assert run(["card", str(out), "--base-model", "me/model", "--dataset", "me/texts", "--out", str(card)]) == 0
+    written = (card / "README.md").read_text()
+    assert "needles" in written
+    assert json.loads((card / "merge_config.json").read_text())["where"] == "cache"
+    assert [key for key, _ in panels(read_results(out))] == ["samples_per_second", "cache_mib"]
 
 
 def test_the_full_cache_alone(options):

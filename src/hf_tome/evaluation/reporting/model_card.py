@@ -47,6 +47,9 @@ METRICS = {
     "abs_rel": ("abs_rel", "abs-rel"),
     "word_accuracy": ("word_accuracy", "word accuracy"),
     "wer": ("wer", "WER"),
+    "next_accuracy": ("accuracy", "next-token accuracy"),
+    "perplexity": ("perplexity", "perplexity"),
+    "needles": ("accuracy", "needles found"),
 }
 """By key of a row, the type and the name of the metric on the Hub."""
 
@@ -240,6 +243,10 @@ def _entries(results: Results, row: Mapping[str, Any], dataset: str) -> list[Eva
     ]
 
 
+def _metric_name(key: str) -> str:
+    return METRICS[key][1] if key in METRICS else QUALITY[key]
+
+
 def _warning(doubts: Sequence[str], forced: bool) -> str:
     """Return the first lines of a card whose results must not be taken for a benchmark."""
     if not doubts:
@@ -291,9 +298,9 @@ def _body(
 def _drop(row: Mapping[str, Any]) -> str:
     if "drop" not in row:
         key = "map" if "map" in row else quality(row).key
-        return f"{METRICS[key][1]} {row[key]:.2f}."
+        return f"{_metric_name(key)} {row[key]:.2f}."
     interval = f"{row['drop_low']:.2f} to {row['drop_high']:.2f}"
-    costs = f"Merging costs {row['drop']:.2f} points of {METRICS[quality(row).key][1]} (95 % interval {interval})"
+    costs = f"Merging costs {row['drop']:.2f} points of {_metric_name(quality(row).key)} (95 % interval {interval})"
     if row["speedup"] is None:
         return f"{costs}."
     speedup = f"{row['speedup']:.2f}x"

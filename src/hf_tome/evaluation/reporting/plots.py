@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PANELS = (
     ("gflops", "GFLOPs an image, multiply-adds (less is better)"),
     ("samples_per_second", "{unit}/s (more is better)"),
+    ("cache_mib", "MiB of the cache (less is better)"),
 )
 COLOURS = {
     "unmerged": "#222222",
@@ -54,10 +55,10 @@ def plot_pareto(results: Results, path: Path) -> None:
 
 
 def draw_pareto(results: Results) -> Figure:
-    """Draw the quality (see `tables.QUALITY`) against GFLOPs and against speed, where known.
+    """Draw the quality (see `tables.QUALITY`) against GFLOPs, against speed and against the cache, where known.
 
     Raises:
-        ValueError: neither is known of any config (see `panels`).
+        ValueError: none is known of any config (see `panels`).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
