@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from common import markdown
+from composition import table as composition
 
 from hf_tome.config.text import short_name
 from hf_tome.evaluation.reporting.tables import to_markdown
@@ -232,6 +234,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "diffusion_unet_128": _benchmark("diffusion_unet_128"),
     "kv_cache_cost": kv_cache_cost,
     "cifar": cifar,
+    "composition": composition,
 }
 
 

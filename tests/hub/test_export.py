@@ -75,13 +75,15 @@ def test_towers_with_example_inputs(tower, config, tmp_path):
     assert difference_in_onnxruntime(model, path) < 1e-4
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path):
-    zoo = next(zoo for zoo in ZOO if zoo.name == "vit")
-    model = apply(zoo.make(), MergeConfig(method="mame", threshold=0.5))
+@pytest.mark.parametrize("batching", ["pad", "union"])
+def test_what_cannot_be_exported_is_refused(batching, tmp_path):
+    model = apply(VIT.make(), MergeConfig(method="mame", threshold=0.5, batching=batching))
     with pytest.raises(ValueError, match="keep_ratio"):
         export_onnx(model, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="keep_ratio"):
+        export_program(model)
     with pytest.raises(ValueError, match="training mode"):
-        export_program(zoo.make().train())
+        export_program(VIT.make().train())
 
 
 def test_command(tmp_path, capsys):
