@@ -51,7 +51,7 @@ def test_one_cell_for_each_pair():
     [
         (Cell("tome", "lora", ("hub/test_export.py::test_nothing",), "r=6"), "test_nothing is gone"),
         (Cell("tome", "onnx", ("hub/test_export.py::test_onnx",), "r=6", REFUSED), "asserts no error"),
-        (Cell("tome", "onnx", ("hub/test_export.py::test_onnx",), '"pad"'), 'has no "pad"'),
+        (Cell("tome", "onnx", ("hub/test_export.py::test_onnx",), '"recent"'), 'has no "recent"'),
     ],
 )
 def test_cells_that_hold_nothing_are_noticed(cell, message):
