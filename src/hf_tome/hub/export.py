@@ -7,7 +7,7 @@ follow from the config alone, so MaMe needs `keep_ratio`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from ..inspection.reports import depends_on_images
 from ..patching.unwrap import unwrap
 from ..profiling.example_inputs import example_inputs
 
+ExportInputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor] | None
 OPSET = 18
 EXAMPLE_BATCH = 2
 """A batch of one would be taken for a constant."""
 
 
-def export_program(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> torch.export.ExportedProgram:
+def export_program(model: nn.Module, inputs: ExportInputs = None) -> torch.export.ExportedProgram:
     """Return the model as an exported program, whose batch may have any size.
 
     Args:
@@ -43,7 +44,7 @@ def export_program(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
         return torch.export.export(root, (), kwargs=inputs, dynamic_shapes=_any_batch(inputs), strict=False)
 
 
-def export_onnx(model: nn.Module, path: str | Path, inputs: Mapping[str, Tensor] | None = None) -> Path:
+def export_onnx(model: nn.Module, path: str | Path, inputs: ExportInputs = None) -> Path:
     """Write the model as ONNX, opset 18, standard operators only, with a batch of any size; returns the path.
 
     Inputs and outputs have the model's names; outputs that are `None` are left out. Weights of more than 2 GB go to a
