@@ -23,7 +23,7 @@ from .rows import PACKED_TOWERS
 from .state import PackedSummary
 
 RESTORED = "needs every token, so the full grid is restored after the last block"
-READ_BETWEEN = "; what is read between the blocks is unmerged, and the blocks go on merging"
+READ_BETWEEN = "; what is read between the blocks is unmerged, and later blocks keep merging"
 
 
 @dataclass(frozen=True)
