@@ -11,6 +11,7 @@ import pytest
 import stand_ins
 from packaging.requirements import Requirement
 
+import hf_tome
 from hf_tome.adapters.encoders.families import registry as families
 from hf_tome.cli.app import run
 from hf_tome.evaluation.tasks.registry import TASKS
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+HEADING = re.compile(
+    r'<h\d id="([\w.]+)" class="doc doc-heading">\s*<span class="doc doc-object-name doc-(\w+)-name">'
 )
 INSTALL = re.compile(r"pip install ([^`\n&#]+)")
 TABLES = (families.TOWERS, matching._METHODS, TASKS)
@@ -124,4 +128,12 @@ def test_site_is_built_without_warnings(tmp_path):
     arguments = ["-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path), "--config-file", "mkdocs.yml"]
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "bipartite_soft_matching" in (tmp_path / "api" / "index.html").read_text()
+    reference = (tmp_path / "api" / "index.html").read_text()
+    assert "bipartite_soft_matching" in reference
+    assert "*optional*" not in reference, "types as a docstring writes them; the signature has them"
+    kinds = {name: kind for name, kind in HEADING.findall(reference)}
+    public = {name: getattr(hf_tome, name) for name in hf_tome.__all__ if name != "__version__"}
+    expected = {
+        f"hf_tome.{name}": "class" if isinstance(value, type) else "function" for name, value in public.items()
+    }
+    assert {name: kinds.get(name) for name in expected} == expected
