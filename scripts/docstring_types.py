@@ -1,6 +1,6 @@
 """A griffe extension for the API reference: types of parameters come from the signature, where they are rendered.
 
-Docstrings also give them in the style of transformers, as in "r (`int`, *optional*, defaults to 0):". griffe would show
+Docstrings also give them in the style of transformers, as in "r (`int`, *optional*, defaults to 0):". griffe shows
 that as plain text.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import griffe
 
-TYPED = re.compile(r"^( +[\w*, ]+?) \(`.*?\):(?=\s|$)", re.MULTILINE)
+TYPED = re.compile(r"^( +[\w*, ]+?) \((?:`|\*optional).*?\):(?=\s|$)", re.MULTILINE)
 
 
 class DocstringTypes(griffe.Extension):
