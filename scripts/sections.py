@@ -151,9 +151,9 @@ def _gains(gains: dict[str, list[float]]) -> str:
     return f" In pairs, points of top-1: {'; '.join(told)}." if told else ""
 
 
-def kv_cache() -> str:
+def kv_cache(name: str = "kv_cache") -> str:
     """Return what was measured of merged caches; a line where it has not been."""
-    path = ROOT / "benchmarks" / "measured" / "kv_cache.json"
+    path = ROOT / "benchmarks" / "measured" / f"{name}.json"
     if not path.is_file():
         return "Not run yet: `python benchmarks/kv_cache.py --out benchmarks/measured/kv_cache.json`.\n"
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -227,6 +227,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "side_by_side": side_by_side,
     "tune": tune,
     "kv_cache": kv_cache,
+    "kv_cache_2048": lambda: kv_cache("kv_cache_2048"),
     "diffusion": _benchmark("diffusion"),
     "diffusion_quality": _benchmark("diffusion_quality"),
     "diffusion_trials": _benchmark("diffusion_trials"),
