@@ -1,17 +1,19 @@
-"""What the examples row offers: held-out digits of scikit-learn, still and moving, and a landscape drawn by code.
+"""The examples: digits and photographs of scikit-learn, still and moving, and a landscape and a sound made by code.
 
 The digits are from the test part of *Optical Recognition of Handwritten Digits* (E. Alpaydin, C. Kaynak, 1998, CC BY
 4.0), as `sklearn.datasets.load_digits` ships them. Some lie on, or move over, parts of the two photographs of
-`sklearn.datasets.load_sample_images` (danielbuechele and vultilion, CC BY 2.0).
+`sklearn.datasets.load_sample_images` (danielbuechele and vultilion, CC BY 2.0), which are offered as they are too.
 """
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from sklearn.datasets import load_sample_image
 
 from hf_tome.demo import digits_scenes
 from hf_tome.evaluation.data.digits import load_digits
@@ -20,6 +22,7 @@ from hf_tome.visualize import save_animation
 DIGITS = (0, 5, 9, 17)  # places among the held-out digits
 MOVING = (1, 3, 4)
 SIDE = 128  # pixels, of a picture
+RATE = 16_000  # samples a second, of a sound
 TIMES = 3  # enlarged, of a picture with a photograph: 56 pixels look lost on a page
 ENLARGED = 8  # times, of a clip: MP4 would blur its 28 pixels
 
@@ -27,14 +30,15 @@ ENLARGED = 8  # times, of a clip: MP4 would blur its 28 pixels
 def write_examples(folder: Path) -> dict[str, list[str]]:
     """Write the examples as PNG and MP4 files, and return their paths by the kind of input."""
     folder.mkdir(parents=True, exist_ok=True)
-    return {"image": _write_images(folder), "video": _write_clips(folder)}
+    return {"image": _write_images(folder), "video": _write_clips(folder), "audio": [_write_sound(folder)]}
 
 
 def _write_images(folder: Path) -> list[str]:
-    pictures = {}
+    pictures = _on_photographs()
+    for name in ("china", "flower"):
+        pictures[name] = Image.fromarray(load_sample_image(f"{name}.jpg"))
     for digit in load_digits("test").select(DIGITS):
         pictures[f"digit-{digit['label']}"] = digit["image"].resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    pictures |= _on_photographs()
     pictures["landscape"] = landscape()
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
@@ -59,6 +63,20 @@ def _write_clips(folder: Path) -> list[str]:
         large = clip.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)  # (T, H, W, 3)
         save_animation([Image.fromarray(frame) for frame in large], paths[-1], seconds=1 / 8)
     return paths
+
+
+def _write_sound(folder: Path) -> str:
+    """Write a tone that rises by three octaves and falls again, twice."""
+    seconds = np.arange(4 * RATE) / RATE
+    octaves = 1.5 - 1.5 * np.cos(np.pi * seconds)
+    phase = 2 * np.pi * np.cumsum(220 * 2**octaves) / RATE
+    path = str(folder / "rising-and-falling.wav")
+    with wave.open(path, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(RATE)
+        sound.writeframes((12_000 * np.sin(phase)).astype("<i2").tobytes())
+    return path
 
 
 def landscape(side: int = 384) -> Image.Image:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 import hf_tome
 
 EMBEDDED = Path(hf_tome.__file__).parent / "demo" / "weights"
-FIRST = "digits-vit"
+FIRST = "digits-clip"
 DENOISER = "digits-dit"
 """The model of the tab of diffusion."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)

@@ -77,7 +77,7 @@ def test_an_image(photo):
     assert not targets(merging.load("digits-vit").model)  # unmerged again
     table = found.table()
     assert [len(row) for row in table] == [len(merging.COLUMNS)] * 3
-    assert table[0][1:] == ["257 of 257", "0.17", table[0][3], "1.00"]
+    assert table[0][1:] == ["257 of 257", "0.17", table[0][3], "1.00x"]
 
 
 @pytest.mark.parametrize("name", ["digits-clip", "digits-siglip"])
@@ -153,7 +153,7 @@ def test_the_range_of_r_follows_the_model(tmp_path, offer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("digits-vit", None), "Drop an image or a clip first"),
+        (("digits-vit", None), "Drop an image, a clip or a sound first"),
         (("", "{photo}"), "Pick a model, or type a Hub id"),
         (
             ("./absent", "{photo}"),
@@ -192,17 +192,22 @@ def test_an_unexpected_error_names_its_kind():
 def test_examples_can_be_read(tmp_path):
     from PIL import Image
 
+    from hf_tome.media.audio import read_audio
     from hf_tome.media.video import read_frames
 
     written = load_file(SPACE / "examples.py").write_examples(tmp_path)
-    assert {kind: len(paths) for kind, paths in written.items()} == {"image": 8, "video": 3}
+    assert {kind: len(paths) for kind, paths in written.items()} == {"image": 10, "video": 3, "audio": 1}
     for path in written["video"]:
         frames = read_frames(path, 16).astype(int)
         assert frames.shape == (16, 224, 224, 3)
         assert np.abs(frames[0] - frames[-1]).mean() > 5  # the digit has moved
+    (path,) = written["audio"]
+    assert len(read_audio(Path(path), 16_000)) == 4 * 16_000
     for path in written["image"]:
         with Image.open(path) as opened:
             assert min(opened.size) >= 128
+            if Path(path).stem in ("china", "flower"):
+                assert opened.size == (640, 427)
             assert opened.convert("L").getextrema()[0] < opened.convert("L").getextrema()[1]
 
 

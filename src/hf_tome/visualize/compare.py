@@ -35,6 +35,7 @@ def compare_sheet(
     enlarge: int = 1,
     input_label: str = "input",
     after: Sequence[str | None] = (),
+    dark: bool = False,
 ) -> Image.Image:
     """Draw one input under several merge configs.
 
@@ -50,9 +51,10 @@ def compare_sheet(
         enlarge: of an image or a spectrogram, draw it so many times as large as is readable.
         input_label: what stands over the input.
         after: what to add to the label of each config's last block, such as a prediction; `None` for nothing.
+        dark: light labels on a dark background.
     """
     if traced[0].grid.steps > 1:
-        return _clip_sheet(traced, names, all_blocks, follow, input_label, after)
+        return _clip_sheet(traced, names, all_blocks, follow, input_label, after, dark)
     view, grid = traced[0].frames[0], traced[0].grid
     scale, blocks = enlarge * readable_scale(view, grid), _blocks(traced[0], all_blocks)
     columns = [[_drawn(item, block, scale, heat) for block in blocks] for item in traced]
@@ -62,11 +64,11 @@ def compare_sheet(
     wide = view.width > _WIDE * view.height
     if len(traced) == 1 or wide:  # nothing to compare along the rows, so fill them
         pictures, texts = sum(columns, [traced[0].framed(enlarged(view, scale))]), sum(labels, [input_label])
-        return contact_sheet(pictures, 1 if wide else min(4, len(pictures)), texts)
+        return contact_sheet(pictures, 1 if wide else min(4, len(pictures)), texts, dark=dark)
     first: list[Image.Image | None] = [enlarged(view, scale), *[None] * (len(blocks) - 1)]
     rows = zip(first, *columns)
     texts = [text for row in zip([input_label, *[""] * (len(blocks) - 1)], *labels) for text in row]
-    return contact_sheet([picture for row in rows for picture in row], 1 + len(traced), texts)
+    return contact_sheet([picture for row in rows for picture in row], 1 + len(traced), texts, dark=dark)
 
 
 def compare_pictures(
@@ -106,6 +108,7 @@ def _clip_sheet(
     follow: Follow,
     input_label: str,
     after: Sequence[str | None],
+    dark: bool,
 ) -> Image.Image:
     frames, grid = traced[0].frames, traced[0].grid
     scale = readable_scale(frames[0], grid)
@@ -124,7 +127,7 @@ def _clip_sheet(
             followed, label = _followed(item, follow, scale)
             pictures += [followed[step] for step in steps]
             labels += [f"{name}: {label}", *[""] * (len(steps) - 1)]
-    return contact_sheet(pictures, len(steps), labels)
+    return contact_sheet(pictures, len(steps), labels, dark=dark)
 
 
 def _clip_pictures(traced: Sequence[Traced], names: Sequence[str], follow: Follow) -> list[Image.Image]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 GAP = 6
 """Pixels between the pictures of a sheet."""
+DARK = "#27272a"
+"""The background of a dark sheet, as of a panel of Gradio in dark mode."""
 
 _READABLE_PATCH = 12  # pixels; below this a border covers too much of a patch
 _READABLE_SIDE = 192  # pixels; below this a label does not fit over a picture
@@ -25,8 +27,9 @@ def contact_sheet(
     labels: Sequence[str] | None = None,
     *,
     gap: int = GAP,
+    dark: bool = False,
 ) -> Image.Image:
-    """Put pictures side by side in rows of `columns` (by default one row), each under its label, on white.
+    """Put pictures side by side in rows of `columns` (by default one row), each under its label, on white or `dark`.
 
     Args:
         images: the pictures; `None` leaves a place empty.
@@ -49,7 +52,9 @@ def contact_sheet(
     width, height = max(image.width for image in shown), max(image.height for image in shown)
     text = 0 if labels is None else min(24, max(14, width // 18))
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + text + gap) + gap), "white")
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + text + gap) + gap), DARK if dark else "white"
+    )
     draw = ImageDraw.Draw(sheet)
     for index, image in enumerate(images):
         left, top = gap + index % columns * (width + gap), gap + index // columns * (height + text + gap)
@@ -57,7 +62,7 @@ def contact_sheet(
             sheet.paste(image.convert("RGB"), (left, top + text))
         if labels is not None and labels[index]:
             room = _free_places(labels, index, columns) * (width + gap) - gap
-            _write(draw, labels[index], (left, top), room, text * 3 // 4)
+            _write(draw, labels[index], (left, top), room, text * 3 // 4, "white" if dark else "black")
     return sheet
 
 
@@ -87,7 +92,7 @@ def _free_places(labels: Sequence[str], index: int, columns: int) -> int:
     return end - index
 
 
-def _write(draw: Any, label: str, place: tuple[int, int], room: int, size: int) -> None:
+def _write(draw: Any, label: str, place: tuple[int, int], room: int, size: int, fill: str) -> None:
     while size > _SMALLEST_TEXT and draw.textlength(label, font=font(size)) > room:
         size -= 1
-    draw.text(place, label, fill="black", font=font(size))
+    draw.text(place, label, fill=fill, font=font(size))
