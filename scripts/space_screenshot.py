@@ -1,6 +1,6 @@
 """Photograph the page of `integrations/gradio_space` for the docs: `python scripts/space_screenshot.py`.
 
-Wants what `make test-browser` installs. The page shows its first example, a held-out digit of scikit-learn.
+Wants what `make test-browser` installs. The page shows its first example, a held-out digit of scikit-learn on a photograph.
 """
 
 from __future__ import annotations

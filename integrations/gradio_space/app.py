@@ -41,7 +41,7 @@ CSS = """
 .numbers :is(table, th, td) {border: 0 solid #8886 !important}
 .numbers :is(th, td) {border-bottom-width: 1px !important; padding: 6px !important; text-align: right}
 .numbers :is(th, td):first-child {text-align: left}
-@media (max-width: 640px) {.numbers :is(th, td) {padding: 6px 3px !important; font-size: 12px !important}}
+@media (max-width: 640px) {.numbers :is(th, td) {padding: 6px 2px !important; font-size: 12px !important}}
 """
 THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

@@ -23,7 +23,7 @@ PLACES = {
     "around whole blocks": "block",
     "in keys and values alone": "kv",
 }
-COLUMNS = ["", "tokens", "GFLOPs a step", "PSNR, dB", "SSIM", "read as"]
+COLUMNS = ["", "tokens", "GFLOPs a step", "PSNR (dB)", "SSIM", "read as"]
 LARGEST = 0.75
 """With one destination in a cell of 2x2."""
 SHOWN_SIDE = 256

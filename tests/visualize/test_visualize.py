@@ -108,6 +108,15 @@ def test_heatmap_follows_the_size(picture):
     assert set(np.unique(patch(size_heatmap(size * (size > 1), GRID, picture), 0, 0))) == {0, 90}
 
 
+def test_a_dark_sheet_has_light_labels():
+    grey = Image.new("RGB", (192, 192), (120, 120, 120))
+    light, dark = (np.asarray(contact_sheet([grey], labels=["input"], dark=dark)) for dark in (False, True))
+    assert light.shape == dark.shape
+    assert (light[0, 0].min(), dark[0, 0].max() < 80) == (255, True)
+    assert (light.min() < 60, dark.max() > 200) == (True, True)  # the labels, smoothed
+    assert (light[100, 100] == dark[100, 100]).all()
+
+
 def test_progression_and_contact_sheet(picture):
     sheet = progression(picture, [torch.arange(6), torch.tensor([0, 0, 1, 1, -1, -1])], GRID, blocks=[3, 7], columns=2)
     scale = readable_scale(picture, GRID)
