@@ -38,7 +38,7 @@ CSS = """
 #foot {font-size: 13px}
 .numbers {padding: 0 !important}
 .numbers table {width: 100%; margin: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums}
-.numbers :is(table, th, td) {border: 0 solid #8886 !important}
+.numbers :is(table, thead, tbody, tr, th, td) {border: 0 solid #8886 !important}
 .numbers :is(th, td) {border-bottom-width: 1px !important; padding: 6px !important; text-align: right}
 .numbers :is(th, td):first-child {text-align: left}
 @media (max-width: 640px) {.numbers :is(th, td) {padding: 6px 2px !important; font-size: 12px !important}}
