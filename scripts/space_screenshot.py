@@ -1,6 +1,6 @@
 """Photograph the page of `integrations/gradio_space` for the docs: `python scripts/space_screenshot.py`.
 
-Wants what `make test-browser` installs. The page shows its first example, a held-out digit of scikit-learn on a photograph.
+Wants what `make test-browser` installs. The page shows its first example, a digit on a photograph, both of scikit-learn.
 """
 
 from __future__ import annotations
