@@ -1,6 +1,6 @@
 """Photograph the page of `integrations/gradio_space` for the docs: `python scripts/space_screenshot.py`.
 
-Wants what `make test-browser` installs. The page shows its first example, a digit on a photograph, both of scikit-learn.
+Wants what `make test-browser` installs. The page shows its first example, a digit on a photograph of scikit-learn.
 """
 
 from __future__ import annotations
