@@ -91,9 +91,7 @@ class JobArguments:
             "context; else 64.",
         ),
     ] = None
-    context_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Texts: tokens that are read of each before it goes on; else 640.")
-    ] = None
+    context_tokens: Annotated[int | None, typer.Option(min=1, help="Texts: context tokens of each; else 640.")] = None
     depth_scale: Annotated[
         float | None,
         typer.Option(min=0.001, help="Depth: steps a metre in maps of integers; else 1000, which are millimetres."),

@@ -49,7 +49,7 @@ def evaluate(
             questions have columns of text), a folder, a Hub id, or `digits`.
         configs: a `MergeConfig` or several; texts such as `"r=8"` too. The unmerged model always runs.
         task (`str`, *optional*): by default the one that the model's class has.
-        limit (`int`, *optional*): evaluate a random subset of so many samples.
+        limit (`int`, *optional*): evaluate a random subset of N samples.
         out (*optional*): folder for `results.json`, `report.md`, `pareto.png` and each sample's results; the same
             call resumes a run that was interrupted.
         batch_size (`int`): samples in a batch.

@@ -22,8 +22,8 @@ def bench_command(
     model: common.ModelOption,
     config: common.ConfigsOption = [],  # noqa: B006 (typer copies it)
     batch_size: common.BatchSizeOption = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each; on a busy machine take more.")] = 10,
-    warmup: Annotated[int, typer.Option(min=0, help="Untimed runs of each before.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each; more on a busy machine.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed warm-up runs of each.")] = 2,
     clock: Annotated[
         str, typer.Option(help="wall, process (processor time), or auto: process on a CPU, wall on a GPU.")
     ] = "auto",

@@ -55,7 +55,7 @@ def demo_command(
         ),
     ] = "image-classification",
     out: Annotated[Path, typer.Option(help="Folder to write the reports and the pictures to.")] = Path("demo"),
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate at most so many samples of each.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate at most N samples of each.")] = None,
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = "auto",
     format: FormatOption = Format.table,

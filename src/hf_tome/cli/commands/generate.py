@@ -40,12 +40,13 @@ def generate_command(
     ] = None,
     config: common.ConfigsOption = [],  # noqa: B006 (typer copies it)
     count: Annotated[
-        int | None, typer.Option(min=1, help="Draw so many pictures; prompts are taken in turn. By default one each.")
+        int | None,
+        typer.Option(min=1, help="Draw N pictures, cycling through the prompts; by default one each."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; by default the pipeline's.")] = None,
     size: Annotated[int | None, typer.Option(min=8, help="Height and width; by default the pipeline's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i starts from the noise of seed + i.")] = 0,
-    clip: Annotated[str | None, typer.Option(help="Hub id or folder of a CLIP, to tell the CLIP score.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Hub id or folder of a CLIP model, for the CLIP score.")] = None,
     fid: Annotated[bool, typer.Option(help="FID to the unmerged pictures; needs the extra fid.")] = False,
     batch_size: common.BatchSizeOption = 1,
     device: common.DeviceOption = "auto",
