@@ -7,7 +7,12 @@ from zoo import ZOO
 
 from hf_tome import MergeConfig, apply, from_pretrained, remove, report
 
-CONFIGS = {"tome": MergeConfig(r=6), "mame": MergeConfig(method="mame", threshold=0.3, layers=range(3))}
+CONFIGS = {
+    "tome": MergeConfig(r=6),
+    "mame": MergeConfig(method="mame", threshold=0.3, layers=range(3)),
+    "mame-union": MergeConfig(method="mame", threshold=0.2, layers=range(3), batching="union"),
+    "mame-fixed": MergeConfig(method="mame", keep_ratio=0.6, layers=[0, 2]),
+}
 ZOOS = {zoo.name: zoo for zoo in ZOO}
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
