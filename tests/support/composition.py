@@ -1,6 +1,6 @@
 """What composes with what, each cell with the tests that show it: docs/deploy.md has the table.
 
-A cell without a test is not there, and the table says "not tested". `tests/project/test_composition.py` checks that
+A cell without a test is not there, and the table says "not tested". `tests/project/test_what_composes.py` checks that
 every test exists, that it names the configuration that the row is about, and that a refusal asserts an error.
 """
 

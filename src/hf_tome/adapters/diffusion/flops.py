@@ -6,6 +6,7 @@ where PyTorch counts products of matrices, attention and convolutions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,18 +32,22 @@ def count_denoiser(denoiser: nn.Module, detail: DenoiserDetail, config: MergeCon
         raise RuntimeError("there was no pass in which blocks ran one by one")
     if any(hasattr(module, "_diffusers_hook") for module in denoiser.modules()):
         raise RuntimeError("hooks of diffusers are set on it, which must not see a pass that is none")
-    state, detail.state.grid = detail.state.grid, None  # outside of a pass, patched blocks run as they are
-    try:
-        unmerged = _count(denoiser, detail.inputs)
-        saved = sum(_saved(block, part, config) for block, part in zip(detail.details, _parts(denoiser, detail)))
-    finally:
-        detail.state.grid = state
+    twin = _without_data(denoiser, detail)
+    unmerged = _count(twin, detail.inputs)
+    saved = sum(_saved(block, twin.get_submodule(block.path), config) for block in detail.details)
     num_images = len(next(iter(detail.inputs.values())))
     return (unmerged - saved) / num_images / 1e9, unmerged / num_images / 1e9
 
 
-def _parts(denoiser: nn.Module, detail: DenoiserDetail) -> list[nn.Module]:
-    return [denoiser.get_submodule(block.path) for block in detail.details]
+def _without_data(denoiser: nn.Module, detail: DenoiserDetail) -> nn.Module:
+    """Return a copy whose weights have no data; what its forward keeps for later, such as tables, is in the copy."""
+    tensors = [*denoiser.parameters(), *denoiser.buffers()]
+    memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    grid, detail.state.grid = detail.state.grid, None  # outside of a pass, patched blocks run as they are
+    try:
+        return copy.deepcopy(denoiser, memo)
+    finally:
+        detail.state.grid = grid
 
 
 def _saved(block: BlockDetail, part: nn.Module, config: MergeConfig) -> float:
@@ -67,22 +72,7 @@ def _count_matching(shapes: BlockShapes, config: MergeConfig) -> float:
 
 
 def _count(module: nn.Module, arguments: Mapping[str, Any]) -> float:
-    """Return the multiply-adds of a module's own forward."""
-    own = _OwnForward(module)
-    weights = {name: torch.empty_like(value, device="meta") for name, value in own.state_dict(keep_vars=True).items()}
-    weights |= {name: torch.empty_like(value, device="meta") for name, value in own.named_buffers()}
+    """Return the multiply-adds of a module's own forward, not of what it was patched with."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        torch.func.functional_call(own, weights, kwargs=dict(arguments))
+        own_class(module).forward(module, **arguments)
     return counter.get_total_flops() / 2
-
-
-class _OwnForward(nn.Module):
-    """Runs a patched module as its own class does."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, **arguments: Any) -> Any:
-        """Run it."""
-        return own_class(self.module).forward(self.module, **arguments)

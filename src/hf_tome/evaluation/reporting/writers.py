@@ -49,13 +49,15 @@ def terminal_width() -> int:
 def fit_columns(widths: Sequence[int], width: int, gap: int) -> list[list[int]]:
     """Return the columns of each of the fewest tables that fit a width; the first column stands in all of them.
 
-    The tables are about equally wide. A table that cannot fit has the first column and one other.
+    The tables are about equally wide. Where two columns alone do not fit, as with long paths, it stays one table.
 
     Args:
         widths: of the columns.
         width: of the terminal.
         gap: blanks between two columns.
     """
+    if len(widths) > 1 and widths[0] + gap + max(widths[1:]) > width:
+        return [list(range(len(widths)))]
     tables = _fill(widths, width, gap)
     return next(split for limit in range(width + 1) if len(split := _fill(widths, limit, gap)) == len(tables))
 

@@ -6,16 +6,11 @@ needles hidden among them, and the next ones are what it predicts; texts shorter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...hub.sources import public_name
-from ..data.contexts.needles import Haystack, hide_needles
+from ..data.contexts.haystacks import Haystacks
 from ..data.contexts.texts import Texts, find_texts
-from ..data.samples import Sample
 from ..job import Job
 from ..loading import load_task_model
 from ..metrics.next_tokens import CacheScorer, Reader
@@ -35,31 +30,19 @@ def text_cache(options: JobOptions) -> Job:
     files = find_texts(options)
     model = load_task_model(AutoModelForCausalLM, options, "continue a text")
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
-    num_next, num_context = options.max_new_tokens or NUM_NEXT, options.context_tokens or NUM_CONTEXT
-
-    def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def hide(sample: Sample) -> Haystack:
-        ids = sample.content
-        num_leading = int(ids[0] in tokenizer.all_special_ids)
-        return hide_needles(ids, encode, num_context, num_next, sample.position, num_leading)
-
-    def rows(samples: Sequence[Sample]) -> dict[str, Any]:
-        haystacks = [hide(sample) for sample in samples]
-        return {"input_ids": torch.tensor([[*haystack.context, *haystack.following] for haystack in haystacks])}
-
-    texts = Texts(public_name(options.data), files, lambda text: tokenizer(text)["input_ids"], num_context + num_next)
+    haystacks = Haystacks(tokenizer, options.context_tokens or NUM_CONTEXT, options.max_new_tokens or NUM_NEXT)
+    length = haystacks.num_context + haystacks.num_next
+    texts = Texts(public_name(options.data), files, lambda text: tokenizer(text)["input_ids"], length)
     return Job(
         TASK.name,
         public_name(options.model),
         model,
         texts,
-        rows,
-        Reader(num_next),
-        CacheScorer(model, lambda sample: hide(sample).questions),
+        haystacks.rows,
+        Reader(haystacks.num_next),
+        CacheScorer(model, haystacks.questions),
         place="cache",
-        settings={"context_tokens": num_context, "next_tokens": num_next},
+        settings={"context_tokens": haystacks.num_context, "next_tokens": haystacks.num_next},
     )
 
 
