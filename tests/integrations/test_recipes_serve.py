@@ -1,6 +1,7 @@
 """integrations/serve: answers as the merged model does, in batches, and says what is wrong with a request."""
 
 import asyncio
+import http.client
 import io
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -250,13 +252,14 @@ def test_a_connection_without_a_request_is_closed(server, head):
 
 
 def test_the_next_request_of_a_connection_has_its_own_time(server):
-    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", server[0], timeout=10)) as client:
         for _ in range(3):
-            connection.sendall(whole)
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            client.request("GET", "/health")
+            response = client.getresponse()
+            assert (response.status, bool(response.read())) == (200, True)
             time.sleep(0.5)
-        connection.sendall(whole[:20])
+        connection = client.sock
+        connection.sendall(b"GET /health HTTP/1.1")
         begun, closed = time.monotonic(), False
         while not closed and time.monotonic() - begun < 10:
             try:
