@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
 # Bits of MKL's products depend on where memory happens to be aligned, unless it is told to be strict.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 

@@ -197,7 +197,7 @@ def test_bad_input_is_one_line(capsys, digit_folder, tmp_path, arguments, messag
             (*EVAL, "--data", "x", "--templates", __file__),
             "; it is for zero-shot-image-classification, zero-shot-object-detection. Leave",
         ),
-        ((*EVAL, "--data", "x", "--class-names", "no.txt"), "'--class-names': path 'no.txt' does not exist"),
+        ((*EVAL, "--data", "x", "--class-names", "no.txt"), "'no.txt' does not exist"),
         ((*EVAL, "--data", "x", "--prompt", "y"), "it is for image-to-text, visual-question-answering. Leave"),
         (
             (*EVAL, "--data", "x", "--task", "image-to-text", "--labels", __file__),

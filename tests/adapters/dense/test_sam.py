@@ -262,7 +262,7 @@ def test_checkpointed_gradients_equal_plain_ones(name):
         torch.testing.assert_close(one, other, atol=1e-6 + 1e-5 * one.abs().max().item(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sam", "sam3"])
+@pytest.mark.parametrize("name", ["sam", pytest.param("sam3", marks=pytest.mark.slow)])
 def test_compiles(name):
     zoo = BY_NAME[name]
     model = apply(zoo.make(), MergeConfig(r=10))

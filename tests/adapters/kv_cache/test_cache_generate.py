@@ -335,6 +335,7 @@ def test_attention_refuses_a_cache_of_another_kind(llama, kind, why):
         attention(hidden, position_embeddings=turned, attention_mask=None, **as_cache(llama, object.__new__(kind)))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="Dynamo of torch 2.8 fails in transformers' own code before")
 def test_compiled_caches_that_grow_are_refused(llama):
     model = torch.compile(apply(llama, HALF), backend="eager", fullgraph=True)
     with pytest.raises(Exception, match="changes its length, which a compiled graph would be compiled anew for"):

@@ -296,6 +296,7 @@ def test_command(digit_folder, tmp_path, capsys):
     assert MergeConfig.from_pretrained(out).r
 
 
+@pytest.mark.slow
 def test_command_with_a_largest_drop(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for number in range(16):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +81,7 @@ class PackedState:
         self.device = hidden_states.device
         self.lengths[0] = self._lengths(0, self.image_bounds)
 
+    @torch.compiler.disable  # lengths are data, which torch 2.8 cannot branch on in a graph
     def attention_segments(self, index: int, bounds: Tensor) -> Segments:
         """Return the segments of the tokens going into block `index`, by the cumulative lengths it was called with."""
         before = self.merge_bounds[index - 1] if index else None
@@ -92,6 +92,7 @@ class PackedState:
         self.projected[index] = int(bounds[-1])
         return segments
 
+    @torch.compiler.disable
     def merge_segments(self, index: int, config: MergeConfig, scheduled: int, num_prefix_tokens: int) -> Segments:
         """Return the segments in which block `index` merges, with the number of tokens that are to merge in each.
 
@@ -107,7 +108,7 @@ class PackedState:
             starts, image_starts = bounds.tolist(), self.image_bounds.tolist()
             of_image: list[list[int]] = [[] for _ in self.lengths[index]]
             for start, length in zip(starts, lengths):
-                of_image[bisect_right(image_starts, start) - 1].append(length)
+                of_image[sum(begin <= start for begin in image_starts) - 1].append(length)
             counts = []
             for image, inside in zip(self.lengths[index], of_image):
                 counts += shared_out(config.tokens_to_merge(scheduled, image - num_prefix_tokens), inside)
