@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,3 +43,16 @@ def open_to_append(path: Path) -> int:
         raise OSError(errno.ELOOP, "A symbolic link is not written through; remove it", str(path))
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines to a file; one that a kill cut short at its end stays a line by itself.
+
+    Raises:
+        OSError: it is a symbolic link, or cannot be written.
+    """
+    text = "".join(f"{line}\n" for line in lines)
+    with os.fdopen(open_to_append(path), "a+b") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        is_cut_short = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * is_cut_short + text).encode())

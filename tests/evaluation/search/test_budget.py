@@ -14,6 +14,7 @@ import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
+from hf_tome.evaluation.running.batches import prepare
 from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
 from hf_tome.evaluation.search.budget.costs import Costs
 from hf_tome.evaluation.search.budget.front import CONSTANT, MAME, START
@@ -22,10 +23,10 @@ from hf_tome.evaluation.search.budget.paired import samples_to_tell
 from hf_tome.evaluation.search.budget.samples import split_samples
 from hf_tome.evaluation.search.budget.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
 from hf_tome.evaluation.search.budget.space import Space
-from hf_tome.evaluation.search.budget.trials import FILE, Trial
+from hf_tome.evaluation.search.budget.trials import FILE, Trial, Trials
 from hf_tome.evaluation.search.budget.tuning_run import TuningRun
 from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
-from hf_tome.evaluation.variants import Variant
+from hf_tome.evaluation.variants import Variant, as_variants
 
 QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 6, "batch_size": 8, "controls": ("gflops",), "front": (0.7,)}
 
@@ -130,6 +131,42 @@ def test_tune_chooses_confirms_and_resumes(tmp_path):
     assert (tmp_path / FILE).stat().st_size == size
     with pytest.raises(ValueError, match="holds trials of another run"):
         tune_to_budget(job, Budget(0.5), out=tmp_path, seed=1, **QUICK)
+
+
+class Counting:
+    """A job's run, counted."""
+
+    def __init__(self, run):
+        self.run, self.calls = run, 0
+
+    def __call__(self, model, inputs):
+        self.calls += 1
+        return self.run(model, inputs)
+
+
+@pytest.mark.parametrize("torn", ["header", "trial"])
+def test_trials_that_a_kill_cut_short_are_lost_alone(tmp_path, torn):
+    def trials():
+        job = digits()
+        job.run = Counting(job.run)
+        batch, _ = prepare(job, list(job.data)[:8])
+        made = Trials(job, [batch], {"seed": 0}, 9, folder=tmp_path, use_labels=False)
+        made.start()
+        return made, job
+
+    _, first, second = as_variants([MergeConfig(r=4), MergeConfig(r=8)])
+    made, _ = trials()
+    made.run(first)
+    lines = (tmp_path / FILE).read_text().splitlines(keepends=True)
+    (tmp_path / FILE).write_text(lines[0][:-9] if torn == "header" else lines[0] + lines[1][:-9])
+    made, _ = trials()
+    made.run(second)
+    made, job = trials()
+    calls = job.run.calls
+    made.run(second)  # known, though its line follows one that was cut short
+    assert job.run.calls == calls
+    made.run(first)
+    assert job.run.calls > calls
 
 
 def test_smaller_images_are_compared_with_a_mean_over_sizes():

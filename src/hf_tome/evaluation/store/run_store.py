@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ...files import open_to_append
+from ...files import append_lines
 from ...profiling.rounds import available_cores, doubt_of_load, load_average
 from ..data.samples import Sample, SampleInfo, Skipped
 from ..distributed import DistributedContext
@@ -80,6 +79,18 @@ class Records:
         if records.path not in begun:
             run = {**identity.values, "digests": identity.digests}
             records._write([{"run": run, "place": identity.place}])
+        return records
+
+    @classmethod
+    def read(cls, folder: Path) -> Records:
+        """Return what runs have left in a folder, whichever they are; nothing is written there.
+
+        Raises:
+            ResumeError: a line is no record.
+        """
+        records = cls()
+        for path in sorted(folder.glob(FILES)):
+            records._keep_all(path, read_lines(path)[1:])  # behind the line of the run
         return records
 
     def check(self, listed: Sequence[SampleInfo]) -> None:
@@ -191,19 +202,21 @@ class Records:
 
     def _read(self, path: Path) -> bool:
         """Keep what a file holds; returns whether it has a run's first line."""
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        records = [record for line in lines if (record := _parse(line, path)) is not None]
+        records = read_lines(path)
         if not records:
-            if any(lines):
+            if path.stat().st_size:
                 logger.warning("%s was cut short in its first line; it holds no samples that could be lost.", path)
             return False
         self._check_run(path, records[0])
-        for record in records[1:]:
+        self._keep_all(path, records[1:])
+        return True
+
+    def _keep_all(self, path: Path, records: Sequence[Record]) -> None:
+        for record in records:
             try:
                 self._keep(record)
             except ValueError as error:
                 raise ResumeError(_no_record(path, json.dumps(record), f" ({error})")) from error
-        return True
 
     def _check_run(self, path: Path, first: Record) -> None:
         run = first.get("run")
@@ -248,12 +261,8 @@ class Records:
     def _write(self, records: Sequence[Record]) -> None:
         if self.path is None or not records:
             return
-        text = "".join(json.dumps(record) + "\n" for record in records)
         try:
-            with os.fdopen(open_to_append(self.path), "a+b") as file:
-                file.seek(max(file.seek(0, 2) - 1, 0))
-                cut_short = file.read(1) not in (b"", b"\n")
-                file.write(("\n" * cut_short + text).encode())
+            append_lines(self.path, map(json.dumps, records))
         except OSError as error:
             if error.errno == errno.ELOOP:  # a symbolic link, which room would not help
                 raise
@@ -266,6 +275,16 @@ class Records:
 
 def _is_later(record: Record, earlier: Record | None) -> bool:
     return earlier is None or record["session"] >= earlier["session"]
+
+
+def read_lines(path: Path) -> list[Record]:
+    """Return the records of a file; a line that a kill cut short is left out.
+
+    Raises:
+        ResumeError: a line is whole, and no record.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [record for line in lines if (record := _parse(line, path)) is not None]
 
 
 def _parse(line: str, path: Path) -> Record | None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 from ...metrics.bootstrap import mean_drop
 from ...store.record import Scorer
-from ...store.run_store import FILES
 from .trials import Trial
 
 
@@ -23,17 +20,6 @@ def samples_to_tell(best: Trial, other: Trial) -> int | None:
     if not mean:
         return 100 * len(difference)
     return max(len(difference) + 1, math.ceil((1.96 * float(difference.std(ddof=1)) / mean) ** 2))
-
-
-def read_records(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return what each sample gave, by variant and position."""
-    by_variant: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted(folder.glob(FILES)):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if "variant" in record and "sample" in record:
-                by_variant.setdefault(record["variant"], {})[record["sample"]] = record
-    return by_variant
 
 
 def gain(scorer: Scorer, mine: dict[int, Any], theirs: dict[int, Any]) -> tuple[float, float, float] | None:

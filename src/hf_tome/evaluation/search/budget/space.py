@@ -78,11 +78,6 @@ class Space:
         weights = decreasing(self.costs.blocks)
         return self._by_r(weights, Settings(), self.costs, self.gflops(budget))
 
-    def smaller_images(self, budget: float) -> Variant | None:
-        """Return the unmerged model on the largest images within the budget, its last block exact or not."""
-        within = [size for size in self.sizes if self._costs(size).unmerged <= self.gflops(budget)]
-        return self._named(MergeConfig(), max(within, key=lambda size: self.sizes[size])) if within else None
-
     def nearest_images(self, budget: float) -> Variant | None:
         """Return the unmerged model on the images whose GFLOPs are nearest to the budget."""
         if not self.sizes:

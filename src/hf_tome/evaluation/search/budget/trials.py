@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ....api import apply, remove
+from ....files import append_lines
 from ....inspection.reports import report
 from ....profiling.rounds import CLOCKS, clock_for
 from ...job import Job
 from ...running.batches import Batch
 from ...running.loop import gflops
+from ...store.run_store import read_lines
 from ...variants import UNMERGED, Variant
 from .objective import DISTRIBUTIONS, LABEL_WEIGHT, divergence, label_divergence
 
@@ -75,6 +77,7 @@ class Trials:
     num_labels: int = 0
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
     _targets: list[Tensor] = field(default_factory=list)
+    _is_begun: bool = False
     slowest: float = 0.0
     seconds: float = 0.0
 
@@ -168,30 +171,25 @@ class Trials:
     def _read(self, path: Path) -> None:
         if not path.is_file():
             return
-        lines = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:  # cut short by a kill
-                continue
+        lines = read_lines(path)
         if lines and lines[0].get("identity") != json.loads(json.dumps(self.identity)):
             raise ValueError(
                 f"{path} holds trials of another run (other samples, model, seed or settings). Give another --out, or "
                 "start afresh with --restart."
             )
+        self._is_begun = bool(lines)
         self._known = {line["variant"]: line for line in lines[1:]}
 
     def _write(self, trial: Trial) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / FILE
-        text = "" if path.exists() else json.dumps({"identity": self.identity}) + "\n"
         record = {
             "variant": trial.variant.name,
             "divergences": trial.divergences.tolist(),
             "gflops": trial.gflops,
             "seconds": trial.seconds,
         }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text + json.dumps(record) + "\n")
+        header = [] if self._is_begun else [{"identity": self.identity}]
+        append_lines(self.folder / FILE, map(json.dumps, [*header, record]))
+        self._is_begun = True

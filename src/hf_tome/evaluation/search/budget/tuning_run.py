@@ -18,11 +18,12 @@ from ...metrics.bootstrap import unchanged_bound
 from ...running.batches import Batch
 from ...store.fingerprint import digest, fingerprint
 from ...store.results import Results
+from ...store.run_store import Records
 from ...variants import Variant
 from .costs import Costs
 from .front import CONSTANT, MAME, Point, Search
 from .images import num_tokens_of, smaller_sizes
-from .paired import gain, read_records, samples_to_tell
+from .paired import gain, samples_to_tell
 from .sensitivity import sensitivities
 from .space import Settings, Space
 from .timing import relative_seconds
@@ -256,7 +257,7 @@ class TuningRun:
 
     def compare(self, folder: Path, variants: Mapping[str, Variant]) -> None:
         """Pair the choice with each control over the same samples: how many points more it is right by."""
-        records = read_records(folder)
+        records = Records.read(folder).by_variant
         self.gains = {}
         of_budget = {name.rpartition(", ")[2]: name for name in variants if name.startswith("tuned, ")}
         for name, variant in variants.items():
