@@ -1,13 +1,24 @@
-"""Which of a model's towers merge: all, or those that the config names."""
+"""Which towers a model has, and which of them merge: all, or those that the config names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
+
+import transformers  # whose heavy classes are imported where they are used
+from torch import nn
 
 from ..config import MergeConfig
 
+RowT = TypeVar("RowT")
 TowerT = TypeVar("TowerT", bound=tuple[Any, ...])
+
+
+def towers_with_rows(root: nn.Module, rows: Mapping[str, RowT]) -> Iterator[tuple[str, nn.Module, RowT]]:
+    """Yield path, module and row of every model of transformers in `root` whose class's name has a row."""
+    for path, module in root.named_modules():
+        if isinstance(module, transformers.PreTrainedModel) and type(module).__name__ in rows:
+            yield path, module, rows[type(module).__name__]
 
 
 def chosen_towers(towers: Iterable[TowerT], config: MergeConfig) -> list[TowerT]:

@@ -242,6 +242,11 @@ class MergeConfig:
         layers = set(self.merging_layers(num_layers))
         return tuple(layer in layers for layer in range(num_layers))
 
+    def weighs_attention(self, by_default: bool) -> bool:
+        """Return whether log(size) is added to attention logits; `by_default` is what `"auto"` means there."""
+        chosen = self.proportional_attention
+        return by_default if chosen == "auto" else bool(chosen)
+
     def tokens_to_merge(self, scheduled: int, num_mergeable: int) -> int:
         """Return how many of `num_mergeable` tokens a merging block merges, half of them at most.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..merging.methods import METHODS, get_method
+from .applicable import set_fields
 from .merge_config import MergeConfig
 from .validation import MAX_LAYERS, PerBlock, shown
 
@@ -82,12 +83,8 @@ def format_config(config: MergeConfig) -> str:
     if config.method != MergeConfig.method:
         named.add("method")
     names = ["method", *(field.name for field in dataclasses.fields(config) if field.name != "method")]
-    default = MergeConfig()
-    parts = [
-        f"{name}={_format_value(name, getattr(config, name))}"
-        for name in names
-        if name in named or getattr(config, name) != getattr(default, name)
-    ]
+    named |= set(set_fields(config))
+    parts = [f"{name}={_format_value(name, getattr(config, name))}" for name in names if name in named]
     return ",".join(parts)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..files import replacing, write_whole
+from .reporting.writers import markdown_table
+from .variants import UNMERGED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,12 +39,8 @@ HEADERS = {
 def to_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table of what is known."""
     columns = [key for key in HEADERS if any(row.get(key) is not None for row in rows)]
-    lines = ["| " + " | ".join(HEADERS[key] for key in columns) + " |"]
-    lines.append("|" + "|".join("---" if key == "name" else "---:" for key in columns) + "|")
-    for row in rows:
-        cells = ("-" if row.get(key) is None else _cell(row[key]) for key in columns)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = (["-" if row.get(key) is None else _cell(row[key]) for key in columns] for row in rows)
+    return markdown_table([HEADERS[key] for key in columns], cells, num_left=1)
 
 
 def _cell(value: Any) -> str:
@@ -113,7 +111,7 @@ def write_card(results: dict[str, Any], out: Path, *, has_plot: bool) -> None:
     )
     name = Path(name).name if is_folder else name
     environment, settings = results["environment"], results["settings"]
-    config = next((row["name"] for row in results["rows"] if row["name"] != "unmerged"), "ratio=0.5")
+    config = next((row["name"] for row in results["rows"] if row["name"] != UNMERGED), "ratio=0.5")
     lines = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {name} with token merging\n",

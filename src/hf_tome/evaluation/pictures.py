@@ -20,12 +20,12 @@ from ..files import write_whole
 from ..inspection.reports import report
 from .environment import describe_environment
 from .metrics.pictures import psnr, ssim
-from .picture_report import PLOT, SHEET, contact_sheet_of, draw_plot, to_table, write_card
+from .picture_report import PLOT, SHEET, SHOWN, contact_sheet_of, draw_plot, to_table, write_card
+from .variants import UNMERGED
 
 if TYPE_CHECKING:
     from PIL import Image
 
-UNMERGED = "unmerged"
 SETTINGS, RESULTS, PICTURES = "settings.json", "results.json", "pictures"
 Scores = dict[str, float]
 
@@ -83,6 +83,7 @@ def compare_pictures(
     names = [UNMERGED, *(format_config(config) for config in configs)]
     _check_settings(job, out)
     total, rows, drawn = len(names) * len(job.prompts), [], {}
+    unmerged: Tensor | None = None
     for place, (name, config) in enumerate(zip(names, [None, *configs])):
         remove(job.model)
         if config is not None:
@@ -93,8 +94,10 @@ def compare_pictures(
 
         folder = out / PICTURES / f"{place:02}-{_slug(name)}"
         seconds = _draw_all(job, folder, batch_size, count)
-        drawn[name] = _read_all(folder, len(job.prompts))
-        rows.append({"name": name, "seconds": seconds, **_row(job, drawn[name], drawn[UNMERGED], fid)})
+        pictures = _read_all(folder, len(job.prompts))
+        unmerged = pictures if unmerged is None else unmerged
+        drawn[name] = pictures[:SHOWN].clone()  # a slice would keep all of them in memory
+        rows.append({"name": name, "seconds": seconds, **_row(job, pictures, unmerged, fid)})
         if config is not None and seconds is not None:
             towers = report(job.model).towers
             rows[-1]["levels"] = [str(tower) for tower in towers]

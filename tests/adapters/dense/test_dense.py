@@ -8,12 +8,13 @@ import torch
 import transformers as tf
 from dense_zoo import DENSE_ZOO, UPERNET_HEAD, Maps
 from installed import checkpoint_activations
+from reversible import check_reversible
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, from_pretrained, remove, report, save_pretrained
 from hf_tome.adapters.dense.models import DENSE_MODELS
 from hf_tome.adapters.dense.towers import DENSE_TOWERS
 from hf_tome.api import targets
-from hf_tome.patching.patch import CONTEXT, is_patched
+from hf_tome.patching.patch import is_patched
 from hf_tome.profiling.example_inputs import example_inputs
 
 CONFIGS = {
@@ -46,22 +47,7 @@ def test_every_row_has_a_model():
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @every_model
 def test_r0_is_bit_identical_and_remove_is_exact(zoo, backend):
-    model = zoo.make(backend)
-    keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
-    with torch.no_grad():
-        plain = zoo.run(model)
-        apply(model, MergeConfig(r=0))
-        assert torch.equal(zoo.run(model), plain)
-        assert "nothing merges" in str(report(model))
-        apply(model, MergeConfig(r=6))
-        merged = zoo.run(model)
-        assert merged.shape == plain.shape
-        assert not torch.allclose(merged, plain, atol=1e-4)
-        assert list(model.state_dict()) == keys
-        remove(model)
-        assert torch.equal(zoo.run(model), plain)
-    assert [type(module) for module in model.modules()] == classes
-    assert not any(CONTEXT in module.__dict__ for module in model.modules())
+    check_reversible(zoo.make(backend), zoo.run, MergeConfig(r=6), atol=1e-4)
 
 
 @every_config()

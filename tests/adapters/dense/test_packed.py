@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from installed import checkpoint_activations
+from reversible import check_reversible
 from segment_zoo import ALL_PACKED, GRIDS, PACKED_ZOO
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +19,6 @@ from hf_tome.adapters.dense.packed.rows import PACKED_TOWERS
 from hf_tome.adapters.dense.packed.segments import Segments, shared_out
 from hf_tome.api import targets
 from hf_tome.inspection.tracing import trace
-from hf_tome.patching.patch import CONTEXT
 
 CONFIGS = {
     "tome": MergeConfig(r=4),
@@ -64,22 +64,7 @@ def test_every_row_has_a_tower():
 @pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @every_tower
 def test_r0_is_bit_identical_and_remove_is_exact(zoo, backend):
-    model = zoo.make(backend)
-    keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
-    with torch.no_grad():
-        plain = zoo.run(model)
-        apply(model, MergeConfig(r=0))
-        assert torch.equal(zoo.run(model), plain)
-        assert "nothing merges" in str(report(model))
-        apply(model, MergeConfig(r=4))
-        merged = zoo.run(model)
-        assert merged.shape == plain.shape
-        assert not torch.allclose(merged, plain, atol=1e-3)
-        assert list(model.state_dict()) == keys
-        remove(model)
-        assert torch.equal(zoo.run(model), plain)
-    assert [type(module) for module in model.modules()] == classes
-    assert not any(CONTEXT in module.__dict__ for module in model.modules())
+    check_reversible(zoo.make(backend), zoo.run, MergeConfig(r=4), atol=1e-3)
 
 
 @every_pair

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from installed import checkpoint_activations
+from reversible import check_reversible
 from segment_zoo import SAM, WINDOW_ZOO, with_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +18,6 @@ from hf_tome.adapters.dense.sam.family import WINDOW_TOWERS
 from hf_tome.adapters.dense.sam.grid import WindowGrid
 from hf_tome.api import targets
 from hf_tome.inspection.tracing import trace
-from hf_tome.patching.patch import CONTEXT
 
 CONFIGS = {
     "tome": MergeConfig(r=10),
@@ -62,22 +62,7 @@ def test_every_row_has_a_tower():
 @every_tower
 def test_r0_is_bit_identical_and_remove_is_exact(zoo):
     for backend in zoo.backends:
-        model = zoo.make(backend)
-        keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
-        with torch.no_grad():
-            plain = zoo.run(model)
-            apply(model, MergeConfig(r=0))
-            assert torch.equal(zoo.run(model), plain)
-            assert "nothing merges" in str(report(model))
-            apply(model, MergeConfig(r=10))
-            merged = zoo.run(model)
-            assert merged.shape == plain.shape
-            assert not torch.allclose(merged, plain, atol=1e-3)
-            assert list(model.state_dict()) == keys
-            remove(model)
-            assert torch.equal(zoo.run(model), plain)
-        assert [type(module) for module in model.modules()] == classes
-        assert not any(CONTEXT in module.__dict__ for module in model.modules())
+        check_reversible(zoo.make(backend), zoo.run, MergeConfig(r=10), atol=1e-3)
 
 
 @every_tower

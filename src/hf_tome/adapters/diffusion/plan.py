@@ -125,9 +125,7 @@ def plan_denoiser(path: str, module: nn.Module, row: DenoiserRow, config: MergeC
     modules = _modules_of(module, row, config)
     numbers = config.merging_layers(len(blocks)) if config.layers is not None else range(len(blocks))
     chosen = [index for index in numbers if index % config.every == 0]
-    proportional = get_method(config.method).grid_proportional
-    if config.proportional_attention != "auto":
-        proportional = bool(config.proportional_attention)
+    proportional = config.weighs_attention(get_method(config.method).grid_proportional)
     state = DenoiserPass()
     details: list[BlockDetail] = []
     patches: list[Patch] = []

@@ -40,6 +40,9 @@ Owned = tuple[nn.Module, OutputAdapter]
 ATTENTIONS: dict[str, type] = {"timm": TimmAttention}
 """What an attention is patched with, by its library; `MergedAttention` for all that are not listed."""
 
+AT_THE_END = "after the last block"
+"""Where a module may need every token, for messages."""
+
 
 @dataclass(frozen=True)
 class EncoderPlan(Plan):
@@ -179,7 +182,7 @@ def plan_tower(
         num_blocks=num_blocks,
         num_prefix_tokens=max(family.num_protected(tower_config, module), cropped),
         num_class_tokens=family.num_class_tokens(tower_config, module),
-        proportional=_weighs_attention(config, family),
+        proportional=config.weighs_attention(METHODS[config.method].proportional and family.proportional),
         unmerge=unmerge,
         reads=reads,
         unmerge_reads=unmerge_reads,
@@ -253,18 +256,23 @@ def _reads_of(
     return (), False
 
 
+def check_keeps_tokens(module: nn.Module, config: MergeConfig, where: str = AT_THE_END) -> None:
+    """Raise an `UnsupportedModelError` for a method that drops tokens; `where` says where the module needs all."""
+    if METHODS[config.method].drops_tokens:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} needs every token {where}, and method {config.method!r} drops tokens "
+            "for good. Use a method that merges, such as 'tome'."
+        )
+
+
 def _unmerges(root: nn.Module, owned: Sequence[Owned], config: MergeConfig) -> bool:
     """Return whether all tokens are unmerged after the last block, because of the config or of an output adapter."""
     needs_grid, unmerges_reads = (
         any(row.unmerge for _, row in owned),
         any(row.unmerge_reads for _, row in owned),
     )
-    if (needs_grid or unmerges_reads) and METHODS[config.method].drops_tokens:
-        needs = "in each hidden state that it reads" if unmerges_reads else "after the last block"
-        raise UnsupportedModelError(
-            f"{type(root).__name__} needs every token {needs}, and method {config.method!r} drops tokens "
-            "for good. Use a method that merges, such as 'tome'."
-        )
+    if needs_grid or unmerges_reads:
+        check_keeps_tokens(root, config, "in each hidden state that it reads" if unmerges_reads else AT_THE_END)
     return (config.restore or needs_grid) and not unmerges_reads
 
 
@@ -280,11 +288,6 @@ def _last_queries(plan: EncoderPlan) -> int | None:
     if plan.merging[last] and plan.method.planned_tokens(2, 0, 1, fields) is None:
         return None  # only the merge itself tells how many tokens are left
     return plan.num_prefix_tokens or None
-
-
-def _weighs_attention(config: MergeConfig, family: Family) -> bool:
-    chosen = config.proportional_attention
-    return METHODS[config.method].proportional and family.proportional if chosen == "auto" else bool(chosen)
 
 
 def _outputs_of(root: nn.Module, path: str, family: Family, wrappers: Wrappers) -> Iterator[Owned]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...patching.plans import NEXT_STEPS
 from .families.family import Family
-from .families.registry import TOWERS, WRAPPERS
+from .families.registry import TOWERS, WRAPPERS, inner_config
 from .unsupported import why_unsupported
 
 
@@ -22,8 +22,8 @@ def why_not(root: nn.Module, hint: str = "") -> str:
     reason = why_unsupported(model_type)
     if reason is not None:
         return f"{problem} is not supported, because {reason}. {how}"
-    inner = (getattr(root.config, name, None) for name in ("vision_config", "backbone_config") if model_type)
-    tower_type = next((config.model_type for config in inner if config is not None), None)
+    inner = inner_config(root.config) if model_type else None
+    tower_type = None if inner is None else inner.model_type
     reason = why_unsupported(tower_type)
     if reason is not None:
         return f"{problem} is not supported around a tower of type {tower_type!r}: {reason}. {how}"

@@ -110,10 +110,8 @@ class CachePlan(Plan):
 
 def uses_sizes(config: MergeConfig) -> bool:
     """Return whether log(size) is added to the logits of merged entries."""
-    chosen, method = config.proportional_attention, get_method(config.method)
-    if method.drops_tokens:
-        return False
-    return method.proportional if chosen == "auto" else bool(chosen)
+    method = get_method(config.method)
+    return not method.drops_tokens and config.weighs_attention(method.proportional)
 
 
 def entries_of(layer: MergingLayer) -> CachedEntries:

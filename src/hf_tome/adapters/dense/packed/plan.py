@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-import transformers
 from torch import nn
 
 from ....config import MergeConfig
-from ....errors import UnsupportedModelError
 from ....merging.methods import METHODS, Method
 from ....patching.plans import Description, Patch, Plan, Target, check_blocks, check_forwards, forward_module
 from ....patching.recorder import PassSummary, Recorder
+from ...choice import towers_with_rows
 from ...encoders.attention import backend_of, check_backend
+from ...encoders.plan import check_keeps_tokens
 from .attention import PackedAttention
 from .block import PackedBlock, UnmergedInput, WindowedTower
 from .family import PackedFamily
@@ -27,8 +27,8 @@ READ_BETWEEN = "; what is read between the blocks is unmerged, and later blocks 
 
 
 @dataclass(frozen=True)
-class PackedPlan(Plan):
-    """What is decided for one packed tower, and read by its blocks and attentions.
+class UnmergedTowerPlan(Plan):
+    """What is decided for a tower that unmerges every token behind its last block.
 
     Attributes:
         family: the row.
@@ -40,7 +40,7 @@ class PackedPlan(Plan):
         outputs: what is done with the tokens, in words.
     """
 
-    family: PackedFamily
+    family: Any
     method: Method
     schedule: tuple[int, ...]
     merging: tuple[bool, ...]
@@ -72,6 +72,13 @@ class PackedPlan(Plan):
             unmerged=True,
         )
 
+
+@dataclass(frozen=True)
+class PackedPlan(UnmergedTowerPlan):
+    """What is decided for one packed tower, and read by its blocks and attentions."""
+
+    family: PackedFamily
+
     def gflops(self, module: Any, summary: PassSummary | None) -> tuple[float, float] | None:
         """Return GFLOPs an image, or a frame, as of the last pass."""
         if not isinstance(summary, PackedSummary):
@@ -81,10 +88,7 @@ class PackedPlan(Plan):
 
 def find_packed(root: nn.Module) -> Iterator[tuple[str, nn.Module, PackedFamily]]:
     """Yield path, module and row of every packed tower in a model."""
-    for path, module in root.named_modules():
-        family = PACKED_TOWERS.get(type(module).__name__) if isinstance(module, transformers.PreTrainedModel) else None
-        if family is not None:
-            yield path, module, family
+    return towers_with_rows(root, PACKED_TOWERS)
 
 
 def plan_packed(path: str, module: nn.Module, family: PackedFamily, config: MergeConfig) -> Target:
@@ -94,8 +98,8 @@ def plan_packed(path: str, module: nn.Module, family: PackedFamily, config: Merg
         UnsupportedModelError: the method drops tokens, or the attention implementation cannot weigh them.
         ValueError: the config does not fit the model.
     """
+    check_keeps_tokens(module, config)
     method = METHODS[config.method]
-    check_keeps_tokens(module, method)
     blocks = list(attrgetter(family.layers)(module))
     attentions = [attrgetter(family.attention)(block) for block in blocks]
     for parts in (blocks, attentions):
@@ -108,7 +112,7 @@ def plan_packed(path: str, module: nn.Module, family: PackedFamily, config: Merg
         schedule=config.schedule(len(blocks)),
         merging=tuple(config.merging_blocks(len(blocks))),
         num_prefix_tokens=family.num_prefix_tokens,
-        proportional=is_proportional(config, method, family.proportional),
+        proportional=config.weighs_attention(method.proportional and family.proportional),
         outputs=(RESTORED + READ_BETWEEN if family.readers else RESTORED,),
     )
     patches = [Patch(block, PackedBlock, index) for index, block in enumerate(blocks)]
@@ -119,21 +123,6 @@ def plan_packed(path: str, module: nn.Module, family: PackedFamily, config: Merg
         patches.append(Patch(module, WindowedTower))
     check_forwards([change.module for change in patches])
     return Target(path, module, plan, Recorder(), tuple(patches))
-
-
-def check_keeps_tokens(module: nn.Module, method: Method) -> None:
-    """Raise an `UnsupportedModelError` for a method that drops tokens."""
-    if method.drops_tokens:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} needs every token after the last block, and method {method.name!r} drops "
-            "tokens for good. Use a method that merges, such as 'tome'."
-        )
-
-
-def is_proportional(config: MergeConfig, method: Method, by_default: bool) -> bool:
-    """Return whether log(size) is added to the attention logits."""
-    chosen = config.proportional_attention
-    return method.proportional and by_default if chosen == "auto" else bool(chosen)
 
 
 def linear_weights(module: nn.Module) -> int:

@@ -7,25 +7,23 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-import transformers
 from torch import nn
 
 from ....config import MergeConfig
 from ....errors import UnsupportedModelError
-from ....merging.methods import METHODS, Method
+from ....merging.methods import METHODS
 from ....patching.plans import (
     NEXT_STEPS,
-    Description,
     Patch,
-    Plan,
     Target,
     check_blocks,
     check_forwards,
     forward_module,
 )
 from ....patching.recorder import PassSummary, Recorder
-from ...encoders.attention import backend_of
-from ..packed.plan import check_keeps_tokens, is_proportional, linear_weights
+from ...choice import towers_with_rows
+from ...encoders.plan import check_keeps_tokens
+from ..packed.plan import UnmergedTowerPlan, linear_weights
 from ..packed.state import PackedSummary
 from .attention import WindowAttention
 from .block import GlobalReads, HiddenStateReads, WindowBlock
@@ -40,52 +38,17 @@ READ_BETWEEN = {
 
 
 @dataclass(frozen=True)
-class WindowPlan(Plan):
+class WindowPlan(UnmergedTowerPlan):
     """What is decided for one tower with windows, and read by its blocks and attentions.
 
     Attributes:
-        family: the row.
-        method: the row of the config's method.
-        schedule: tokens that each block is asked to merge of every image; for MaMe all 0.
-        merging: whether each of them merges.
         window_size: the side of the windows, 0 where every block attends to the whole grid.
         global_blocks: the blocks that do.
-        proportional: whether log(size) is added to the attention logits.
-        outputs: what is done with the tokens, in words.
     """
 
     family: WindowFamily
-    method: Method
-    schedule: tuple[int, ...]
-    merging: tuple[bool, ...]
     window_size: int
     global_blocks: tuple[int, ...]
-    proportional: bool
-    outputs: tuple[str, ...]
-    num_prefix_tokens: int = 0
-
-    @property
-    def num_layers(self) -> int:
-        """The number of blocks."""
-        return len(self.merging)
-
-    @property
-    def num_blocks(self) -> int:
-        """The number of blocks, all of which are patched."""
-        return len(self.merging)
-
-    def describe(self, module: Any, summary: PassSummary | None) -> Description:
-        """See the base class."""
-        return Description(
-            tower=self.family.tower,
-            schedule=self.schedule,
-            merging=self.merging,
-            blocks_run=self.num_layers,
-            backend=backend_of(module),
-            proportional_attention=self.proportional,
-            outputs=self.outputs,
-            unmerged=True,
-        )
 
     def gflops(self, module: Any, summary: PassSummary | None) -> tuple[float, float] | None:
         """Return GFLOPs (multiply-adds) an image in the blocks, as of the last pass; positions are left out."""
@@ -108,10 +71,7 @@ class WindowPlan(Plan):
 
 def find_windowed(root: nn.Module) -> Iterator[tuple[str, nn.Module, WindowFamily]]:
     """Yield path, module and row of every tower with windows in a model."""
-    for path, module in root.named_modules():
-        family = WINDOW_TOWERS.get(type(module).__name__) if isinstance(module, transformers.PreTrainedModel) else None
-        if family is not None:
-            yield path, module, family
+    return towers_with_rows(root, WINDOW_TOWERS)
 
 
 def plan_windowed(path: str, module: nn.Module, family: WindowFamily, config: MergeConfig) -> Target:
@@ -121,8 +81,8 @@ def plan_windowed(path: str, module: nn.Module, family: WindowFamily, config: Me
         UnsupportedModelError: the method drops tokens, or windows of this build cannot merge.
         ValueError: the config does not fit the model.
     """
+    check_keeps_tokens(module, config)
     method = METHODS[config.method]
-    check_keeps_tokens(module, method)
     blocks = list(attrgetter(family.layers)(module))
     attentions = [getattr(block, family.attention) for block in blocks]
     for parts in (blocks, attentions):
@@ -145,9 +105,10 @@ def plan_windowed(path: str, module: nn.Module, family: WindowFamily, config: Me
         method=method,
         schedule=config.schedule(len(blocks)),
         merging=tuple(config.merging_blocks(len(blocks))),
+        num_prefix_tokens=0,
         window_size=max(sides, default=0),
         global_blocks=tuple(index for index, side in enumerate(sizes) if side == 0),
-        proportional=is_proportional(config, method, family.proportional),
+        proportional=config.weighs_attention(method.proportional and family.proportional),
         outputs=(RESTORED + READ_BETWEEN[family.reads],),
     )
     patches = [Patch(block, WindowBlock, index) for index, block in enumerate(blocks)]

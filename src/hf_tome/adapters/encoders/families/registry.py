@@ -70,12 +70,13 @@ def registered_family(tower: str) -> Family:
 
 def tower_config(config: Any) -> Any:
     """Return the config of the tower of a model that holds one (a CLIP, a UPerNet); else the config as it is."""
-    while (inner := _inner_config(config)) is not None:
+    while (inner := inner_config(config)) is not None:
         config = inner
     return config
 
 
-def _inner_config(config: Any) -> Any:
+def inner_config(config: Any) -> Any:
+    """Return the config of the tower that a model's config holds, or `None`."""
     inner = getattr(config, "vision_config", None)
     return getattr(config, "backbone_config", None) if inner is None else inner
 
