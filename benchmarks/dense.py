@@ -13,7 +13,7 @@ from __future__ import annotations
 from time import process_time
 
 import torch
-from common import Row, run
+from common import Row, run, speeds
 from transformers import Dinov2Backbone, Dinov2Config
 
 from hf_tome import MergeConfig, apply
@@ -67,10 +67,7 @@ def measure(quick: bool) -> list[Row]:
                 "config": str(config).removeprefix("MergeConfig"),
                 "tokens": tokens,
                 "tokens_left": left,
-                "unmerged_s": result.seconds["unmerged"].median,
-                "speedup": result.speedup,
-                "oracle_speedup": result.oracle_speedup,
-                "oracle_share": result.oracle_share,
+                **speeds(result),
                 "unmerging": seconds / result.seconds["merged"].median,
             }
         )

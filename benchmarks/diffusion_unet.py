@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -62,13 +62,6 @@ def make_unet(quick: bool) -> Any:
 
 
 @contextmanager
-def merging(unet: Any, config: MergeConfig) -> Iterator[None]:
-    hf_tome.apply(unet, config)
-    yield
-    hf_tome.remove(unet)
-
-
-@contextmanager
 def tomesd_patch(unet: Any, max_downsample: int) -> Iterator[None]:
     import tomesd
 
@@ -101,9 +94,10 @@ def variants(schedule: Schedule, side: int) -> dict[str, Variant]:
     """Return what is timed of a schedule, for latents of `side` x `side`."""
     min_tokens = side * side if schedule.levels else 1024
     downsample = 1 if schedule.levels else side // 32
+    config = MergeConfig(ratio=0.5, modules=schedule.modules, min_tokens=min_tokens)
     found: dict[str, Variant] = {
         "oracle": lambda unet: slicing(unet, schedule.modules, min_tokens),
-        "hf_tome": lambda unet: merging(unet, MergeConfig(ratio=0.5, modules=schedule.modules, min_tokens=min_tokens)),
+        "hf_tome": lambda unet: hf_tome.merged(unet, config),
     }
     if schedule.modules == "attention":
         found["tomesd"] = lambda unet: tomesd_patch(unet, downsample)
@@ -133,7 +127,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     for side, turns in zip([64] if options.quick else options.sides, options.turns):
         images = 2 if side <= 64 else 1
         schedules = SCHEDULES if side <= 64 else SCHEDULES[1:]
-        cases: dict[tuple[str, str], Variant] = {("", "unmerged"): _unchanged}
+        cases: dict[tuple[str, str], Variant] = {("", "unmerged"): nullcontext}
         for schedule in schedules:
             cases |= {(schedule.name, name): change for name, change in variants(schedule, side).items()}
         seconds = time_turns(unet, side, images, turns, cases)
@@ -155,11 +149,6 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 }
             )
     return rows
-
-
-@contextmanager
-def _unchanged(unet: Any) -> Iterator[None]:
-    yield
 
 
 def reached(row: Row) -> bool | None:

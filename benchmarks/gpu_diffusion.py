@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from common import Row, run
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
-from diffusion_unet import merging, slicing
+from diffusion_unet import slicing
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import hf_tome
 from hf_tome import MergeConfig
 
 Inputs = dict[str, Any]
@@ -145,7 +146,7 @@ def measure_case(case: Case, quick: bool, device: str) -> Row:
     is_unet = isinstance(model, UNet2DConditionModel)
     variants: dict[str, tuple[Callable[[], AbstractContextManager], Inputs]] = {
         "unmerged": (nullcontext, inputs),
-        "merged": (lambda: merging(model, config), inputs),
+        "merged": (lambda: hf_tome.merged(model, config), inputs),
         "oracle": (lambda: slicing(model, case.modules, config.min_tokens), inputs)
         if is_unet
         else (nullcontext, half(inputs)),

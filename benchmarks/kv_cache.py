@@ -31,6 +31,7 @@ from common import Row, run
 from torch import Tensor
 
 from hf_tome import MergeConfig, apply, remove
+from hf_tome.adapters.cache_names import cache_of
 from hf_tome.adapters.kv_cache.merge_cache import merge_cache
 from hf_tome.evaluation.data.contexts.needles import CITIES, Haystack, hide_needles
 from hf_tome.evaluation.metrics.next_tokens import continue_behind
@@ -122,7 +123,7 @@ def measure_document(model: Any, haystack: Haystack) -> list[Row]:
     context, following = torch.tensor([haystack.context]), torch.tensor([haystack.following])
     last = context[:, -1:]
     output = model(context[:, :-1], logits_to_keep=1)
-    filled = output["cache"] if "cache" in output else output["past_key_values"]
+    filled = cache_of(output)
     full = None
     rows = []
     for name, ratio, fields in [("full cache", 1.0, {})] + [

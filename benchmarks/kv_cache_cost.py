@@ -10,13 +10,13 @@ that are full, merged to a quarter with sizes, or plainly that few. Medians of r
 from __future__ import annotations
 
 import copy
-import inspect
 
 import torch
 from common import Row, run
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from hf_tome import MergeConfig, apply, remove
+from hf_tome.adapters.cache_names import cache_keyword
 from hf_tome.adapters.kv_cache.layers.layer import MergingLayer
 from hf_tome.api import plan_targets
 from hf_tome.profiling.rounds import interleave
@@ -66,7 +66,7 @@ def merging(num_tokens: int, rounds: int) -> list[Row]:
 def decoding(num_tokens: int, batch_size: int, rounds: int) -> list[Row]:
     """Return the seconds of one decoded token behind full, merged and plainly shorter caches."""
     model = decoder(6)
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    name = cache_keyword(model)
     token, few = torch.zeros(batch_size, 1, dtype=torch.int64), num_tokens // 4
     config = MergeConfig(where="cache", keep_ratio=0.25)
     rules = [change.detail.rule for change in plan_targets(model, config)[0].patches]

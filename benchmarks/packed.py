@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import Row, run
+from common import Row, run, speeds
 from torch import nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
@@ -85,10 +85,7 @@ def measure(quick: bool) -> list[Row]:
                     "config": str(config).removeprefix("MergeConfig"),
                     "tokens": result.tokens[0],
                     "tokens_left": result.tokens[1],
-                    "unmerged_s": result.seconds["unmerged"].median,
-                    "speedup": result.speedup,
-                    "oracle_speedup": result.oracle_speedup,
-                    "oracle_share": result.oracle_share,
+                    **speeds(result),
                 }
             )
     return rows

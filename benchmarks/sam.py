@@ -14,7 +14,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from common import Row, run
+from common import Row, run, speeds
 from torch import Tensor, nn
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
@@ -108,10 +108,7 @@ def measure(quick: bool) -> list[Row]:
                 "config": str(config).removeprefix("MergeConfig"),
                 "tokens": result.tokens[0],
                 "tokens_left": result.tokens[1],
-                "unmerged_s": result.seconds["unmerged"].median,
-                "speedup": result.speedup,
-                "oracle_speedup": result.oracle_speedup,
-                "oracle_share": result.oracle_share,
+                **speeds(result),
                 "matching": matching_share(model, pixels, config),
             }
         )

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hf_tome import MergeConfig, apply
-from hf_tome.adapters.vision_language.call_args import CACHE, cache_of
+from hf_tome.adapters.cache_names import CACHE, cache_of
 from hf_tome.config import format_config
 from hf_tome.profiling.measure import MIB, peak_memory_mib
 from hf_tome.profiling.rounds import Spread, interleave, ratio

@@ -36,19 +36,8 @@ class Split:
         if limit is None or limit >= len(self.labels):
             return self
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self.labels))[:limit])
-        return Split(_Chosen(self.contents, chosen), [self.labels[index] for index in chosen], self.names)
-
-
-@dataclass(frozen=True)
-class _Chosen(Sequence):
-    contents: Sequence[Any]
-    chosen: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.contents[int(self.chosen[index])]
+        contents = torch.utils.data.Subset(self.contents, chosen.tolist())
+        return Split(contents, [self.labels[index] for index in chosen], self.names)
 
 
 class Samples(torch.utils.data.Dataset):

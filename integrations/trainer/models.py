@@ -18,13 +18,12 @@ def load_model(name: str, kind: str, names: tuple[str, ...], from_scratch: bool)
     """Return a model with a class for each name: its own head where it has those classes, else a new one."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     config.merge_config = None  # of the run that the weights are from; this one merges as it is told
-    own = [config.id2label.get(index) for index in range(len(config.id2label))]
     labels = {"id2label": dict(enumerate(names)), "label2id": {label: index for index, label in enumerate(names)}}
     if from_scratch:
         for key, value in labels.items():
             setattr(config, key, value)
         return AUTO[kind].from_config(config)
-    if own == list(names):
+    if _tells_apart(config, names):
         return AUTO[kind].from_pretrained(name, config=config, trust_remote_code=False)
     model = AUTO[kind].from_pretrained(name, ignore_mismatched_sizes=True, trust_remote_code=False, **labels)
     model.config.merge_config = None
@@ -33,8 +32,11 @@ def load_model(name: str, kind: str, names: tuple[str, ...], from_scratch: bool)
 
 def has_classes(name: str, names: tuple[str, ...]) -> bool:
     """Return whether a model's own head tells these classes apart."""
-    id2label = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label
-    return [id2label.get(index) for index in range(len(id2label))] == list(names)
+    return _tells_apart(AutoConfig.from_pretrained(name, trust_remote_code=False), names)
+
+
+def _tells_apart(config: Any, names: tuple[str, ...]) -> bool:
+    return [config.id2label.get(index) for index in range(len(config.id2label))] == list(names)
 
 
 def train_last_block_alone(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from distil import DistillationTrainer
 from models import has_classes, load_model, make_teacher, train_last_block_alone, with_lora
 from recipes import RECIPES, Recipe
 from run_folder import check_folder, read_before, write_settings
-from transformers import AutoConfig, AutoImageProcessor, Trainer, TrainingArguments
+from transformers import AutoImageProcessor, Trainer, TrainingArguments
 
 import hf_tome
 from hf_tome.config.text import format_config, is_unmerged
@@ -88,7 +88,7 @@ def build_trainer(options: argparse.Namespace, splits: tuple[Split, Split]) -> t
     model, teacher = build_model(options, recipe, splits[0].names)
     processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
     read = reader(recipe.kind, processor, model.config)
-    config = recipe.merge_config(options.config, AutoConfig.from_pretrained(options.model, trust_remote_code=False))
+    config = recipe.merge_config(options.config, model.config)
     merging = hf_tome.MergeCallback(
         config,
         schedule={0: None, options.unmerged_epochs: {}} if options.unmerged_epochs else None,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from .adapters.cache_names import cache_keyword, cache_of
 from .api import apply, is_merged, remove
 from .config import MergeConfig
 
@@ -53,7 +53,7 @@ class ContextPipeline:
         try:
             with torch.inference_mode():
                 output = self.model(ids, use_cache=True, logits_to_keep=1)
-                cache = output["cache"] if "cache" in output else output["past_key_values"]
+                cache = cache_of(output)
                 asked = (self._tokens(question + after, add_special_tokens=False) for question in questions)
                 return [self._answer(ids, more, copy.deepcopy(cache), max_new_tokens, generate) for more in asked]
         finally:
@@ -75,8 +75,7 @@ class ContextPipeline:
     def _answer(
         self, ids: torch.Tensor, asked: torch.Tensor, cache: Any, max_new_tokens: int, more: dict[str, Any]
     ) -> str:
-        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
         whole = torch.cat([ids, asked], dim=1)
         arguments = {"attention_mask": torch.ones_like(whole), "max_new_tokens": max_new_tokens, "do_sample": False}
-        output = self.model.generate(whole, **{**arguments, **more, name: cache})  # type: ignore[operator]
+        output = self.model.generate(whole, **{**arguments, **more, cache_keyword(self.model): cache})  # type: ignore[operator]
         return self.tokenizer.decode(output[0, whole.shape[1] :], skip_special_tokens=True).strip()

@@ -21,7 +21,7 @@ from .search.budget.front import BUDGETS
 from .search.budget.samples import COMMON
 from .search.sweep import Grid, with_controls
 from .search.tuning import job_with_or_without_labels, save
-from .sources import image_tower, job_from, model_from
+from .sources import UnknownTaskError, image_tower, job_from, model_from
 from .tasks.unlabelled import TASK_NAME, unlabelled_images
 
 
@@ -171,9 +171,7 @@ def tune(
     folder = None if out is None else Path(out)
     try:
         job = job_from(model, data, task=task, build=job_with_or_without_labels, **options)
-    except ValueError as error:
-        if task is not None or "The task does not follow" not in str(error):
-            raise
+    except UnknownTaskError:
         job = job_from(model, data, task=TASK_NAME, build=lambda _, made: unlabelled_images(made), **options)
     with progress_bar(f"{job.model_name}, tune", progress, unit="evaluations") as update:
         config, results = tune_to_budget(

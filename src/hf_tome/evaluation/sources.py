@@ -38,6 +38,10 @@ TASK_CLASSES: dict[str, Mapping[str, Any]] = {
 """By task, the classes of the models that can have no other; models that generate text have two."""
 
 
+class UnknownTaskError(ValueError):
+    """The class of a model does not tell what task to evaluate."""
+
+
 def job_from(
     model: Any,
     data: Any,
@@ -65,7 +69,8 @@ def job_from(
 
     Raises:
         TypeError: the model or the data are of another type.
-        ValueError: the task does not follow from the model, or what `build_job` raises.
+        UnknownTaskError: the task does not follow from the model.
+        ValueError: what `build_job` raises.
         OSError: there is no such model.
     """
     files = {"labels": labels, "class_names": class_names, "templates": templates}
@@ -153,7 +158,7 @@ def _task_of(source: Mapping[str, Any]) -> str:
         classes = [name for value in mapping.values() for name in ((value,) if isinstance(value, str) else value)]
         if not set(names).isdisjoint(classes):
             return task
-    raise ValueError(
+    raise UnknownTaskError(
         f"The task does not follow from a model of class {', '.join(names) or 'unknown'}; pass `task=`, such as "
         "'image-classification', 'image-to-text' or 'visual-question-answering'."
     )

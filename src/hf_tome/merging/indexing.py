@@ -24,3 +24,13 @@ def take(x: Tensor, positions: Tensor) -> Tensor:
     # One selection from the flattened batch is several times faster than a gather with an expanded index.
     (rows,) = flat_rows(num_tokens, positions)
     return x.reshape(batch_size * num_tokens, *rest).index_select(0, rows).view(*positions.shape, *rest)
+
+
+def is_traced() -> bool:
+    """Return whether a graph is being made, so that nothing may depend on values."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def has_cpu_values(x: Tensor) -> bool:
+    """Return whether looking at the values of a tensor costs little: a plain one on a CPU, not traced."""
+    return x.device.type == "cpu" and type(x) is Tensor and not is_traced()

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .indexing import take
+from .indexing import has_cpu_values, is_traced, take
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -110,8 +110,7 @@ def _maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_large(num_sources: int, num_destinations: int) -> bool:
     """Return whether the scores of an image are too many to be computed at once; never in a traced graph."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not is_traced and num_sources * num_destinations > BLOCK
+    return not is_traced() and num_sources * num_destinations > BLOCK
 
 
 def _prepare(
@@ -147,8 +146,7 @@ def _weighted(scores: Tensor, of_source: Tensor, of_destination: Tensor, distanc
 
 def is_zero(bias: Tensor) -> bool:
     """Return whether a bias may be left out: on a CPU looking is cheaper than writing it into every score."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return bias.device.type == "cpu" and not is_traced and type(bias) is Tensor and not bool(bias.any())
+    return has_cpu_values(bias) and not bool(bias.any())
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

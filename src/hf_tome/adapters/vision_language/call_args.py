@@ -7,12 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-CACHE_NAMES = ("cache", "past_key_values") if hasattr(CausalLMOutputWithPast, "cache") else ("past_key_values",)
-"""What transformers calls a cache in calls and outputs, the current name first: 5.24 renamed it and takes both."""
-CACHE = CACHE_NAMES[0]
+from ..cache_names import CACHE_NAMES
 
 
 def arguments(method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -38,12 +34,6 @@ def cache_argument(call: dict[str, Any]) -> Any:
         if name in call:
             return call[name]
     return None
-
-
-def cache_of(out: Any) -> Cache | None:
-    """Return the cache in the output of a model or of `generate`, `None` for tensors and outputs without one."""
-    values = out if isinstance(out, tuple) else [getattr(out, CACHE, None)]
-    return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def first(sources: Sequence[Any], name: str) -> Any:

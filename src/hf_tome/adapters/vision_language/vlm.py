@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ...patching.patch import PatchedModel, context_of
 from ...patching.plans import Target
+from ..cache_names import cache_of
 from ..encoders.carry import ForwardState
 from ..encoders.plan import check_reads
-from .call_args import arguments, cache_argument, cache_of, has_images, pad_token_id
+from .call_args import arguments, cache_argument, has_images, pad_token_id
 from .connectors import OLD_LAYERS, Connector, connector_of
 from .features import (
     check_image_size,

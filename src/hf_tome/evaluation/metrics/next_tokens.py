@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...adapters.cache_names import cache_keyword
 from ...profiling.rounds import clock_for, time_once
 from ..data.contexts.needles import Question
 from ..data.samples import Sample
@@ -54,7 +54,7 @@ class Reader:
         split = ids.shape[1] - self.num_next - 1
 
         def read() -> None:
-            name = cache_argument(model)
+            name = cache_keyword(model)
             caches.append(model(ids[:, :split], use_cache=True, logits_to_keep=1)[name])
             # Questions are asked behind the context alone.
             caches.append(copy.deepcopy(caches[0]))
@@ -76,14 +76,9 @@ class Reader:
         return Continuation(ids, torch.cat(logits, dim=1), [(caches[1], len(ids))], held, entries, first, seconds)
 
 
-def cache_argument(model: PreTrainedModel) -> str:
-    """Return what a model calls its cache, which differs by release of transformers."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
 def continue_behind(model: PreTrainedModel, cache: Any, ids: Tensor) -> Tensor:
     """Return the logits (B, n, V) of tokens behind a cache, which then holds them."""
-    return model(ids, use_cache=True, **{cache_argument(model): cache}).logits
+    return model(ids, use_cache=True, **{cache_keyword(model): cache}).logits
 
 
 def _num_bytes(layer: Any) -> int:

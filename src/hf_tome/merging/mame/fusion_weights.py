@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..indexing import is_traced
 from .sparse import TIE
 
 CHUNK_BYTES = 1 << 19
@@ -31,7 +32,7 @@ def fusion_weights(
         dtype (`torch.dtype`, *optional*): of the weights and of the gradient's computation; by default the scores'.
     """
     dtype = scores.dtype if dtype is None else dtype
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler fuses the plain form itself
+    if is_traced():  # a compiler fuses the plain form itself
         return plain_fusion_weights(scores, threshold, eps, adaptive_pruning).to(dtype)
     return _FusionWeights.apply(scores, threshold, eps, adaptive_pruning, dtype)[0]
 

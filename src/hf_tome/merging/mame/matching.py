@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import check_arguments
-from ..indexing import take
+from ..indexing import has_cpu_values, take
 from ..partition import sources_beside, split
 from .fusion_weights import fusion_weights
 from .matrix_merge import MatrixMerge, grouped_positions
@@ -107,9 +107,7 @@ def matrix_matching(
 
 def _is_eager(metric: Tensor) -> bool:
     """Return whether shapes may depend on the data and no gradient runs through the matching, on a CPU."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    has_values = metric.device.type == "cpu" and type(metric) is Tensor and not is_traced
-    return has_values and not (torch.is_grad_enabled() and metric.requires_grad)
+    return has_cpu_values(metric) and not (torch.is_grad_enabled() and metric.requires_grad)
 
 
 def _best_matched(

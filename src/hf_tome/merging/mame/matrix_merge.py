@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Merge, check_tokens, ones_or_checked
-from ..indexing import take
+from ..indexing import has_cpu_values, take
 from ..similarity import full_precision
 
 
@@ -160,8 +160,7 @@ def grouped_positions(num_special: int, destinations: Tensor, sources: Tensor) -
 
 def _finite(x: Tensor) -> Tensor:
     """Return tokens with zeros for what is not finite; on a CPU looking is cheaper than writing, and its gradient."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if x.device.type == "cpu" and type(x) is Tensor and not is_traced and x.detach().sum().isfinite().item():
+    if has_cpu_values(x) and x.detach().sum().isfinite().item():
         return x
     return x.nan_to_num(0.0, 0.0, 0.0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..indexing import take
+from ..indexing import has_cpu_values, take
 from ..similarity import TOO_LONG, full_precision, similarity
 
 SHORTEST = 1e-12
@@ -29,10 +29,8 @@ def paired_scores(
 
 def _is_eager_graph(metric: Tensor, sources: Tensor, destinations: Tensor) -> bool:
     """Return whether gradients are to run through plain tensors on a CPU, on a partition that all images share."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    is_plain = metric.device.type == "cpu" and type(metric) is Tensor and not is_traced
     is_shared = sources.ndim == destinations.ndim == 1
-    return is_plain and is_shared and torch.is_grad_enabled() and metric.requires_grad
+    return has_cpu_values(metric) and is_shared and torch.is_grad_enabled() and metric.requires_grad
 
 
 def _precise(metric: Tensor) -> Tensor:

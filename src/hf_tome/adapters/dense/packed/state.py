@@ -89,7 +89,6 @@ class PackedState:
         segments = Segments([length for length in self._lengths(index, bounds) if length], self.device)
         self.pairs[index] = segments.num_pairs
         self.unmerged_pairs[index] = sum(length**2 for length in bounds.diff().tolist())
-        self.projected[index] = int(bounds[-1])
         return segments
 
     @torch.compiler.disable

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..call_args import CACHE, cache_argument
+from ...cache_names import CACHE
+from ..call_args import cache_argument
 from .prompt import FILL, Shortening, shorten_call
 
 MARK = "_hf_tome_shortening"

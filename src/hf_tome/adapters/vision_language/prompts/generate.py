@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..call_args import arguments, cache_argument, cache_of, first, has_images, inferred_mask, pad_token_id
+from ...cache_names import cache_of
+from ..call_args import arguments, cache_argument, first, has_images, inferred_mask, pad_token_id
 from ..vlm import MergedModel
 from .cache import check_unmarked, continue_generate, remember, remembered, without_history
 from .prompt import Shortening
