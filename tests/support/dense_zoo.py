@@ -241,6 +241,13 @@ DENSE_ZOO: tuple[Zoo, ...] = (
         IMG,
         restores=True,
     ),
+    DenseZoo(
+        "data2vec-vision-segmentation",
+        "Data2VecVisionModel",
+        build("Data2VecVisionForSemanticSegmentation", "Data2VecVisionConfig", **BEIT, **SEGMENTING),
+        IMG,
+        restores=True,
+    ),
     DenseZoo("clipseg", "CLIPSegVisionModel", build_clipseg, with_prompts, restores=True),
     DenseZoo(
         "depth_anything",

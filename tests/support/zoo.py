@@ -170,6 +170,31 @@ ZOO: tuple[Zoo, ...] = (
         ),
         IMG,
     ),
+    Zoo(
+        "data2vec-vision",
+        "Data2VecVisionModel",
+        build(
+            "Data2VecVisionForImageClassification",
+            "Data2VecVisionConfig",
+            **BEIT,
+            **LABELS,
+            use_relative_position_bias=True,
+        ),
+        IMG,
+    ),
+    Zoo(
+        "data2vec-vision-shared",
+        "Data2VecVisionModel",
+        build(
+            "Data2VecVisionForImageClassification",
+            "Data2VecVisionConfig",
+            **{**BEIT, "layer_scale_init_value": 0.0},
+            **LABELS,
+            use_shared_relative_position_bias=True,
+            use_mean_pooling=False,
+        ),
+        IMG,
+    ),
     Zoo("dinov2", "Dinov2Model", build("Dinov2ForImageClassification", "Dinov2Config", **DINO, **LABELS), IMG),
     Zoo(
         "dinov2-swiglu",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..encoders.families.family import OutputAdapter
-from .reads import UnmergedReads
+from .reads import UnmergedOutputs, UnmergedReads
 from .towers import features_of
 
 UNMERGED = "unmerges each hidden state that it reads, while later blocks keep merging"
@@ -39,6 +40,9 @@ BACKBONE_HEAD: tuple[OutputAdapter, ...] = ()
 """Around a backbone, which unmerges by itself what it gives out."""
 DEPTH_PRO = (OutputAdapter(description=UNMERGED, unmerge_reads=True, reads=depth_pro_layers),)
 
+BEIT_SEGMENTATION = OutputAdapter(
+    UnmergedReads, "beit", UNMERGED, unmerge_reads=True, reads=beit_indices, reads_field="out_indices"
+)
 DPT = (
     OutputAdapter(
         UnmergedReads, "dpt", UNMERGED, unmerge_reads=True, reads=dpt_layers, reads_field="backbone_out_indices"
@@ -48,10 +52,9 @@ DPT = (
 DENSE_MODELS: dict[str, tuple[OutputAdapter, ...]] = {
     "BeitBackbone": (features_of("beit"),),
     "PixioBackbone": (features_of("pixio"),),
-    "BeitForSemanticSegmentation": (
-        OutputAdapter(
-            UnmergedReads, "beit", UNMERGED, unmerge_reads=True, reads=beit_indices, reads_field="out_indices"
-        ),
+    "BeitForSemanticSegmentation": (BEIT_SEGMENTATION,),
+    "Data2VecVisionForSemanticSegmentation": (
+        replace(BEIT_SEGMENTATION, mixin=UnmergedOutputs, target="data2vec_vision"),
     ),
     "CLIPSegForImageSegmentation": (
         OutputAdapter(

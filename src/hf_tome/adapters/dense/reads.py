@@ -44,6 +44,17 @@ class UnmergedReads(SizeReader):
         return context_of(self).target.plan.reads
 
 
+class UnmergedOutputs(UnmergedReads):
+    """The same for a model that itself gives out a tuple where it is asked to (`return_dict=False`)."""
+
+    config: Any
+
+    def forward(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        """See the base class."""
+        out = super().forward(*args, return_dict=True, **kwargs)
+        return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+
 class UnmergedFeatures(UnmergedReads):
     """The same in a backbone, whose `out_features` may change from call to call."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
 from ...patching.patch import PatchedModule, context_of
-from .packing import PADDED, PaddedLayout, attend_per_image
+from .packing import PADDED, Attend, PaddedLayout, attend_per_image
 
 if TYPE_CHECKING:
     from .families.family import Family
@@ -120,9 +120,7 @@ class MergedAttention(PatchedModule):
         if call.attending is not None:
             call.attended = attention_paid(query, for_each_head(key, query), scaling, call, pairs)
         dropout = getattr(self, family.dropout) if self.training else 0.0
-        # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
-        modeling = sys.modules[context.detail]
-        attend = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(backend, modeling.eager_attention_forward)
+        attend = self.attention_function(backend)
         options = {"dropout": dropout, "scaling": scaling, **kwargs}
         layout = call.layout if call.num_queries is None else PADDED
         if layout.per_image:
@@ -138,6 +136,12 @@ class MergedAttention(PatchedModule):
         # (B, N, H, d) -> (B, N, H*d); a bias channel and its padding are cut off
         out = layout.pack(out[..., :head_dim].flatten(2).contiguous())
         return self._project_out(out, family), weights
+
+    def attention_function(self, backend: str) -> Attend:
+        """Return what attends, as the attention functions of transformers do."""
+        # Families differ in the dtype of their softmax; r=0 must give the same bits, so each keeps its own eager form.
+        modeling: Any = sys.modules[context_of(self).detail]
+        return modeling.ALL_ATTENTION_FUNCTIONS.get_interface(backend, modeling.eager_attention_forward)
 
     def _project_out(self, out: Tensor, family: Family) -> Tensor:
         return getattr(self, family.out)(out) if family.out else out

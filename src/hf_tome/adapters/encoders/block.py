@@ -287,7 +287,7 @@ def _position_bias(
 ) -> Tensor | None:
     """Return the bias (B or 1, H, N, N) between the positions that the tokens keep (BEiT)."""
     interpolate, resolution = kwargs.pop("interpolate_pos_encoding", False), kwargs.pop("resolution", None)
-    own = getattr(block, name)
+    own = getattr(block, name, None)
     if own is not None:
         height, width = resolution
         window = (height // block.patch_size, width // block.patch_size)
@@ -311,6 +311,8 @@ def _steps(block: nn.Module, names: tuple[str, ...], hidden_states: Tensor) -> T
             hidden_states = nn.functional.dropout(hidden_states, p=probability, training=block.training)
             continue
         step = attrgetter(name)(block)
+        if step is None:
+            continue  # a scale that the model was built without
         hidden_states = step(hidden_states) if isinstance(step, nn.Module) else step * hidden_states
     return hidden_states
 

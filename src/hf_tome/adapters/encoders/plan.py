@@ -192,7 +192,8 @@ def plan_tower(
     if not reads and not any(row.reads_tokens for _, row in owned):
         plan = replace(plan, last_queries=_last_queries(plan))
     mixin = family.attention_mixin or ATTENTIONS.get(family.library, MergedAttention)
-    patches = [Patch(block, MergedBlock, index) for index, block in enumerate(blocks)]
+    block_mixin = family.block_mixin or MergedBlock
+    patches = [Patch(block, block_mixin, index) for index, block in enumerate(blocks)]
     patches += [Patch(part, mixin, index, forward_module(part)) for index, part in enumerate(attentions)]
     check_forwards([change.module for change in (*patches, *outputs)])
     return Target(path, module, plan, Recorder(), (*patches, *outputs))

@@ -101,7 +101,7 @@ BY_REASON: dict[str, str] = {
         nemo_speechlm omniasr qwen2_audio qwen3_asr vibevoice_asr voxtral voxtral_realtime
     """,
     NO_ROW: """
-        blip blip-2 data2vec-vision flava idefics instructblip instructblipvideo kosmos-2.5 mlcd
+        blip blip-2 flava idefics instructblip instructblipvideo kosmos-2.5 mlcd
         mlcd_vision_model nemotron_h_omni pix2struct vjepa2
     """,
 }

@@ -136,7 +136,8 @@ class Family:
             all special ones by default.
         inputs: what the tower takes, and how its patches lie on it: for example inputs and pictures.
         sizes: where the config keeps the sizes that the multiply-adds depend on.
-        attention_mixin: what the attention is patched with, `MergedAttention` by default.
+        attention_mixin, block_mixin: what attention and block are patched with, `MergedAttention` and `MergedBlock` by
+            default.
         library: whose modules these are: `"transformers"`, or `"timm"`, whose attention has a forward of its own.
     """
 
@@ -171,6 +172,7 @@ class Family:
     inputs: InputFormat = IMAGE
     sizes: Sizes = PLAIN
     attention_mixin: type | None = None
+    block_mixin: type | None = None
     library: str = "transformers"
 
     def num_protected(self, config: Any, tower: Any = None) -> int:

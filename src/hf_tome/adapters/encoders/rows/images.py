@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..data2vec import Data2VecAttention, Data2VecBlock, SharedBias
 from ..families import sizes
 from ..families.family import (
     CLASS_TOKEN,
@@ -11,6 +12,7 @@ from ..families.family import (
     TOKENS,
     UNMERGE,
     Family,
+    OutputAdapter,
     class_and_registers,
     class_tokens,
     first_patch_if_pooled,
@@ -46,6 +48,20 @@ DINOV2 = Family(
     after_attention=("layer_scale1", "drop_path"),
     norm2="norm2",
     mlp=("mlp", "layer_scale2", "drop_path"),
+)
+
+BEIT = replace(
+    VIT,
+    model_types=("beit",),
+    tower="BeitModel",
+    heads={
+        "BeitModel": (CLASS_TOKEN, mean_of("pooler", MeanInput), TOKENS),
+        "BeitForImageClassification": (),
+        "BeitForMaskedImageModeling": (UNMERGE,),
+    },
+    after_attention=("dropout", "lambda_1", "drop_path"),
+    mlp=("mlp", "dropout", "lambda_2", "drop_path"),
+    position_bias="relative_position_bias",
 )
 
 IMAGES: tuple[Family, ...] = (
@@ -98,18 +114,31 @@ IMAGES: tuple[Family, ...] = (
             "IJepaForImageClassification": (mean_of("ijepa.layernorm", averages_prefix=True),),
         },
     ),
+    BEIT,
     replace(
-        VIT,
-        model_types=("beit",),
-        tower="BeitModel",
+        BEIT,
+        model_types=("data2vec-vision",),
+        tower="Data2VecVisionModel",
         heads={
-            "BeitModel": (CLASS_TOKEN, mean_of("pooler", MeanInput), TOKENS),
-            "BeitForImageClassification": (),
-            "BeitForMaskedImageModeling": (UNMERGE,),
+            "Data2VecVisionModel": (
+                CLASS_TOKEN,
+                mean_of("pooler", MeanInput),
+                OutputAdapter(SharedBias, "encoder.relative_position_bias", when_unmerged=True),
+                TOKENS,
+            ),
+            "Data2VecVisionForImageClassification": (),
         },
-        after_attention=("dropout", "lambda_1", "drop_path"),
-        mlp=("mlp", "dropout", "lambda_2", "drop_path"),
-        position_bias="relative_position_bias",
+        layers="encoder.layer",
+        attention="attention.attention",
+        after_attention=("attention.output.dense", "attention.output.dropout", "lambda_1", "drop_path"),
+        mlp=("intermediate", "output.dense", "output.dropout", "lambda_2", "drop_path"),
+        query="query",
+        key="key",
+        value="value",
+        out=None,
+        head_dim="attention_head_size",
+        attention_mixin=Data2VecAttention,
+        block_mixin=Data2VecBlock,
     ),
     DINOV2,
     replace(
