@@ -19,13 +19,15 @@ class Data2VecBlock(MergedBlock):
     def forward(
         self,
         hidden_states: Tensor,
+        attention_mask: Any = None,
+        *,
+        merge_state: ForwardState,
         output_attentions: bool = False,
         relative_position_bias: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         resolution: tuple[int, int] | None = None,
-        *,
-        merge_state: ForwardState,
-    ) -> tuple[Tensor, ...]:
+        **kwargs: Any,
+    ) -> Any:
         """Take tokens (B, N, C) to (B, M, C), and to attention weights (B, H, N, N) where they are asked for."""
         bias, attention = relative_position_bias, self.attention.attention
         if attention.has_relative_position_bias and resolution is not None:
@@ -35,7 +37,7 @@ class Data2VecBlock(MergedBlock):
             )
             bias = own if bias is None else own + bias
         attentions: list[Tensor | None] = []
-        hidden_states = super().forward(hidden_states, bias, merge_state=merge_state, attentions=attentions)
+        hidden_states = super().forward(hidden_states, bias, merge_state=merge_state, attentions=attentions, **kwargs)
         return (hidden_states, *attentions) if output_attentions else (hidden_states,)
 
 
@@ -55,13 +57,14 @@ class Data2VecAttention(MergedAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         *,
         merge_call: AttentionCall | None = None,
-        attentions: list[Tensor | None],
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend over `hidden_states` (B, N, C), and append the weights to `attentions`."""
-        out, weights = super().forward(hidden_states, attention_mask, merge_call=merge_call)
+        """Attend over `hidden_states` (B, N, C), and append the weights to the list `attentions`."""
+        attentions: list[Tensor | None] = kwargs.pop("attentions")
+        out, weights = super().forward(hidden_states, attention_mask, merge_call=merge_call, **kwargs)
         attentions.append(weights)
         return out, weights
 
