@@ -11,6 +11,8 @@ from scipy import stats
 from hf_tome import MergeConfig
 from hf_tome.evaluation.merge_evaluator import MergeEvaluator
 from hf_tome.evaluation.metrics import bootstrap as intervals
+from hf_tome.evaluation.metrics import classes
+from hf_tome.evaluation.metrics.classes import ClassificationScorer
 from hf_tome.evaluation.metrics.classification import (
     Accuracy,
     Agreement,
@@ -78,26 +80,52 @@ def test_average_precision_of_resamples_is_that_of_scikit_learn():
         assert value == pytest.approx(average_precision_score(targets[which], scores[which], average="macro"))
 
 
+def precision_drop(merged, unmerged, targets, resamples):
+    after, before = (intervals.mean_precisions(scores, targets, resamples=resamples) for scores in (merged, unmerged))
+    return intervals.paired_drop(after, before)
+
+
 def test_interval_of_mean_average_precision():
     generator = np.random.default_rng(0)
     targets = (generator.random((200, 4)) < 0.3).astype(int)
     unmerged = targets + generator.normal(0, 0.5, (200, 4))
     merged = unmerged + generator.normal(0, 0.5, (200, 4))
-    drop = intervals.precision_drop(merged, unmerged, targets, resamples=500)
-    assert drop == intervals.precision_drop(merged, unmerged, targets, resamples=500)
+    drop = precision_drop(merged, unmerged, targets, resamples=500)
+    assert drop == precision_drop(merged, unmerged, targets, resamples=500)
     before, after = (
         MeanAveragePrecision().compute(scores=scores.tolist(), targets=targets.tolist())["map"]
         for scores in (unmerged, merged)
     )
     assert drop["drop"] == pytest.approx(before - after)
     assert 0 < drop["drop_low"] < drop["drop"] < drop["drop_high"]
-    assert set(intervals.precision_drop(unmerged, unmerged, targets, resamples=10).values()) == {0.0}
+    assert set(precision_drop(unmerged, unmerged, targets, resamples=10).values()) == {0.0}
 
 
 def test_average_precisions_where_a_resample_has_no_positive():
     targets = np.array([[1, 0], [0, 0], [0, 0]])
-    drop = intervals.precision_drop(np.eye(3)[:, :2], np.ones((3, 2)), targets, resamples=50)
+    drop = precision_drop(np.eye(3)[:, :2], np.ones((3, 2)), targets, resamples=50)
     assert all(np.isfinite(list(drop.values())))
+
+
+def test_resamples_of_the_unmerged_model_serve_all_configs(monkeypatch):
+    resampled = []
+
+    def mean_precisions(scores, targets):
+        resampled.append(scores)
+        return intervals.mean_precisions(scores, targets, resamples=20)
+
+    monkeypatch.setattr(classes, "mean_precisions", mean_precisions)
+    generator = np.random.default_rng(0)
+
+    def records():
+        scores = generator.random((5, 2)).tolist()
+        return [{"label": [n % 2], "ranked": [0, 1], "scores": row} for n, row in enumerate(scores)]
+
+    scorer, (unmerged, first, second, other) = ClassificationScorer(multi_label=True), (records() for _ in range(4))
+    drops = [scorer.metrics(done, unmerged) for done in (unmerged, first, second)]
+    assert len(resampled) == 3
+    assert drops[1:] == [ClassificationScorer(True).metrics(done, unmerged) for done in (first, second)]
+    assert scorer.metrics(first, other) == ClassificationScorer(True).metrics(first, other)
 
 
 def test_interval_of_a_mean():

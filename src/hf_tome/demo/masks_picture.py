@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from ..api import apply, remove
+from ..api import merged
 from ..config import parse_config
 from ..config.text import short_name
 from ..evaluation.job import Job
+from ..evaluation.metrics.maps import SegmentationScorer
 from ..evaluation.running.batches import to_model
 from ..evaluation.store.results import Results
 from ..visualize.sheet import contact_sheet
@@ -51,17 +52,9 @@ def masks_picture(job: Job, configs: Sequence[str], results: Results, count: int
 
 def _masks(job: Job, inputs: Any, samples: Sequence[Any], config: str | None) -> list[np.ndarray]:
     """Return the class of each pixel of each sample."""
-    if config is not None:
-        apply(job.model, parse_config(config))
-    try:
-        with torch.inference_mode():
-            outputs = job.scorer.join([job.run(job.model, inputs)])
-    finally:
-        remove(job.model)
-    sizes = [sample.content.values.shape for sample in samples]
-    processor: Any = job.scorer.processor  # type: ignore[attr-defined]
-    maps = processor.post_process_semantic_segmentation(SimpleNamespace(**outputs), target_sizes=sizes)
-    return [mask.numpy() for mask in maps]
+    with torch.inference_mode(), nullcontext() if config is None else merged(job.model, parse_config(config)):
+        outputs = job.scorer.join([job.run(job.model, inputs)])
+    return cast(SegmentationScorer, job.scorer).maps(samples, outputs)
 
 
 def _title(results: Results, name: str) -> str:

@@ -1,6 +1,7 @@
 """The dense tasks and speech on small random models: what is read, and that the numbers are those of others."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import datasets
@@ -13,9 +14,13 @@ from PIL import Image
 import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.evaluation import JobOptions, evaluate
+from hf_tome.evaluation.data.boxes import open_boxes
+from hf_tome.evaluation.data.files import text_files
+from hf_tome.evaluation.data.media_files import open_media
 from hf_tome.evaluation.data.samples import Sample, Skipped
 from hf_tome.evaluation.data.splits import DataError
-from hf_tome.evaluation.metrics import boxes, maps, words
+from hf_tome.evaluation.data.transcripts import open_transcripts
+from hf_tome.evaluation.metrics import boxes, detection, maps, words
 from hf_tome.evaluation.metrics.detection import DetectionScorer
 from hf_tome.evaluation.reporting import tables
 from hf_tome.evaluation.tasks.registry import build_job
@@ -36,6 +41,19 @@ def run_twice(job, folder, batch_size=2):
     assert merged["drop_low"] <= merged["drop"] <= merged["drop_high"]
     assert f"points of {tables.QUALITY[quality]} lost" in tables.notes(results)
     return unmerged, merged, results
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often each text file of the data is read, by name."""
+    counts, read_text = Counter(), text_files.read_text
+
+    def count(path):
+        counts[path.name] += 1
+        return read_text(path)
+
+    monkeypatch.setattr(text_files, "read_text", count)
+    return counts
 
 
 # Masks
@@ -244,6 +262,28 @@ def test_average_precision_is_cocos(seed):
     assert json.loads(json.dumps(records)) == records
 
 
+def test_resamples_of_the_unmerged_model_serve_all_configs(monkeypatch):
+    resampled = []
+
+    def mean_average_precision(tables, counts):
+        resampled.append(counts.shape[1])
+        return boxes.mean_average_precision(tables, counts)
+
+    monkeypatch.setattr(detection, "FEWEST_RESAMPLES", 3)
+    monkeypatch.setattr(detection, "mean_average_precision", mean_average_precision)
+    samples, results = random_detections(0)
+    scorer, fresh = (
+        DetectionScorer(SimpleNamespace(post_process_object_detection=lambda *_, **__: results)) for _ in range(2)
+    )
+    unmerged = scorer.records(samples, {})
+    first, second = ([{**record, "boxes": record["boxes"][:count]} for record in unmerged] for count in (2, 4))
+    drops = [scorer.metrics(done, unmerged) for done in (unmerged, first, second)]
+    assert resampled.count(3) == 3
+    assert drops[2] == fresh.metrics(second, unmerged)
+    assert drops[2]["drop_low"] <= drops[2]["drop"] == pytest.approx(drops[0]["box_map"] - drops[2]["box_map"])
+    assert scorer.metrics(second, first) == fresh.metrics(second, first)
+
+
 def test_shared_boxes():
     box, other = [[0.0, 0, 10, 10]], [[50.0, 50, 60, 60]]
     one, two = np.array([1]), np.array([2])
@@ -277,6 +317,20 @@ def test_boxes_of_coco(tmp_path):
     options = JobOptions(options.model, str(folder / "instances_validation.json"))
     with pytest.raises(DataError, match="takes an object with `images`, `categories` and `annotations`"):
         build_job("zero-shot-object-detection", options)
+
+
+def test_files_of_a_folder_are_read_once(tmp_path, reads):
+    content = json.dumps({"images": [{"id": 0, "file_name": "0.png"}], "annotations": [], "categories": []})
+    for name, text in (("train", content), ("test", content), ("notes", "[]")):
+        (tmp_path / f"{name}.json").write_text(text)
+    assert open_boxes(JobOptions("", str(tmp_path), split="test")).opened.name == "test"
+    assert reads == {"train.json": 1, "test.json": 1, "notes.json": 1}
+    reads.clear()
+    (tmp_path / "annotations").mkdir()
+    for name in ("instances_val2017", "person_keypoints_val2017"):
+        (tmp_path / "annotations" / f"{name}.json").write_text(content)
+    assert open_boxes(JobOptions("", str(tmp_path))).opened.name == "val2017"
+    assert reads == {"instances_val2017.json": 1}
 
 
 def test_boxes_of_a_detector(tmp_path):
@@ -340,6 +394,17 @@ def test_recordings_with_transcripts(tmp_path):
     assert (unmerged["tokens"], merged["tokens"]) == (50, 26)
     assert unmerged["wer"] == 100 - unmerged["word_accuracy"]
     assert "frames at end" in tables.notes(results)
+
+
+@pytest.mark.parametrize("label", ["text", "label"])
+def test_lists_of_a_folder_are_read_once(tmp_path, reads, label):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"path,{label}\na.wav,x\n")
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    options = JobOptions("", str(tmp_path))
+    opened = open_transcripts(options, None) if label == "text" else open_media(options, "Audio")[0]
+    assert len(opened.rows) == 1
+    assert reads == {"train.csv": 1, "test.csv": 1, "notes.csv": 1}
 
 
 def test_word_errors():

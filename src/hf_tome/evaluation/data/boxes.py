@@ -24,10 +24,10 @@ from .columns import content_columns, first_of
 from .files.paths import PathError, find_inside, joined
 from .files.text_files import read_json
 from .image_text import Table
-from .memory import in_memory, open_memory
+from .memory import in_memory, open_data_set
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, draw_rows, open_image, open_split
+from .splits import OpenedSplit, draw_rows, open_image
 
 OBJECTS = ("objects", "annotations")
 CATEGORIES = ("category", "categories", "label", "labels", "category_id")
@@ -62,9 +62,7 @@ class ImagesWithBoxes(Samples):
     def content_and_label(self, row: Any) -> tuple[Any, list[list[float]]]:
         """Return the image and its boxes."""
         label, _ = self.label_and_prompt(row)
-        stored = self.stored(row)
-        stored = {"bytes": None, "path": stored} if isinstance(stored, str) else stored
-        return open_image(stored, self.media_limits), label
+        return open_image(self.stored(row), self.media_limits), label
 
     def label_and_prompt(self, row: Any) -> tuple[list[list[float]], None]:
         """Return each box as the model's class, corners x0, y0, x1, y1, and whether it is a crowd."""
@@ -94,16 +92,13 @@ def open_boxes(options: JobOptions) -> OpenedBoxes:
     rows, path = in_memory(options), Path(options.data).expanduser().absolute()
     if rows is None and path.suffix == ".json" and path.is_file():
         refuse_streaming(options.streaming, options.data, "a file of boxes")
-        boxes = _open_file(path, file_split(path, options.split))
+        boxes = _open_file(path, None, file_split(path, options.split))
     elif rows is None and is_folder(options.data, "data set") and (files := _files(path)):
         refuse_streaming(options.streaming, options.data, "a folder of such files")
         split = choose_split(options.data, options.split, list(files))
-        boxes = _open_file(files[split], split)
+        boxes = _open_file(*files[split], split)
     else:
-        if rows is not None:
-            opened = open_memory(rows, options, "Image")
-        else:
-            opened = open_split(options.data, options.split, streaming=options.streaming)
+        opened = open_data_set(rows, options, "Image")
         boxes = OpenedBoxes(opened, content_columns(opened.rows, "Image")[0], _names(opened.rows, options.data))
     rows = draw_rows(boxes.opened.rows, options.limit, options.seed)
     return replace(boxes, opened=replace(boxes.opened, rows=rows))
@@ -156,27 +151,34 @@ def _names(rows: Any, source: str) -> list[str]:
     )
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the files of boxes in a folder, or in `annotations` there, by split."""
+def _files(folder: Path) -> dict[str, tuple[Path, Any]]:
+    """Return by split the files of boxes in a folder, or in `annotations` there, with what those hold that were read.
+
+    COCO's own files tell by their names, and may be large; where there are none, every file is read once.
+    """
     files = [*sorted(folder.glob("*.json")), *sorted((folder / "annotations").glob("*.json"))]
-    return by_split({file.stem.removeprefix(PREFIX): file for file in files if _is_instances(file)})
+    named = {file.stem.removeprefix(PREFIX): (file, None) for file in files if file.name.startswith(PREFIX)}
+    contents = ((file, _read_instances(file)) for file in files) if not named else ()
+    return by_split(named or {file.stem: (file, content) for file, content in contents if content is not None})
 
 
-def _is_instances(file: Path) -> bool:
+def _read_instances(file: Path) -> Any:
+    """Return what a file of instances holds; `None` for other files."""
     try:
-        return {"images", "annotations", "categories"} <= set(read_json(file))
+        content = read_json(file)
+        return content if {"images", "annotations", "categories"} <= set(content) else None
     except (ValueError, TypeError):
-        return False
+        return None
 
 
-def _open_file(path: Path, split: str) -> OpenedBoxes:
-    """Read a file of instances.
+def _open_file(path: Path, content: Any, split: str) -> OpenedBoxes:
+    """Return the boxes of a file of instances, which is read unless its content is there.
 
     Raises:
         DataError: it is none.
     """
     try:
-        content = read_json(path)
+        content = read_json(path) if content is None else content
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         objects: dict[Any, list[Any]] = defaultdict(list)
         for each in content["annotations"]:

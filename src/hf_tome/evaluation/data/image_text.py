@@ -22,10 +22,10 @@ from ..options import JobOptions
 from .columns import content_columns, first_of
 from .files.paths import PathError, find_inside, joined
 from .files.text_files import read_csv, read_json, read_json_lines, split_values
-from .memory import in_memory, open_memory
+from .memory import in_memory, open_data_set
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, draw_rows, open_image, open_split
+from .splits import OpenedSplit, draw_rows, open_image
 
 IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
 
@@ -55,9 +55,7 @@ class ImageTexts(Samples):
         if row[self.column] in (None, ""):
             raise SkipSample("it has no image")
         right, prompt = self.label_and_prompt(row)
-        stored = self.stored(row)
-        stored = {"bytes": None, "path": stored} if isinstance(stored, (str, Path)) else stored
-        return Question(open_image(stored, self.media_limits), prompt), right
+        return Question(open_image(self.stored(row), self.media_limits), prompt), right
 
     def label_and_prompt(self, row: Any) -> tuple[Any, str]:
         """Return what is right to say, and what the model is asked."""
@@ -91,19 +89,17 @@ def open_rows(options: JobOptions) -> OpenedRows:
     """
     rows = in_memory(options)
     path = Path(options.data).expanduser().absolute()
-    if rows is not None:
-        opened = open_memory(rows, options, "Image")
-    elif path.suffix in READERS and not path.exists():
+    if rows is None and path.suffix in READERS and not path.exists():
         raise DataError(f"There is no file {options.data}.")
-    elif path.is_file():
+    if rows is None and path.is_file():
         refuse_streaming(options.streaming, options.data, "a file of samples")
         opened = _open_table(path, file_split(path, options.split))
-    elif is_folder(options.data, "data set") and (tables := _tables(path)):
+    elif rows is None and is_folder(options.data, "data set") and (tables := _tables(path)):
         refuse_streaming(options.streaming, options.data, "a folder of such files")
         split = choose_split(options.data, options.split, list(tables))
         opened = _open_table(tables[split], split)
     else:
-        opened = open_split(options.data, options.split, streaming=options.streaming)
+        opened = open_data_set(rows, options, "Image")
     columns = _columns(opened.rows)
     image = _image_column(opened.rows, columns, options.data)
     return OpenedRows(replace(opened, rows=draw_rows(opened.rows, options.limit, options.seed)), image, columns)

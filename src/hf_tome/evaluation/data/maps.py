@@ -27,10 +27,10 @@ from .files.folders import ONLY_SPLIT, is_kind, walk
 from .files.paths import find_inside
 from .image_text import Table
 from .left_out import LeftOut
-from .memory import in_memory, open_memory
+from .memory import in_memory, open_data_set
 from .samples import Samples, SkipSample, stored_path
 from .split_names import DataError, by_split, choose_split, refuse_streaming
-from .splits import OpenedSplit, draw_rows, is_data_set, open_image, open_split
+from .splits import OpenedSplit, draw_rows, is_data_set, open_image
 
 IMAGES = ("images", "image", "img")
 """What the folder of images may be called."""
@@ -73,7 +73,7 @@ class ImagesWithMaps(Samples):
 
     def content_and_label(self, row: Any) -> tuple[ImageWithMap, int | None]:
         """Return the image with its map, and the bytes of the map's file."""
-        image = open_image(_as_stored(self.stored(row)), self.media_limits)
+        image = open_image(self.stored(row), self.media_limits)
         values = self.read_values(self._stored_values(row[self.map_column]))
         return ImageWithMap(image, values), self.label_and_prompt(row)[0]
 
@@ -109,10 +109,7 @@ def open_maps(options: JobOptions, kind: MapKind, read: Callable[[np.ndarray], n
         refuse_streaming(options.streaming, options.data, "a folder of files")
         opened, columns = _open_folder(path, options.split, kind)
     else:
-        if rows is not None:
-            opened = open_memory(rows, options, "Image")
-        else:
-            opened = open_split(options.data, options.split, streaming=options.streaming)
+        opened = open_data_set(rows, options, "Image")
         columns = _map_columns(opened.rows, kind, options.data)
     return ImagesWithMaps(
         public_name(options.data),
@@ -126,10 +123,6 @@ def open_maps(options: JobOptions, kind: MapKind, read: Callable[[np.ndarray], n
         folder=opened.folder,
         left_out=opened.left_out,
     )
-
-
-def _as_stored(stored: Any) -> Any:
-    return {"bytes": None, "path": stored} if isinstance(stored, str) else stored
 
 
 def _map_columns(rows: Any, kind: MapKind, source: str) -> tuple[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...hub.sources import is_folder, public_name
 from ..options import JobOptions
@@ -13,16 +15,22 @@ from .columns import LABELS, content_and_label_columns, first_of, label_names
 from .files.folders import find_splits, nothing_there
 from .files.paths import joined
 from .files.text_files import composed, read_csv, split_values
-from .memory import in_memory, open_memory
+from .memory import in_memory, open_data_set
 from .samples import LabelledSamples, SkipSample, stored_path
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, draw_rows, is_data_set, open_class_folders, open_split
-
-if TYPE_CHECKING:
-    import datasets
+from .splits import OpenedSplit, draw_rows, is_data_set, open_class_folders
 
 NO_LABEL = (None, "", -1)
 """What stands for a label that is not there."""
+
+
+@dataclass(frozen=True)
+class MediaList:
+    """A CSV of files and their labels: its path, its rows, and the column of labels."""
+
+    path: Path
+    entries: Sequence[Mapping[str, str | None]]
+    label_column: str
 
 
 def open_media(options: JobOptions, kind: str) -> tuple[OpenedSplit, tuple[str, str]]:
@@ -37,18 +45,15 @@ def open_media(options: JobOptions, kind: str) -> tuple[OpenedSplit, tuple[str, 
     Raises:
         DataError: there is nothing of that kind; the message says what is needed.
     """
-    rows = in_memory(options)
-    if rows is not None:
-        opened = open_memory(rows, options, kind)
-        return opened, content_and_label_columns(opened.rows, kind, options.data)
-    path = Path(options.data).expanduser().absolute()
-    if kind != "Image" and path.suffix == ".csv" and path.is_file():
+    rows, path = in_memory(options), Path(options.data).expanduser().absolute()
+    takes_lists = rows is None and kind != "Image"
+    if takes_lists and path.suffix == ".csv" and path.is_file():
         refuse_streaming(options.streaming, options.data, "a list of files")
-        return _open_list(path, file_split(path, options.split))
-    if kind != "Image" and is_folder(options.data, "data set") and not is_data_set(path):
+        return _open_list(_read_list(path), file_split(path, options.split))
+    if takes_lists and is_folder(options.data, "data set") and not is_data_set(path):
         refuse_streaming(options.streaming, options.data, "a folder of files")
         return _open_folder(path, options.split, kind)
-    opened = open_split(options.data, options.split, kind=kind, streaming=options.streaming)
+    opened = open_data_set(rows, options, kind)
     return opened, content_and_label_columns(opened.rows, kind, options.data)
 
 
@@ -126,48 +131,44 @@ def stored_source(stored: Any) -> str | bytes:
 
 def _open_folder(path: Path, split: str | None, kind: str) -> tuple[OpenedSplit, tuple[str, str]]:
     """Open one split of a folder of class folders and lists."""
-    lists = {file.stem: file for file in sorted(path.glob("*.csv")) if _is_list(file)}
+    lists = {}
+    for file in sorted(path.glob("*.csv")):
+        with suppress(ValueError):  # notes, the names of the classes, or no UTF-8
+            lists[file.stem] = _read_list(file)
     folders = find_splits(path, split, kind)
-    places = by_split({**folders, **lists})
+    places: dict[str, Any] = by_split({**folders, **lists})
     if not places:
         raise DataError(nothing_there(path, kind))
     name = choose_split(str(path), split, list(places))
-    if places[name] in lists.values():
+    if isinstance(places[name], MediaList):
         return _open_list(places[name], name)
     return open_class_folders(path, name, places, kind)
 
 
-def _open_list(path: Path, split: str) -> tuple[OpenedSplit, tuple[str, str]]:
-    rows, column = _read_list(path)
-    return OpenedSplit(rows, split, (path.parent,)), ("path", column)
+def _read_list(path: Path) -> MediaList:
+    """Read a CSV of files and labels.
 
-
-def _read_list(path: Path) -> tuple[datasets.Dataset, str]:
-    """Return the rows of a list, with whole paths, and its label column."""
-    import datasets
-
+    Raises:
+        DataError: it is none, or lacks the columns.
+    """
     try:
         columns, entries = read_csv(path)
     except ValueError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    column = _label_column(path, columns)
-    several = column == "labels"
-    texts = [entry[column] or "" for entry in entries]  # a short row has no last field
-    values: list[Any] = [split_values(text) if several else text.strip() or None for text in texts]
-    paths = [joined(path.parent, entry["path"]) if entry["path"] else None for entry in entries]
-    return datasets.Dataset.from_dict({"path": paths, column: values}), column
-
-
-def _label_column(path: Path, columns: list[str]) -> str:
-    column = first_of(LABELS, columns)
-    if "path" not in columns or column is None:
+    label_column = first_of(LABELS, columns)
+    if "path" not in columns or label_column is None:
         raise DataError(f"{path} has the columns {', '.join(columns)}; a list needs 'path' and 'label' (or 'labels').")
-    return column
+    return MediaList(path, entries, label_column)
 
 
-def _is_list(path: Path) -> bool:
-    """Tell whether a CSV has the columns of a list of files, rather than notes or the names of the classes."""
-    try:
-        return bool(_label_column(path, read_csv(path)[0]))
-    except ValueError:  # what is no UTF-8 is one too
-        return False
+def _open_list(media: MediaList, split: str) -> tuple[OpenedSplit, tuple[str, str]]:
+    """Return the rows of a list, with whole paths, and its columns."""
+    import datasets
+
+    folder, column = media.path.parent, media.label_column
+    several = column == "labels"
+    texts = [entry[column] or "" for entry in media.entries]  # a short row has no last field
+    values: list[Any] = [split_values(text) if several else text.strip() or None for text in texts]
+    paths = [joined(folder, entry["path"]) if entry["path"] else None for entry in media.entries]
+    rows = datasets.Dataset.from_dict({"path": paths, column: values})
+    return OpenedSplit(rows, split, (folder,)), ("path", column)

@@ -1,4 +1,4 @@
-"""Data that need no files: data sets in memory, and the digits that ship with scikit-learn, by name."""
+"""Data sets in memory, the digits that ship with scikit-learn by name, and where neither is meant, `open_split`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..options import JobOptions
 from .columns import content_columns, first_of
 from .digits import DATA_NAME, SPLITS, load_digits
 from .split_names import DataError, choose_split, refuse_streaming
-from .splits import OpenedSplit, undecoded
+from .splits import OpenedSplit, open_split, undecoded
 
 CONTENTS = {"Image": ("image", "img", "path"), "Video": ("video", "clip", "path"), "Audio": ("audio", "path")}
 """By kind, the columns of paths that are read as contents where no column has the feature of that kind."""
@@ -24,6 +24,18 @@ def in_memory(options: JobOptions) -> Any:
         refuse_streaming(options.streaming, options.data, "a data set in memory")
         return {name: load_digits(name) for name in SPLITS}
     return None
+
+
+def open_data_set(rows: Any, options: JobOptions, kind: str) -> OpenedSplit:
+    """Open one split of `in_memory`'s rows, or where these are `None` of the Hub's data set or the folder.
+
+    Raises:
+        DataError: there is no such split, no data, or no column of that kind in rows in memory.
+        SourceError: the data look like a folder and are none.
+    """
+    if rows is not None:
+        return open_memory(rows, options, kind)
+    return open_split(options.data, options.split, kind=kind, streaming=options.streaming)
 
 
 def open_memory(rows: Any, options: JobOptions, kind: str) -> OpenedSplit:

@@ -106,7 +106,7 @@ def drawn(count: int, limit: int, seed: int) -> np.ndarray:
 
 
 def open_image(stored: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Return an image as RGB: one that is decoded already, or what `datasets` stores of an undecoded one.
+    """Return an image as RGB: one that is decoded already, its path, or what `datasets` stores of an undecoded one.
 
     Raises:
         SkipSample: there is none.
@@ -116,6 +116,8 @@ def open_image(stored: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image
 
     if isinstance(stored, Image.Image):  # `datasets` has turned what it decodes
         return to_rgb(stored)
+    if isinstance(stored, (str, Path)):
+        return read_image(stored, limits)
     if stored is None or (stored["path"] is None and stored["bytes"] is None):
         raise SkipSample("it has no image")
     return read_image(stored["path"] if stored["bytes"] is None else stored["bytes"], limits)

@@ -21,10 +21,10 @@ from .files.folders import ONLY_SPLIT
 from .files.paths import joined
 from .files.text_files import read_csv, read_json, read_json_lines
 from .image_text import Table
-from .memory import in_memory, open_memory
+from .memory import in_memory, open_data_set
 from .samples import Samples, SkipSample
 from .split_names import DataError, by_split, choose_split, file_split, refuse_streaming
-from .splits import OpenedSplit, draw_rows, open_split
+from .splits import OpenedSplit, draw_rows
 
 AUDIO = ("path", "file_name", "audio", "file", "audio_path")
 TEXTS = ("text", "transcription", "transcript", "sentence", "normalized_text", "raw_text")
@@ -77,16 +77,13 @@ def open_transcripts(options: JobOptions, decode: Callable[[Any], Any]) -> Trans
     if rows is None and path.suffix in READERS and path.is_file():
         refuse_streaming(options.streaming, options.data, "a list of files")
         name = path.stem
-        opened, columns = _open_list(path, file_split(path, options.split))
+        opened, columns = _open_list(path, _rows(path), file_split(path, options.split))
     elif rows is None and is_folder(options.data, "data set") and (lists := _lists(path)):
         refuse_streaming(options.streaming, options.data, "a folder of files")
         split = choose_split(options.data, options.split, list(lists))
-        opened, columns = _open_list(lists[split], split)
+        opened, columns = _open_list(*lists[split], split)
     else:
-        if rows is not None:
-            opened = open_memory(rows, options, "Audio")
-        else:
-            opened = open_split(options.data, options.split, kind="Audio", streaming=options.streaming)
+        opened = open_data_set(rows, options, "Audio")
         columns = _columns(opened.rows, options.data)
     rows = draw_rows(opened.rows, options.limit, options.seed)
     return Transcripts(name, opened.name, rows, *columns, decode, roots=opened.roots)
@@ -105,10 +102,10 @@ def _columns(rows: Any, source: str) -> tuple[str, str]:
     )
 
 
-def _lists(folder: Path) -> dict[str, Path]:
-    """Return the lists of a folder, by split."""
+def _lists(folder: Path) -> dict[str, tuple[Path, list[Mapping[str, Any]]]]:
+    """Return the lists of a folder with their rows, by split."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix in READERS and file.is_file()]
-    lists = {file.stem: file for file in files if _rows(file)}
+    lists = {file.stem: (file, rows) for file in files if (rows := _rows(file))}
     if METADATA in lists:
         return {ONLY_SPLIT: lists[METADATA]}
     return by_split(lists)
@@ -124,8 +121,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     return rows if is_list and first_of(AUDIO, list(rows[0])) and first_of(TEXTS, list(rows[0])) else []
 
 
-def _open_list(path: Path, split: str) -> tuple[OpenedSplit, tuple[str, str]]:
-    rows = _rows(path)
+def _open_list(path: Path, rows: list[Mapping[str, Any]], split: str) -> tuple[OpenedSplit, tuple[str, str]]:
     if not rows:
         raise DataError(
             f"{path.name} is no list of recordings with transcripts; it needs a column of paths ({', '.join(AUDIO)}) "

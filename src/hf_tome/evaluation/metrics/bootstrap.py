@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+
+Result = TypeVar("Result")
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -57,26 +61,44 @@ def mean_drop(merged: np.ndarray, unmerged: np.ndarray, *, seed: int = 0) -> dic
     return describe_drop(lost.mean(), np.concatenate(drawn))
 
 
-def precision_drop(
-    merged: np.ndarray, unmerged: np.ndarray, targets: np.ndarray, *, seed: int = 0, resamples: int | None = None
-) -> dict[str, float]:
-    """Return the drop of mean average precision in percent.
+def paired_drop(merged: np.ndarray, unmerged: np.ndarray) -> dict[str, float]:
+    """Return the drop of a measure that is given over all samples, then over each resample (1 + resamples,)."""
+    drops = unmerged - merged
+    return describe_drop(drops[0], drops[1:])
+
+
+def mean_precisions(
+    scores: np.ndarray, targets: np.ndarray, *, seed: int = 0, resamples: int | None = None
+) -> np.ndarray:
+    """Return mean average precision in percent over all samples, then over each resample (1 + resamples,).
 
     Args:
-        merged, unmerged: scores (samples, classes).
+        scores: (samples, classes).
         targets: 0 or 1 (samples, classes).
         seed: for the resamples.
         resamples: how many; by default 10,000, or fewer where samples and classes are many.
     """
-    if np.array_equal(merged, unmerged):
-        return describe_drop(0, np.zeros(1))
     if resamples is None:
         resamples = min(RESAMPLES, max(FEWEST_RESAMPLES, WORK // targets.size))
-    drawn = [
-        _mean_precision(unmerged, targets, counts) - _mean_precision(merged, targets, counts)
-        for counts in (np.ones((len(targets), 1)), *map(_count, _draws(len(targets), resamples, seed)))
-    ]
-    return describe_drop(100 * drawn[0][0], 100 * np.concatenate(drawn[1:]))
+    counts = chain([np.ones((len(targets), 1))], draw_counts(len(targets), resamples, seed))
+    return 100 * np.concatenate([_mean_precision(scores, targets, each) for each in counts])
+
+
+class LastResult(Generic[Result]):
+    """What a function of records returned last, for as long as it is called with the same records.
+
+    The resamples of the unmerged model are the same for every config that is compared with it.
+    """
+
+    def __init__(self, function: Callable[[Sequence[Any]], Result]):
+        self.function = function
+        self.last: tuple[list[Any], Result] | None = None
+
+    def __call__(self, records: Sequence[Any]) -> Result:
+        """Return what the function gives for the records."""
+        if self.last is None or self.last[0] != list(records):
+            self.last = (list(records), self.function(records))
+        return self.last[1]
 
 
 def _draws(samples: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -100,23 +100,35 @@ def average_precision(
     targets: np.ndarray,
     counts: np.ndarray,
 ) -> np.ndarray:
-    """Return COCO's average precision of one class at one IoU: the mean precision at 101 recalls.
+    """Return COCO's average precision of one class at each IoU: the mean precision at 101 recalls.
 
     Args:
         scores: (D,), of all boxes of the class.
         image: (D,), the image of each.
-        right, ignored: (D,), from `match_boxes`.
+        right, ignored: (D, thresholds), from `match_boxes`.
         targets: (images,), the right boxes of the class in each.
         counts: (images, resamples), how often an image is in each resample.
 
     Returns:
-        (resamples,); NaN where there is no right box.
+        (thresholds, resamples); NaN where there is no right box.
     """
     order = np.argsort(-scores, kind="stable")
     weights = counts[image[order]].astype(float)  # (D, resamples)
-    hits = np.cumsum(weights * right[order, None], axis=0)
-    misses = np.cumsum(weights * ~(right | ignored)[order, None], axis=0)
     total = targets @ counts  # (resamples,)
+    areas = [_area(weights, hit, miss, total) for hit, miss in zip(right[order].T, ~(right | ignored)[order].T)]
+    return np.where(total > 0, areas, np.nan)
+
+
+def _area(weights: np.ndarray, right: np.ndarray, wrong: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return the mean precision at 101 recalls of each resample (resamples,).
+
+    Args:
+        weights: (D, resamples), how often each box counts, the most confident first.
+        right, wrong: (D,), of each box.
+        total: (resamples,), the right boxes that there are.
+    """
+    hits = np.cumsum(weights * right[:, None], axis=0)
+    misses = np.cumsum(weights * wrong[:, None], axis=0)
     precision = hits / np.maximum(hits + misses, np.finfo(float).eps)
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]  # the best at this recall or a larger one
     recall = hits / np.maximum(total, np.finfo(float).eps)
@@ -125,7 +137,7 @@ def average_precision(
     for at in range(len(total)):
         places = np.searchsorted(recall[:, at], levels, side="left")
         areas[at] = np.append(precision[:, at], 0.0)[places].mean()
-    return np.where(total > 0, areas, np.nan)
+    return areas
 
 
 def mean_average_precision(
@@ -134,18 +146,10 @@ def mean_average_precision(
     """Return mAP and AP50 of each resample in percent, over the classes that have a right box there.
 
     Args:
-        tables: for each class the arguments of `average_precision`, `right` and `ignored` at all IoUs (D, thresholds).
+        tables: for each class the arguments of `average_precision`.
         counts: (images, resamples).
     """
-    values = np.array(
-        [
-            [
-                average_precision(scores, image, right[:, at], ignored[:, at], targets, counts)
-                for at in range(len(THRESHOLDS))
-            ]
-            for scores, image, right, ignored, targets in tables
-        ]
-    )  # (classes, thresholds, resamples)
+    values = np.array([average_precision(*table, counts) for table in tables])  # (classes, thresholds, resamples)
     if not len(values):
         empty = np.zeros(counts.shape[1])
         return empty, empty

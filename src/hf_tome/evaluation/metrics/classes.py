@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from ..data.samples import Sample
 from ..store.record import Record
 from ..store.record_checks import Check, is_index, is_number, list_of
-from .bootstrap import precision_drop
+from .bootstrap import LastResult, describe_drop, mean_precisions, paired_drop
 from .classification import TOP_K, Agreement, MeanAveragePrecision, PairedDrop, TopKAccuracy, compute
 
 
@@ -25,6 +25,9 @@ class ClassificationScorer:
     """
 
     multi_label: bool = False
+    _unmerged_precisions: LastResult[np.ndarray] = field(
+        default_factory=lambda: LastResult(_precisions), init=False, repr=False, compare=False
+    )
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the scores of the whole batch."""
@@ -58,12 +61,20 @@ class ClassificationScorer:
         if not self.multi_label:
             return compute((TopKAccuracy, Agreement, PairedDrop), inputs)
         inputs["scores"] = [record["scores"] for record in done]
-        inputs["targets"] = [
-            [int(index in record["label"]) for index in range(len(record["scores"]))] for record in done
-        ]
+        inputs["targets"] = _targets(done)
         values = compute((TopKAccuracy, Agreement, MeanAveragePrecision), inputs)
-        before = np.array([record["scores"] for record in unmerged])
-        return values | precision_drop(np.array(inputs["scores"]), before, np.array(inputs["targets"]))
+        if inputs["scores"] == [record["scores"] for record in unmerged]:
+            return values | describe_drop(0, np.zeros(1))
+        return values | paired_drop(_precisions(done), self._unmerged_precisions(unmerged))
+
+
+def _targets(records: Sequence[Record]) -> list[list[int]]:
+    """Return 0 or 1 (samples, classes): whether a class is right."""
+    return [[int(index in record["label"]) for index in range(len(record["scores"]))] for record in records]
+
+
+def _precisions(records: Sequence[Record]) -> np.ndarray:
+    return mean_precisions(np.array([record["scores"] for record in records]), np.array(_targets(records)))
 
 
 def _is_label(value: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ..data.samples import Sample
 from ..store.record import Record
 from ..store.record_checks import Check, is_number, list_of
-from .bootstrap import FEWEST_RESAMPLES, describe_drop, draw_counts
+from .bootstrap import FEWEST_RESAMPLES, LastResult, describe_drop, draw_counts, paired_drop
 from .boxes import MOST, THRESHOLDS, match_boxes, mean_average_precision, shared_boxes
 from .maps import Outputs, join_outputs
 
@@ -28,6 +29,9 @@ class DetectionScorer:
     """
 
     processor: Any
+    _unmerged_precisions: LastResult[np.ndarray] = field(
+        default_factory=lambda: LastResult(_precisions), init=False, repr=False, compare=False
+    )
 
     def join(self, parts: Sequence[Outputs]) -> Outputs:
         """Return the outputs of the whole batch."""
@@ -59,23 +63,17 @@ class DetectionScorer:
 
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return mAP and AP50 in percent, the drop of the former, and the agreement."""
-        tables, before = class_tables(done), class_tables(unmerged)
-        once = np.ones((len(done), 1))
-        mean, at_50 = mean_average_precision(tables, once)
+        mean, at_50 = mean_average_precision(class_tables(done), np.ones((len(done), 1)))
         pairs = [(_boxes(merged), _boxes(plain)) for merged, plain in zip(done, unmerged)]
         same = [shared_boxes(a[:, 0], a[:, 2:6], b[:, 0], b[:, 2:6], b[:, 1]) for a, b in pairs]
-        drawn = [np.zeros(1)]
+        drop = describe_drop(0, np.zeros(1))
         if any(merged["boxes"] != plain["boxes"] for merged, plain in zip(done, unmerged)):
-            drawn = [
-                mean_average_precision(before, counts)[0] - mean_average_precision(tables, counts)[0]
-                for counts in draw_counts(len(done), FEWEST_RESAMPLES)
-            ]
-        drop = mean_average_precision(before, once)[0] - mean
+            drop = paired_drop(_precisions(done), self._unmerged_precisions(unmerged))
         return {
             "box_map": float(mean[0]),
             "box_ap50": float(at_50[0]),
             "agreement": float(100 * np.mean(same)),
-            **describe_drop(float(drop[0]), np.concatenate(drawn)),
+            **drop,
         }
 
 
@@ -94,6 +92,13 @@ def class_tables(records: Sequence[Record]) -> list[tuple[np.ndarray, ...]]:
         mine = boxes[:, 0] == name
         tables.append((boxes[mine, 1], images[mine], right[mine], ignored[mine], targets))
     return tables
+
+
+def _precisions(records: Sequence[Record]) -> np.ndarray:
+    """Return mAP in percent over all images, then over each resample (1 + resamples,)."""
+    tables = class_tables(records)
+    counts = chain([np.ones((len(records), 1))], draw_counts(len(records), FEWEST_RESAMPLES))
+    return np.concatenate([mean_average_precision(tables, each)[0] for each in counts])
 
 
 def _boxes(record: Record) -> np.ndarray:

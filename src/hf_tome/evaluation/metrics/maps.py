@@ -50,16 +50,20 @@ class SegmentationScorer:
 
     def records(self, samples: Sequence[Sample], output: Outputs) -> list[Record]:
         """Keep the pixels of each class that are right and that are either predicted or right, and some of the map."""
-        sizes = [sample.content.values.shape for sample in samples]
-        maps = self.processor.post_process_semantic_segmentation(SimpleNamespace(**output), target_sizes=sizes)
         return [
             {
                 "label": sample.label,
-                "counts": count_classes(predicted.numpy(), sample.content.values),
-                "map": pack_grid(predicted.numpy()),
+                "counts": count_classes(predicted, sample.content.values),
+                "map": pack_grid(predicted),
             }
-            for sample, predicted in zip(samples, maps)
+            for sample, predicted in zip(samples, self.maps(samples, output))
         ]
+
+    def maps(self, samples: Sequence[Sample], output: Outputs) -> list[np.ndarray]:
+        """Return the class of each pixel of each sample, (H, W) as its right map."""
+        sizes = [sample.content.values.shape for sample in samples]
+        maps = self.processor.post_process_semantic_segmentation(SimpleNamespace(**output), target_sizes=sizes)
+        return [predicted.numpy() for predicted in maps]
 
     def fields(self) -> dict[str, Check]:
         """Return the check of each field that `metrics` reads."""
