@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.cli.app import run
+from hf_tome.cli.commands.generate import show_pictures
+from hf_tome.cli.common import Format
 from hf_tome.evaluation.data.digits import MODELS
 from hf_tome.evaluation.metrics.pictures import psnr, ssim
 from hf_tome.evaluation.pictures import PictureJob, clip_scorer, compare_pictures, frechet_distance
@@ -86,7 +89,6 @@ def test_a_pipeline_is_drawn_from_a_file_of_prompts(tmp_path, monkeypatch, capsy
             return type("Out", (), {"images": [Image.new("L", (16, 16), int(90 + 30 * one)) for one in noise]})
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: Pipe())
-    monkeypatch.setattr("hf_tome.evaluation.pictures.apply", lambda *args: None)
     monkeypatch.setattr("hf_tome.evaluation.pictures.remove", lambda *args: None)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n\n a dog \n")
@@ -98,6 +100,22 @@ def test_a_pipeline_is_drawn_from_a_file_of_prompts(tmp_path, monkeypatch, capsy
     assert "has no prompts" in capsys.readouterr().err
     assert generate(tmp_path / "none", "--model", "folder") == 2
     assert generate(tmp_path / "none", "--prompts", str(prompts)) == 2
+
+
+def test_results_are_written_as_those_of_other_commands(capsys):
+    rows = [{"name": "unmerged", "seconds": 0.5}, {"name": "=r", "seconds": 0.25, "psnr": 30.123, "levels": ["a"]}]
+    results = {"model": "a", "rows": rows}
+    written = {}
+    for form in Format:
+        show_pictures(results, form)
+        written[form.value] = capsys.readouterr().out
+    assert json.loads(written["json"]) == results
+    assert written["csv"] == "name,psnr,seconds\nunmerged,,0.5\n'=r,30.123,0.25\n"
+    assert written["table"].splitlines()[1:] == [
+        "unmerged  -        0.5",
+        "=r        30.12    0.25",
+    ]
+    assert written["md"].startswith("| config | PSNR dB | seconds a picture |\n")
 
 
 def test_measures_of_pictures():
@@ -168,7 +186,12 @@ def test_the_model_gives_back_what_merging_took(tmp_path):
 
     job = digits_job(1, steps=1)
     compare_pictures(job, [MergeConfig(ratio=0.5, min_tokens=0)], tmp_path)
-    assert type(job.model.transformer_blocks[0]).forward is not None
-    import hf_tome
+    assert not hf_tome.is_merged(job.model)
 
+    def fail(numbers):
+        raise KeyboardInterrupt
+
+    job.draw = fail
+    with pytest.raises(KeyboardInterrupt):
+        compare_pictures(job, [MergeConfig(ratio=0.5, min_tokens=0), MergeConfig(ratio=0.25)], tmp_path)
     assert not hf_tome.is_merged(job.model)

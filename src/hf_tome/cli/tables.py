@@ -16,7 +16,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 def write_rows(rows: Rows, form: Format, **more: Any) -> None:
     """Write rows of the same keys to standard output; as JSON one object, `rows` behind what else is given."""
-    text = json.dumps({**more, "rows": rows}, indent=2) + "\n" if form is Format.json else WRITERS[form](rows)
+    text = (
+        json.dumps({**more, "rows": rows}, indent=2, allow_nan=False) + "\n"
+        if form is Format.json
+        else WRITERS[form](rows)
+    )
     sys.stdout.write(text)
 
 

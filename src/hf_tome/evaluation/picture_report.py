@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..escaping import markdown_text
 from ..files import replacing, write_whole
 from .reporting.writers import markdown_table
 from .variants import UNMERGED
@@ -36,15 +37,20 @@ HEADERS = {
 }
 
 
-def to_table(rows: Sequence[dict[str, Any]]) -> str:
+def known_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys of `HEADERS` that any row has a value of."""
+    return [key for key in HEADERS if any(row.get(key) is not None for row in rows)]
+
+
+def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table of what is known."""
-    columns = [key for key in HEADERS if any(row.get(key) is not None for row in rows)]
+    columns = known_columns(rows)
     cells = (["-" if row.get(key) is None else _cell(row[key]) for key in columns] for row in rows)
     return markdown_table([HEADERS[key] for key in columns], cells, num_left=1)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else markdown_text(value)
 
 
 def contact_sheet_of(drawn: dict[str, Tensor], num_pictures: int) -> Image.Image:
@@ -114,13 +120,13 @@ def write_card(results: dict[str, Any], out: Path, *, has_plot: bool) -> None:
     config = next((row["name"] for row in results["rows"] if row["name"] != UNMERGED), "ratio=0.5")
     lines = [
         f"---\n{metadata.to_yaml()}\n---",
-        f"# {name} with token merging\n",
+        f"# {markdown_text(name)} with token merging\n",
         "Tokens merge around the denoiser's blocks and are given back behind each, by `hf_tome`, without training:\n",
         "```python\nimport hf_tome\nfrom hf_tome.config import parse_config\n",
         f'hf_tome.apply(pipe, parse_config("{config}"))\n```\n',
         f"{results['pictures']} pictures, each compared with the unmerged one of the same noise; seconds are medians "
         "by the wall clock.\n",
-        to_table(results["rows"]),
+        to_markdown(results["rows"]),
         f"![contact sheet]({SHEET})\n",
         *([f"![PSNR and speed-up]({PLOT})\n"] if has_plot else []),
         f"Settings: {', '.join(f'{key} {value}' for key, value in settings.items()) or 'the defaults'}. Measured on "

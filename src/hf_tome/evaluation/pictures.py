@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..api import apply, remove
+from ..api import merged, remove
 from ..config import MergeConfig
 from ..config.text import format_config
-from ..files import write_whole
+from ..escaping import markdown_text
+from ..files import replacing, write_whole
 from ..inspection.reports import report
 from .environment import describe_environment
 from .metrics.pictures import psnr, ssim
-from .picture_report import PLOT, SHEET, SHOWN, contact_sheet_of, draw_plot, to_table, write_card
+from .picture_report import PLOT, SHEET, SHOWN, contact_sheet_of, draw_plot, to_markdown, write_card
 from .variants import UNMERGED
 
 if TYPE_CHECKING:
@@ -84,27 +86,24 @@ def compare_pictures(
     _check_settings(job, out)
     total, rows, drawn = len(names) * len(job.prompts), [], {}
     unmerged: Tensor | None = None
+    remove(job.model)
     for place, (name, config) in enumerate(zip(names, [None, *configs])):
-        remove(job.model)
-        if config is not None:
-            apply(job.model, config)
 
         def count(some: int, done: int = place * len(job.prompts)) -> None:
             on_progress(done + some, total)
 
         folder = out / PICTURES / f"{place:02}-{_slug(name)}"
-        seconds = _draw_all(job, folder, batch_size, count)
+        with nullcontext() if config is None else merged(job.model, config):
+            seconds = _draw_all(job, folder, batch_size, count)
+            merge_report = None if config is None else report(job.model)
         pictures = _read_all(folder, len(job.prompts))
         unmerged = pictures if unmerged is None else unmerged
         drawn[name] = pictures[:SHOWN].clone()  # a slice would keep all of them in memory
         rows.append({"name": name, "seconds": seconds, **_row(job, pictures, unmerged, fid)})
-        if config is not None and seconds is not None:
-            towers = report(job.model).towers
-            rows[-1]["levels"] = [str(tower) for tower in towers]
-            if towers and all(tower.gflops is not None for tower in towers):
-                rows[-1]["gflops"] = sum(tower.gflops or 0 for tower in towers)
-                rows[0]["gflops"] = sum(tower.gflops_unmerged or 0 for tower in towers)
-    remove(job.model)
+        if merge_report is not None and seconds is not None:
+            rows[-1]["levels"] = [str(tower) for tower in merge_report.towers]
+            if merge_report.gflops is not None:
+                rows[-1]["gflops"], rows[0]["gflops"] = merge_report.gflops, merge_report.gflops_unmerged
     _add_speedups(rows)
     results = {
         "model": job.name,
@@ -115,7 +114,9 @@ def compare_pictures(
         "rows": rows,
     }
     contact_sheet_of(drawn, len(job.prompts)).save(out / SHEET)
-    write_whole(out / "report.md", f"# {job.name}, merged\n\n{to_table(rows)}\n![contact sheet]({SHEET})\n")
+    write_whole(
+        out / "report.md", f"# {markdown_text(job.name)}, merged\n\n{to_markdown(rows)}\n![contact sheet]({SHEET})\n"
+    )
     write_card(results, out, has_plot=draw_plot(rows, out / PLOT))
     write_whole(out / RESULTS, json.dumps(results, indent=2) + "\n")
     return results
@@ -152,9 +153,8 @@ def _draw_all(job: PictureJob, folder: Path, batch_size: int, on_progress: Calla
             torch.cuda.synchronize()
         seconds += [(time.perf_counter() - start) / len(numbers)] * len(numbers)
         for number, image in zip(numbers, images):
-            partly = folder / f"{number:05}.part"
-            image.save(partly, format="PNG")
-            partly.replace(folder / f"{number:05}.png")  # a picture is there whole, or not at all
+            with replacing(folder / f"{number:05}.png") as unfinished:  # a picture is there whole, or not at all
+                image.save(unfinished, format="PNG")
         on_progress(len(job.prompts) - len(missing) + first + len(numbers))
     return float(np.median(seconds)) if seconds else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -119,6 +120,16 @@ class Report:
     model: str
     towers: tuple[TowerReport, ...]
 
+    @property
+    def gflops(self) -> float | None:
+        """1e9 multiply-adds an image of all towers, `None` where those of one are not known."""
+        return _total(tower.gflops for tower in self.towers)
+
+    @property
+    def gflops_unmerged(self) -> float | None:
+        """The same of the unmerged model."""
+        return _total(tower.gflops_unmerged for tower in self.towers)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
         return asdict(self)
@@ -127,6 +138,13 @@ class Report:
         if not self.towers:
             return f"{self.model}: no tokens are merged; call `hf_tome.apply(model, MergeConfig(r=16))`."
         return "\n".join([self.model, *map(str, self.towers)])
+
+
+def _total(counts: Iterable[float | None]) -> float | None:
+    """Return the sum, `None` where there is nothing or a part is not known."""
+    counts = list(counts)
+    known_counts = [count for count in counts if count is not None]
+    return sum(known_counts) if known_counts and len(known_counts) == len(counts) else None
 
 
 def report(model: object) -> Report:

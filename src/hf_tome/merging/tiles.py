@@ -185,15 +185,34 @@ def tiled_matching(
 
 def tile_scores(metric: Tensor, bias: Tensor, layout: TileLayout) -> Tensor:
     """Return cosines between sources and destinations of each tile, (B, N, D) -> (B, G, S, T); filling is -inf."""
-    batch_size, _, dim = metric.shape
+    sources, destinations = layout.sources.flatten(), layout.destinations.flatten()
+    return _products(take(metric, sources), take(metric, destinations), take(bias, destinations), layout)
+
+
+def _products(sources: Tensor, destinations: Tensor, bias: Tensor, layout: TileLayout) -> Tensor:
+    """Return the products of each tile's sources with its destinations, to which a bias of these is added.
+
+    Args:
+        sources: (B, G * S, D).
+        destinations: (B, G * T, D).
+        bias: (B, G * T).
+        layout: which of them are filling.
+
+    Returns:
+        (B, G, S, T), where destinations that are filling have -inf.
+    """
+    batch_size, _, dim = sources.shape
     num_tiles, num_sources = layout.sources.shape
-    sources = take(metric, layout.sources.flatten()).view(batch_size * num_tiles, num_sources, dim)
-    destinations = take(metric, layout.destinations.flatten()).view(batch_size * num_tiles, -1, dim)
-    to_destination = take(bias, layout.destinations.flatten()).view(batch_size, num_tiles, -1)
+    sources = sources.view(batch_size * num_tiles, num_sources, dim)
+    destinations = destinations.view(batch_size * num_tiles, -1, dim).transpose(1, 2)
+    bias = bias.view(batch_size, num_tiles, -1)
     if layout.real_destinations is not None:
-        to_destination = to_destination.masked_fill(~layout.real_destinations, -torch.inf)
-    with full_precision(metric.device):
-        scores = torch.baddbmm(to_destination.flatten(0, 1)[:, None], sources, destinations.transpose(1, 2))
+        bias = bias.masked_fill(~layout.real_destinations, -torch.inf)
+    with full_precision(sources.device):
+        if is_zero(bias):
+            scores = torch.bmm(sources, destinations)
+        else:
+            scores = torch.baddbmm(bias.flatten(0, 1)[:, None], sources, destinations)
     return scores.view(batch_size, num_tiles, num_sources, -1)
 
 
@@ -211,24 +230,16 @@ def half_scaled_scores(metric: Tensor, layout: TileLayout) -> tuple[Tensor, Tens
     Returns:
         `tuple[Tensor, Tensor]`: (B, G, S, T), filling is -inf, and the inverse lengths of the sources (B, G * S).
     """
-    batch_size, _, dim = metric.shape
-    num_tiles, num_sources = layout.sources.shape
     dtype = torch.promote_types(metric.dtype, torch.float32)
     length = torch.linalg.vector_norm(metric, dim=-1, dtype=dtype)  # (B, N)
     scale = torch.where(length < TOO_LONG, 1 / length.clamp(min=1e-12), 0)  # a NaN is not below anything
-    sources = take(metric, layout.sources.flatten()).to(dtype).view(batch_size * num_tiles, num_sources, dim)
     destination_scale = take(scale, layout.destinations.flatten())  # (B, G * T)
     destinations = take(metric, layout.destinations.flatten()).to(dtype) * destination_scale[..., None]
-    bias = torch.where(destination_scale > 0, 0.0, LOWEST).to(dtype).view(batch_size, num_tiles, -1)
-    if layout.real_destinations is not None:
-        bias = bias.masked_fill(~layout.real_destinations, -torch.inf)
-    with full_precision(metric.device):
-        if is_zero(bias):
-            scores = torch.bmm(sources, destinations.view(batch_size * num_tiles, -1, dim).transpose(1, 2))
-        else:
-            destinations = destinations.nan_to_num(0.0, 0.0, 0.0).view(batch_size * num_tiles, -1, dim)
-            scores = torch.baddbmm(bias.flatten(0, 1)[:, None], sources, destinations.transpose(1, 2))
-    return scores.view(batch_size, num_tiles, num_sources, -1), take(scale, layout.sources.flatten())
+    bias = torch.where(destination_scale > 0, 0.0, LOWEST).to(dtype)
+    if not is_zero(bias):
+        destinations = destinations.nan_to_num(0.0, 0.0, 0.0)
+    sources = layout.sources.flatten()
+    return _products(take(metric, sources).to(dtype), destinations, bias, layout), take(scale, sources)
 
 
 def own_cell_matching(inputs: GridInputs, scores: Tensor, combine: str) -> HardMerge:

@@ -7,7 +7,7 @@ spread says how far it can be trusted.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,7 +102,8 @@ def benchmark(
     load = doubt_of_load(load_average(), available_cores())  # before this process adds to it
     merged = apply(shallow_copy(root), config)
     merged(**inputs)  # tells what MaMe, whose schedule depends on the images, is going to do
-    tower_reports = report(merged).towers
+    merge_report = report(merged)
+    tower_reports = merge_report.towers
     is_exact = any(target.describe().last_queries is not None for target in targets(merged))
     paths = [_path(tower) for tower in tower_reports]
     oracle = make_oracle(shallow_copy(root), paths, where=config.where, exact_last_block=is_exact)
@@ -116,9 +117,7 @@ def benchmark(
     batch_size = len(next(iter(inputs.values())))
     rate = batch_size / statistics.median(seconds["unmerged"])
     speedup, oracle_speedup = ratio(seconds, "unmerged", "merged"), ratio(seconds, "unmerged", "oracle")
-    merged_gflops, unmerged_gflops = (
-        total([getattr(tower, name) for tower in tower_reports]) for name in ("gflops", "gflops_unmerged")
-    )
+    merged_gflops, unmerged_gflops = merge_report.gflops, merge_report.gflops_unmerged
     # The multiply-adds are the tower's; what merging projected tokens saves is the language model's.
     allowed = None
     if config.where != "projected" and merged_gflops and unmerged_gflops:
@@ -179,12 +178,6 @@ def why_no_speedup(
         ),
     )
     return next(text for holds, text in reasons if holds)
-
-
-def total(counts: Sequence[float | None]) -> float | None:
-    """Return the sum, or `None` where a part is not known."""
-    known_counts = [count for count in counts if count is not None]
-    return sum(known_counts) if len(known_counts) == len(counts) else None
 
 
 def _runner(model: Any, inputs: Mapping[str, Tensor]) -> Callable[[], object]:

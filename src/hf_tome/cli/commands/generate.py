@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from .. import common
 from ..common import Format, example
+from ..tables import write_rows
 
 if TYPE_CHECKING:
     from ...evaluation.pictures import PictureJob
@@ -114,16 +113,11 @@ def pipeline_job(
 
 
 def show_pictures(results: dict, form: Format) -> None:
-    """Write the results to standard output."""
-    from ...evaluation.picture_report import HEADERS, to_table
+    """Write the results to standard output: as JSON all of them, else what is known of each row."""
+    from ...evaluation.picture_report import HEADERS, known_columns
 
-    if form is Format.json:
-        sys.stdout.write(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    elif form is Format.csv:
-        import csv
-
-        writer = csv.DictWriter(sys.stdout, list(HEADERS), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(results["rows"])
-    else:
-        sys.stdout.write(to_table(results["rows"]))
+    rows = results["rows"]
+    if form is not Format.json:
+        headers = {key: key if form is Format.csv else HEADERS[key] for key in known_columns(rows)}
+        rows = [{header: row.get(key) for key, header in headers.items()} for row in rows]
+    write_rows(**{**results, "rows": rows}, form=form)

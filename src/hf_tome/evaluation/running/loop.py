@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...api import apply, remove
-from ...inspection.reports import Report, report
+from ...inspection.reports import report
 from ...profiling.measure import peak_memory_mib, release_cached_memory
 from ...profiling.rounds import clock_for, time_once
 from ..data.samples import Sample, Skipped
@@ -232,10 +232,4 @@ def _split(inputs: Inputs, count: int, size: int) -> list[Inputs]:
 def _counts(model: PreTrainedModel) -> tuple[float, float | None]:
     """Return the tokens at the end and the GFLOPs of the last forward pass, as means over its samples."""
     merge_report = report(model)
-    return merge_report.towers[0].tokens_out or 0, gflops(merge_report)
-
-
-def gflops(merge_report: Report) -> float | None:
-    """Return the GFLOPs of all towers, or `None` where those of one are not known."""
-    counts = [tower.gflops for tower in merge_report.towers if tower.gflops is not None]
-    return sum(counts) if len(counts) == len(merge_report.towers) else None
+    return merge_report.towers[0].tokens_out or 0, merge_report.gflops

@@ -19,7 +19,6 @@ from ..data.samples import Sample
 from ..job import Inputs, Job
 from ..model_state import plain_model
 from ..running.batches import prepare
-from ..running.loop import gflops
 from ..variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -175,7 +174,7 @@ def _measure(job: Job, config: MergeConfig, batches: Sequence[Inputs]) -> _Cost:
             reports.append(report(job.model))
     finally:
         remove(job.model)
-    counts = [gflops(tower_report) for tower_report in reports]
+    counts = [merge_report.gflops for merge_report in reports]
     known_counts = [count for count in counts if count is not None]
     paths = [[tower.tokens[0][0], *(after for _, after in tower.tokens)] for tower in _first_towers(reports)]
     return _Cost(

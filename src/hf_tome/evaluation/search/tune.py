@@ -22,7 +22,7 @@ from ..metrics.bootstrap import unchanged_bound
 from ..model_state import plain_model
 from ..reporting.tables import quality
 from ..running.batches import first_batch
-from ..running.loop import Progress, gflops
+from ..running.loop import Progress
 from ..running.runner import evaluate
 from ..store.results import Results
 from ..store.speed import doubtful_speeds, speed
@@ -170,7 +170,7 @@ def _tune(
     on_progress: Callable[[str], Progress] | None,
 ) -> tuple[MergeConfig, Results]:
     lines = [candidates(job, method, where) for method in methods]  # an unknown method is found before any runs
-    if by == "gflops" and gflops(_first_report(job, MergeConfig(where=where))) is None:
+    if by == "gflops" and _first_report(job, MergeConfig(where=where)).gflops is None:
         raise ValueError(f"The GFLOPs of {job.model_name} are not known; tune by the measured speed-up.")
     _check_samples(evaluate(job, [], batch_size=batch_size, out=out, speedups=False), target)
     tried: list[MergeConfig] = []

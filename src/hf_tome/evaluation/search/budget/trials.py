@@ -19,7 +19,6 @@ from ....inspection.reports import report
 from ....profiling.rounds import CLOCKS, clock_for
 from ...job import Job
 from ...running.batches import Batch
-from ...running.loop import gflops
 from ...store.run_store import read_lines
 from ...variants import UNMERGED, Variant
 from .objective import DISTRIBUTIONS, LABEL_WEIGHT, divergence, label_divergence
@@ -158,7 +157,7 @@ class Trials:
                     inputs = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}
                 output = forward(job.model, inputs)
                 outputs.append(DISTRIBUTIONS[job.outputs](output.float().cpu()))
-                costs.append((gflops(report(job.model)), len(batch.samples)))
+                costs.append((report(job.model).gflops, len(batch.samples)))
         finally:
             remove(job.model)
         seconds = clock() - begun
