@@ -22,9 +22,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+from hf_tome import MergeConfig
+from hf_tome.config.text import format_config
 from hf_tome.evaluation.environment import describe_environment
 from hf_tome.files import write_whole
-from hf_tome.profiling.benchmark import Benchmark
+from hf_tome.profiling.benchmark import Benchmark, benchmark
 
 Row = dict[str, Any]
 Columns = Mapping[str, str]
@@ -84,6 +86,29 @@ def run(
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.out, json.dumps(result, indent=1) + "\n")
+
+
+TOWER_COLUMNS = {
+    "config": "config",
+    "tokens": "tokens",
+    "tokens_left": "left",
+    "unmerged_s": "unmerged s",
+    "speedup": "speed-up",
+    "oracle_speedup": "oracle",
+    "oracle_share": "share of the oracle",
+}
+"""The columns of `tower_row`."""
+
+
+def time_tower(model: Any, inputs: Mapping[str, Any], config: MergeConfig, rounds: int) -> Benchmark:
+    """Time a tower of one picture beside the slice oracle, in processor time."""
+    return benchmark(model, inputs, config, rounds=rounds, warmup=1, clock="process", memory=False)
+
+
+def tower_row(config: MergeConfig, result: Benchmark) -> Row:
+    """Return what `time_tower` says of a config."""
+    tokens, tokens_left = result.tokens
+    return {"config": format_config(config), "tokens": tokens, "tokens_left": tokens_left, **speeds(result)}
 
 
 def speeds(result: Benchmark) -> Row:

@@ -10,16 +10,16 @@ make these faster.
 
 from __future__ import annotations
 
-from time import process_time
+from statistics import median
 
 import torch
-from common import Row, run, speeds
+from common import TOWER_COLUMNS, Row, run, time_tower, tower_row
 from transformers import Dinov2Backbone, Dinov2Config
 
 from hf_tome import MergeConfig, apply
 from hf_tome.adapters.dense.reads import unmerge_each
 from hf_tome.api import targets
-from hf_tome.profiling.benchmark import benchmark
+from hf_tome.profiling.rounds import interleave
 
 READS = (3, 6, 9, 12)
 SMALL = {"hidden_size": 384, "num_attention_heads": 6}
@@ -30,18 +30,7 @@ CASES: tuple[tuple[str, dict, int, MergeConfig, int], ...] = (
     ("DINOv2-B", {}, 518, MergeConfig(r=57), 3),
     ("DINOv2-B", {}, 518, MergeConfig(r=684, layers=[4]), 3),
 )
-COLUMNS = {
-    "model": "backbone",
-    "image_size": "pixels",
-    "config": "config",
-    "tokens": "tokens",
-    "tokens_left": "left",
-    "unmerged_s": "unmerged s",
-    "speedup": "speed-up",
-    "oracle_speedup": "oracle",
-    "oracle_share": "share of the oracle",
-    "unmerging": "unmerging four reads",
-}
+COLUMNS = {"model": "backbone", "image_size": "pixels", **TOWER_COLUMNS, "unmerging": "unmerging four reads"}
 
 
 def measure(quick: bool) -> list[Row]:
@@ -50,44 +39,22 @@ def measure(quick: bool) -> list[Row]:
         torch.manual_seed(0)
         model = Dinov2Backbone(Dinov2Config(**sizes, image_size=image_size, out_indices=list(READS))).eval()
         pixels = torch.randn(1, 3, image_size, image_size)
-        result = benchmark(
-            model,
-            {"pixel_values": pixels},
-            config,
-            rounds=3 if quick else rounds,
-            warmup=1,
-            clock="process",
-            memory=False,
-        )
-        tokens, left, seconds = unmerging(model, pixels, config)
-        rows.append(
-            {
-                "model": name,
-                "image_size": image_size,
-                "config": str(config).removeprefix("MergeConfig"),
-                "tokens": tokens,
-                "tokens_left": left,
-                **speeds(result),
-                "unmerging": seconds / result.seconds["merged"].median,
-            }
-        )
+        result = time_tower(model, {"pixel_values": pixels}, config, 3 if quick else rounds)
+        share = unmerging(model, pixels, config) / result.seconds["merged"].median
+        rows.append({"model": name, "image_size": image_size, **tower_row(config, result), "unmerging": share})
     return rows
 
 
-def unmerging(model: Dinov2Backbone, pixels: torch.Tensor, config: MergeConfig) -> tuple[int, int, float]:
-    """Return tokens before and after, and the seconds that unmerging the reads of one pass takes."""
+def unmerging(model: Dinov2Backbone, pixels: torch.Tensor, config: MergeConfig) -> float:
+    """Return the seconds that unmerging the reads of one pass takes."""
     apply(model, MergeConfig.from_dict({**config.to_dict(), "trace": True}))
     with torch.no_grad():
         model(pixels)
         summary = targets(model)[0].recorder.summary
         width = model.config.hidden_size
         entries = [(read, torch.randn(1, summary.tokens[read], width)) for read in READS]
-        times = []
-        for _ in range(9):
-            start = process_time()
-            unmerge_each(summary.state, entries)
-            times.append(process_time() - start)
-    return summary.tokens[0], summary.tokens[-1], sorted(times)[len(times) // 2]
+        seconds = interleave({"unmerging": lambda: unmerge_each(summary.state, entries)}, 9, warmup=0)
+    return median(seconds["unmerging"])
 
 
 def reached(row: Row) -> bool:

@@ -30,6 +30,7 @@ import hf_tome.adapters.dense.frame_sizes as frame_sizes
 from hf_tome import MergeConfig, apply, remove, report
 from hf_tome.evaluation.metrics.maps import correlation
 from hf_tome.evaluation.metrics.words import edit_distance, normal_words
+from hf_tome.profiling.rounds import time_once
 
 SIDE = 518
 PICTURES = 4
@@ -263,10 +264,9 @@ def time_encoders(
             if config is not None:
                 apply(model, config)
             with torch.inference_mode():
-                start = process_time()
-                encoder(features)
-                if turn:  # the first one warms up
-                    seconds[at].append(process_time() - start)
+                taken = time_once(lambda: encoder(features), "process", features.device)
+            if turn:  # the first one warms up
+                seconds[at].append(taken)
             remove(model)
     return seconds
 

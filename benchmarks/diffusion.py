@@ -1,14 +1,13 @@
 """Blocks of denoisers, half of their tokens merged, against the slice oracle and tomesd.
 
-The oracle runs the block on the first half of the tokens and merges nothing. Interleaved medians of processor time,
-one thread, random weights and inputs, 4,096 tokens (64x64): a block of Stable Diffusion 1.5 (320 channels), and blocks
+The oracle runs the block on the first half of the tokens and merges nothing. Processor time in interleaved rounds, one
+thread, random weights and inputs, 4,096 tokens (64x64): a block of Stable Diffusion 1.5 (320 channels), and blocks
 as Flux's (512 wide, 512 text tokens). tomesd (its own defaults, ratio 0.5) takes the first alone. A GPU was not there.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -27,6 +26,7 @@ from hf_tome.adapters.diffusion.rows import BlockRow, Call, Grid
 from hf_tome.adapters.diffusion.state import AttentionDetail, BlockDetail, DenoiserPass
 from hf_tome.patching.plans import Patch, Target, attach
 from hf_tome.patching.recorder import Recorder
+from hf_tome.profiling.rounds import interleave, ratio
 
 SIDE, TEXT = 64, 512
 TOKENS = SIDE * SIDE
@@ -134,22 +134,15 @@ def cases() -> dict[str, dict[str, Callable[[], Any]]]:
 def measure(quick: bool) -> list[Row]:
     rows: list[Row] = []
     for name, calls in cases().items():
-        seconds: dict[str, list[float]] = {variant: [] for variant in calls}
-        for turn in range(2 if quick else 8):
-            for variant, call in calls.items():
-                start = time.process_time()
-                call()
-                if turn > 0:  # the first round warms up
-                    seconds[variant].append(time.process_time() - start)
-        medians = {variant: median(values) for variant, values in seconds.items()}
-        for variant, value in medians.items():
+        seconds = interleave(calls, 1 if quick else 7, warmup=1, clock="process")
+        for variant, values in seconds.items():
             rows.append(
                 {
                     "block": name,
                     "variant": variant,
-                    "seconds": value,
-                    "speedup": medians["unmerged"] / value,
-                    "share": None if variant in ("unmerged", "oracle") else medians["oracle"] / value,
+                    "seconds": median(values),
+                    "speedup": ratio(seconds, "unmerged", variant),
+                    "share": None if variant in ("unmerged", "oracle") else ratio(seconds, "oracle", variant),
                 }
             )
             print(rows[-1], file=sys.stderr, flush=True)
@@ -159,7 +152,7 @@ def measure(quick: bool) -> list[Row]:
 def reached(row: Row) -> bool | None:
     if row["variant"] != "hf_tome":
         return None
-    return row["share"] >= (0.92 if "Flux" in row["block"] else 0.95)
+    return row["share"].median >= (0.92 if "Flux" in row["block"] else 0.95)
 
 
 if __name__ == "__main__":

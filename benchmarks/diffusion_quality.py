@@ -20,6 +20,13 @@ from hf_tome.demo.digits_dit import load_digits_dit
 from hf_tome.demo.digits_pictures import count_right, draw_digits
 from hf_tome.evaluation.metrics.pictures import psnr, ssim
 
+DIGIT_COLUMNS = {
+    "pictures": "pictures",
+    "psnr": "PSNR dB",
+    "interval": "+-",
+    "ssim": "SSIM",
+    "right": "read right %",
+}
 COMMON = "min_tokens=0,tile=8"
 HALF = f"ratio=0.5,{COMMON}"
 BLOCK = f"{HALF},modules=block"
@@ -60,7 +67,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = [{"name": "unmerged", "pictures": pictures, "right": _right(unmerged, labels)}]
     for names, count in ((MAIN, pictures), (MORE, more)):
         for name, text in names.items():
-            rows.append({"name": name, "pictures": count, **_row(text, labels[:count], unmerged[:count])})
+            rows.append({"name": name, **_row(text, labels[:count], unmerged[:count])})
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -72,15 +79,20 @@ def _right(drawn: Tensor, labels: Tensor) -> float:
 def _row(text: str, labels: Tensor, unmerged: Tensor) -> Row:
     model = hf_tome.apply(load_digits_dit(), parse_config(text))
     drawn = draw_digits(model, labels)
-    decibels = psnr(drawn, unmerged)
     (tower,) = hf_tome.report(model).towers
+    tokens = tower.levels[0].after if tower.levels else None
+    return {**compare_digits(drawn, unmerged, labels), "tokens": tokens, "config": text}
+
+
+def compare_digits(drawn: Tensor, unmerged: Tensor, labels: Tensor) -> Row:
+    """Return how near merged digits are to the unmerged ones of the same noise, the columns of `DIGIT_COLUMNS`."""
+    decibels = psnr(drawn, unmerged)
     return {
+        "pictures": len(labels),
         "psnr": decibels.mean().item(),
         "interval": 1.96 * decibels.std().item() / len(labels) ** 0.5,
         "ssim": ssim(drawn, unmerged).mean().item(),
         "right": _right(drawn, labels),
-        "tokens": tower.levels[0].after if tower.levels else None,
-        "config": text,
     }
 
 
@@ -92,15 +104,7 @@ if __name__ == "__main__":
     run(
         __doc__,
         measure,
-        {
-            "name": "merged",
-            "pictures": "pictures",
-            "psnr": "PSNR dB",
-            "interval": "+-",
-            "ssim": "SSIM",
-            "right": "read right %",
-            "tokens": "tokens, of 256",
-        },
+        {"name": "merged", **DIGIT_COLUMNS, "tokens": "tokens, of 256"},
         target="half of attention merged: at least 24.5 dB to the unmerged picture",
         reached=reached,
         add_options=lambda parser: (

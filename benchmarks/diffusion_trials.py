@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from common import Row, run
+from diffusion_quality import DIGIT_COLUMNS, compare_digits
 from torch import Tensor
 
 import hf_tome
 from hf_tome import MergeConfig, register_method
 from hf_tome.demo.digits_dit import STEPS, load_digits_dit
-from hf_tome.demo.digits_pictures import count_right, draw_digits
-from hf_tome.evaluation.metrics.pictures import psnr, ssim
+from hf_tome.demo.digits_pictures import draw_digits
 from hf_tome.merging import tiles
 from hf_tome.merging.method import GridInputs, Method
 from hf_tome.merging.tiles import tile_layout, tiled_matching
@@ -218,19 +218,9 @@ def measure(options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for name, trial in trials.items():
         drawn = draw(labels, 0, trial)
-        decibels = psnr(drawn, unmerged)
         ratios = trial.get("ratios")
-        rows.append(
-            {
-                "name": name,
-                "pictures": count,
-                "psnr": decibels.mean().item(),
-                "interval": 1.96 * decibels.std().item() / count**0.5,
-                "ssim": ssim(drawn, unmerged).mean().item(),
-                "right": 100 * count_right(drawn, labels) / count,
-                "ratio": 0.5 if ratios is None else ratios.mean().item(),
-            }
-        )
+        ratio = 0.5 if ratios is None else ratios.mean().item()
+        rows.append({"name": name, **compare_digits(drawn, unmerged, labels), "ratio": ratio})
         print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -239,15 +229,7 @@ if __name__ == "__main__":
     run(
         __doc__,
         measure,
-        {
-            "name": "every block half merged",
-            "pictures": "pictures",
-            "psnr": "PSNR dB",
-            "interval": "+-",
-            "ssim": "SSIM",
-            "right": "read right %",
-            "ratio": "merged, mean",
-        },
+        {"name": "every block half merged", **DIGIT_COLUMNS, "ratio": "merged, mean"},
         target="more than the shipped way",
         add_options=lambda parser: (
             parser.add_argument("--pictures", type=int, default=200),

@@ -3,14 +3,13 @@
 One step of random weights (860 M parameters, float32) on 64x64 latents, a guidance pair, and on 128x128, one image.
 The oracle merges nothing: where hf_tome merges, attention sees the first half of the tokens, whose output is repeated,
 or a block runs on the first half and the rest is copied. tomesd 0.1.3 merges at as many levels as hf_tome does; it has
-no whole blocks. Processor time of one thread, all variants in turns; shares are medians over the turns.
+no whole blocks. Processor time of one thread, all variants in turns; ratios are taken turn by turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,10 +23,12 @@ from diffusers import UNet2DConditionModel
 
 import hf_tome
 from hf_tome import MergeConfig
+from hf_tome.profiling.rounds import ratio, time_once
 
 SMALL = {"block_out_channels": (32, 64, 64, 64), "norm_num_groups": 8, "cross_attention_dim": 64}
 """For `--quick`."""
 TEXT = 77
+UNMERGED = ("", "unmerged")
 Variant = Callable[[Any], Any]
 """From the UNet to a context in which it is changed."""
 
@@ -114,9 +115,7 @@ def time_turns(unet: Any, side: int, images: int, turns: int, cases: dict[tuple[
     for turn in range(turns):
         for case, change in cases.items():
             with change(unet):
-                start = time.process_time()
-                unet(*inputs)
-                seconds[case].append(time.process_time() - start)
+                seconds[case].append(time_once(lambda: unet(*inputs), "process", unet.device))
             print(side, turn, case, seconds[case][-1], file=sys.stderr, flush=True)
     return {case: values[1:] or values for case, values in seconds.items()}
 
@@ -127,13 +126,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
     for side, turns in zip([64] if options.quick else options.sides, options.turns):
         images = 2 if side <= 64 else 1
         schedules = SCHEDULES if side <= 64 else SCHEDULES[1:]
-        cases: dict[tuple[str, str], Variant] = {("", "unmerged"): nullcontext}
+        cases: dict[tuple[str, str], Variant] = {UNMERGED: nullcontext}
         for schedule in schedules:
             cases |= {(schedule.name, name): change for name, change in variants(schedule, side).items()}
         seconds = time_turns(unet, side, images, turns, cases)
-        unmerged = seconds["", "unmerged"]
         for (schedule_name, name), values in seconds.items():
-            oracle = seconds.get((schedule_name, "oracle"), values)
             rows.append(
                 {
                     "latents": f"{side}x{side}",
@@ -142,17 +139,17 @@ def measure(options: argparse.Namespace) -> list[Row]:
                     "variant": name,
                     "turns": len(values),
                     "seconds": median(values),
-                    "speedup": median(base / value for base, value in zip(unmerged, values)),
+                    "speedup": ratio(seconds, UNMERGED, (schedule_name, name)),
                     "share": None
                     if name in ("unmerged", "oracle")
-                    else median(best / value for best, value in zip(oracle, values)),
+                    else ratio(seconds, (schedule_name, "oracle"), (schedule_name, name)),
                 }
             )
     return rows
 
 
 def reached(row: Row) -> bool | None:
-    return row["share"] >= 0.95 if row["variant"] == "hf_tome" else None
+    return row["share"].median >= 0.95 if row["variant"] == "hf_tome" else None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

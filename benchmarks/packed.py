@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import Row, run, speeds
+from common import TOWER_COLUMNS, Row, run, time_tower, tower_row
 from torch import nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
@@ -20,7 +20,6 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from hf_tome import MergeConfig
-from hf_tome.profiling.benchmark import benchmark
 
 SIDE = 32
 TOWERS: dict[str, tuple[Any, Any, int]] = {
@@ -51,16 +50,7 @@ TOWERS: dict[str, tuple[Any, Any, int]] = {
 }
 """Class, config and patch size."""
 CONFIGS = (MergeConfig(ratio=0.5, layers=[1]), MergeConfig(r=57))
-COLUMNS = {
-    "model": "tower",
-    "config": "config",
-    "tokens": "tokens",
-    "tokens_left": "left",
-    "unmerged_s": "unmerged s",
-    "speedup": "speed-up",
-    "oracle_speedup": "oracle",
-    "oracle_share": "share of the oracle",
-}
+COLUMNS = {"model": "tower", **TOWER_COLUMNS}
 
 
 def build(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -76,18 +66,8 @@ def measure(quick: bool) -> list[Row]:
     for name in list(TOWERS)[: 1 if quick else None]:
         model, inputs = build(name)
         for config in CONFIGS[: 1 if quick else None]:
-            result = benchmark(
-                model, inputs, config, rounds=3 if quick else 9, warmup=1, clock="process", memory=False
-            )
-            rows.append(
-                {
-                    "model": name,
-                    "config": str(config).removeprefix("MergeConfig"),
-                    "tokens": result.tokens[0],
-                    "tokens_left": result.tokens[1],
-                    **speeds(result),
-                }
-            )
+            result = time_tower(model, inputs, config, 3 if quick else 9)
+            rows.append({"model": name, **tower_row(config, result)})
     return rows
 
 

@@ -10,18 +10,17 @@ takes to compare tokens and to merge them, as a share of the merged encoder's ti
 
 from __future__ import annotations
 
-from time import process_time
 from typing import Any
 
 import torch
-from common import Row, run, speeds
+from common import TOWER_COLUMNS, Row, run, time_tower, tower_row
 from torch import Tensor, nn
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 import hf_tome.adapters.dense.sam.block as sam_block
 from hf_tome import MergeConfig, apply, remove
-from hf_tome.profiling.benchmark import benchmark
+from hf_tome.profiling.rounds import time_once
 
 SIZES = {
     "ViT-B": {},
@@ -36,17 +35,7 @@ CASES = (
     ("quarter", MergeConfig(r=34), 9),
     ("ViT-B", MergeConfig(ratio=0.4, layers=[0]), 3),
 )
-COLUMNS = {
-    "model": "encoder",
-    "config": "config",
-    "tokens": "tokens",
-    "tokens_left": "left",
-    "unmerged_s": "unmerged s",
-    "speedup": "speed-up",
-    "oracle_speedup": "oracle",
-    "oracle_share": "share of the oracle",
-    "matching": "matching",
-}
+COLUMNS = {"model": "encoder", **TOWER_COLUMNS, "matching": "matching"}
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -68,10 +57,9 @@ def matching_share(model: nn.Module, pixels: Tensor, config: MergeConfig) -> flo
     merge_tokens, spent = sam_block.merge_tokens, []
 
     def timed(*args: Any) -> Tensor:
-        start = process_time()
-        merged = merge_tokens(*args)
-        spent.append(process_time() - start)
-        return merged
+        merged: list[Tensor] = []
+        spent.append(time_once(lambda: merged.append(merge_tokens(*args)), "process", pixels.device))
+        return merged[0]
 
     shares = []
     apply(model, config)
@@ -80,9 +68,8 @@ def matching_share(model: nn.Module, pixels: Tensor, config: MergeConfig) -> flo
         with torch.no_grad():
             for _ in range(6):
                 spent.clear()
-                start = process_time()
-                model(pixels)
-                shares.append(sum(spent) / (process_time() - start))
+                seconds = time_once(lambda: model(pixels), "process", pixels.device)
+                shares.append(sum(spent) / seconds)
     finally:
         sam_block.merge_tokens = merge_tokens
         remove(model)
@@ -93,25 +80,8 @@ def measure(quick: bool) -> list[Row]:
     rows = []
     for name, config, rounds in CASES[: 1 if quick else None]:
         model, pixels = build(name)
-        result = benchmark(
-            model,
-            {"pixel_values": pixels},
-            config,
-            rounds=3 if quick else rounds,
-            warmup=1,
-            clock="process",
-            memory=False,
-        )
-        rows.append(
-            {
-                "model": name,
-                "config": str(config).removeprefix("MergeConfig"),
-                "tokens": result.tokens[0],
-                "tokens_left": result.tokens[1],
-                **speeds(result),
-                "matching": matching_share(model, pixels, config),
-            }
-        )
+        result = time_tower(model, {"pixel_values": pixels}, config, 3 if quick else rounds)
+        rows.append({"model": name, **tower_row(config, result), "matching": matching_share(model, pixels, config)})
     return rows
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from .measure import synchronize
 
+Name = TypeVar("Name", bound=Hashable)
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
 """`"process"` is the processor time of this process, summed over its threads: other jobs on the machine disturb it
@@ -91,7 +93,7 @@ def interleave(
     return seconds
 
 
-def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> Spread:
+def ratio(seconds: Mapping[Name, Sequence[float]], slow: Name, fast: Name) -> Spread:
     """Return by how much `fast` is faster than `slow`, from runs of the same round."""
     return Spread.of([before / after for before, after in zip(seconds[slow], seconds[fast])])
 
