@@ -25,6 +25,7 @@ import torch
 from hf_tome import MergeConfig
 from hf_tome.config.text import format_config
 from hf_tome.evaluation.environment import describe_environment
+from hf_tome.evaluation.reporting.writers import markdown_table
 from hf_tome.files import write_whole
 from hf_tome.profiling.benchmark import Benchmark, benchmark
 
@@ -141,9 +142,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     columns = {**result["columns"], "reached": "reached"}
     if all(row["reached"] is None for row in result["rows"]):
         del columns["reached"]
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(show(row.get(key)) for key in columns) + " |" for row in result["rows"]]
-    return "\n".join(lines)
+    rows = ([show(row.get(key)) for key in columns] for row in result["rows"])
+    return markdown_table(list(columns.values()), rows).rstrip()
 
 
 def show(value: Any) -> str:

@@ -17,11 +17,14 @@ from composition import table as composition
 
 from hf_tome.config.text import short_name
 from hf_tome.evaluation.reporting.tables import to_markdown
+from hf_tome.evaluation.reporting.writers import markdown_table
 from hf_tome.evaluation.store.results import Results
 from hf_tome.merging.methods import METHODS
 
-ROOT = Path(__file__).resolve().parent.parent
-SWEEP = ROOT / "benchmarks" / "measured" / "sweep_deit_tiny.json"
+MEASURED = Path(__file__).resolve().parent.parent / "benchmarks" / "measured"
+Result = dict[str, Any]
+"""What a benchmark wrote (see `benchmarks/common.py`)."""
+SWEEP = MEASURED / "sweep_deit_tiny.json"
 SWEEP_DATE = "2026-11-21"
 SWEEP_COMMAND = (
     "hf-tome sweep --model facebook/deit-tiny-patch16-224 --data PHOTOGRAPHS --split validation --r 4,8,13,16 "
@@ -46,39 +49,37 @@ def sweep() -> str:
 def sweep_merging() -> str:
     """Return the rows of the sweep that merge, without the controls, in few columns."""
     results = read_sweep()
-    header = "| | top-1 % | same class as unmerged % | tokens left | GFLOPs (MACs) | speed-up |"
-    lines = [header, "|---|---:|---:|---:|---:|---:|"]
-    lines += [_short_row(row) for row in results.rows if "control" not in row]
-    return "\n".join([*lines, "", _measured(results)]) + "\n"
+    header = ("config", "top-1 %", "same class as unmerged %", "tokens left", "GFLOPs (MACs)", "speed-up")
+    rows = (_short_row(row) for row in results.rows if "control" not in row)
+    return f"{markdown_table(header, rows, num_left=1)}\n{_measured(results)}\n"
 
 
 def side_by_side() -> str:
     """Return ViT-L and DeiT-Tiny in one table: what merging gains, and its controls at equal cost."""
     rows = {row["name"]: row for row in read_sweep().rows}
-    whole = json.loads((SWEEP.parent / "whole_model.json").read_text(encoding="utf-8"))
+    whole = json.loads((MEASURED / "whole_model.json").read_text(encoding="utf-8"))
     large = next(row for row in whole["rows"] if row["model"] == "ViT-L 224" and row["r"] == 8)
     header = ("model", "merging", "speed-up", "top-1 %", "random pruning, top-1 %", "downsampling, top-1 %")
-    lines = [f"| {' | '.join(header)} |", "|---|---|---:|---:|---:|---:|"]
-    lines += [f"| ViT-L, 224 px | r=8 | {large['speedup']['median']:.2f} | not run | not run | not run |"]
+    lines = [("ViT-L, 224 px", "r=8", f"{large['speedup']['median']:.2f}", *["not run"] * 3)]
     for name, size in (("unmerged", None), *DOWNSAMPLED.items()):
         controls = (f"method=random_prune,{name}", f"downsampled {size}x{size}")
         cells = [f"{rows[control]['top1']:.1f}" if size else "" for control in controls]
-        row = f"| DeiT-Tiny, 224 px | {name} | {rows[name]['speedup']:.2f} | {rows[name]['top1']:.1f} |"
-        lines.append(f"{row} {' | '.join(cells)} |")
+        row = rows[name]
+        lines.append(("DeiT-Tiny, 224 px", name, f"{row['speedup']:.2f}", f"{row['top1']:.1f}", *cells))
     slower = (
         f"random weights, processor time of one thread, {whole['date']}; slicing tokens without any matching gives "
     )
     words = f"ViT-L: `{whole['command']}`, {slower}{large['oracle_speedup']['median']:.2f}. "
-    return "\n".join([*lines, "", words + _measured(read_sweep())]) + "\n"
+    return f"{markdown_table(header, lines, num_left=2)}\n{words}{_measured(read_sweep())}\n"
 
 
-def _short_row(row: dict[str, Any]) -> str:
+def _short_row(row: dict[str, Any]) -> tuple[str, ...]:
     method = row["config"]["method"]
     search = "" if METHODS[method].takes_r else f"{METHODS[method].search_field} "
     label = f"{METHODS[method].label}, {search}" + short_name(row["name"]).removeprefix(f"{method} ")
     name = row["name"] if row["name"] == "unmerged" else label
     values = (f"{row['top1']:.1f}", f"{row['agreement']:.1f}", f"{row['tokens']:.0f}", f"{row['gflops']:.2f}")
-    return f"| {name} | {' | '.join(values)} | {row['speedup']:.2f} |"
+    return (name, *values, f"{row['speedup']:.2f}")
 
 
 def _measured(results: Results) -> str:
@@ -96,7 +97,7 @@ def _measured(results: Results) -> str:
 def tune() -> str:
     """Return what `tune` found on DeiT-Tiny, beside what costs as much, by case."""
     if not TUNE.is_file():
-        return "Not run: no result has been recorded. The script is ready: `python benchmarks/tune.py`.\n"
+        return "Not run yet: `python benchmarks/tune.py`.\n"
     cases = {name: Results(**values) for name, values in json.loads(TUNE.read_text(encoding="utf-8")).items()}
     header = "| | top-1 % | points lost | same class as unmerged % | GFLOPs (MACs), of unmerged | speed-up |"
     lines = []
@@ -130,7 +131,7 @@ def tune() -> str:
     return "\n".join(lines) + "\n"
 
 
-TUNE = ROOT / "benchmarks" / "measured" / "tune.json"
+TUNE = MEASURED / "tune.json"
 TUNE_CASES = {
     "half": "Half of the GFLOPs, and 0.7 from the front of the same run, chosen without labels",
     "half of the time": "Half of the measured time, chosen without labels (the same search)",
@@ -151,74 +152,85 @@ def _gains(gains: dict[str, list[float]]) -> str:
     return f" In pairs, points of top-1: {'; '.join(told)}." if told else ""
 
 
-def kv_cache(name: str = "kv_cache") -> str:
-    """Return what was measured of merged caches; a line where it has not been."""
-    path = ROOT / "benchmarks" / "measured" / f"{name}.json"
-    if not path.is_file():
-        return "Not run yet: `python benchmarks/kv_cache.py --out benchmarks/measured/kv_cache.json`.\n"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    packages = result["environment"]["packages"]
-    lines = ["| method | kept | KL | of the best eviction's, 95 % interval | agreement | perplexity | needle digits |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
-    for row in result["rows"]:
-        share = f"{row['ratio']:.2f} ({row['interval']})" if row.get("ratio") is not None and row["kl"] else "-"
-        cells = (row["way"], f"{row['keep_ratio']:.0%}", f"{row['kl']:.4f}", share, f"{row['agreement']:.3f}")
-        lines.append(f"| {' | '.join(cells)} | {row['perplexity']:.2f} | {row['digits']:.2f} |")
-    measured_on = (
-        f"`{result['command']}`: {result['rows'][0]['documents']} documents. {result['about']} "
-        f"{result['environment']['device_name']}, one thread, float32, torch {packages['torch']}, transformers "
-        f"{packages['transformers']}, {result['date']}. The shares compare with the eviction of the lowest KL in this "
-        "run; the interval is that of a bootstrap over the documents."
-    )
-    return "\n".join([*lines, "", measured_on]) + "\n"
+def _section(
+    name: str,
+    table: Callable[[Result], str],
+    sentence: Callable[[Result], str],
+    *,
+    command: str = "",
+) -> Callable[[], str]:
+    """Return a section: the table of a benchmark and what it was measured on; says so where it was not run.
 
+    Args:
+        name: of the file in `benchmarks/measured`.
+        table: from what the file holds to a Markdown table.
+        sentence: the same to how it was measured, beginning behind the command.
+        command: the script and its options, where they are not `name`.
+    """
 
-def _benchmark(name: str) -> Callable[[], str]:
     def section() -> str:
-        """Return the table of a benchmark, with what it was measured on; says so where it was not run."""
-        path = ROOT / "benchmarks" / "measured" / f"{name}.json"
-        if not path.exists():
-            return f"Not run yet: `python benchmarks/{name.removesuffix('_128')}.py`.\n"
+        path = MEASURED / f"{name}.json"
+        if not path.is_file():
+            return f"Not run yet: `python benchmarks/{command or f'{name}.py'}`.\n"
         result = json.loads(path.read_text(encoding="utf-8"))
-        environment, packages = result["environment"], result["environment"]["packages"]
-        measured_on = (
-            f"`{result['command']}`; {environment['device_name']}, one thread, float32, torch {packages['torch']}, "
-            f"diffusers {packages.get('diffusers') or '0.42.1'}, {result['date']}. Target: {result['target']}."
-        )
-        return f"{markdown(result)}\n\n{measured_on}\n"
+        return f"{table(result).rstrip()}\n\n`{result['command']}`{sentence(result)}\n"
 
     return section
 
 
-def cifar() -> str:
-    """Return what training with merging gave on CIFAR-10."""
-    path = ROOT / "benchmarks" / "measured" / "cifar.json"
-    if not path.is_file():
-        return "Not run yet: `python benchmarks/cifar.py`.\n"
-    result = json.loads(path.read_text(encoding="utf-8"))
+def _machine(result: Result, conditions: str, library: str = "transformers") -> str:
+    """Return device, conditions, versions and date of a measurement."""
     environment, packages = result["environment"], result["environment"]["packages"]
-    measured_on = (
-        f"`{result['command']}`; {environment['device_name']}, one thread of a busy machine, processor time, float32, "
-        f"torch {packages['torch']}, transformers {packages['transformers']}, {result['date']}."
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", library))
+    return f"{environment['device_name']}, {conditions}, {versions}, {result['date']}."
+
+
+def _kv_cache_table(result: Result) -> str:
+    header = (
+        "method",
+        "kept",
+        "KL",
+        "of the best eviction's, 95 % interval",
+        "agreement",
+        "perplexity",
+        "needle digits",
     )
-    return f"{markdown(result)}\n\n{measured_on}\n"
-
-
-def kv_cache_cost() -> str:
-    """Return what merging a cache costs and what decoding gains."""
-    path = ROOT / "benchmarks" / "measured" / "kv_cache_cost.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    packages = result["environment"]["packages"]
-    lines = ["| | entries | seconds | of the prefill, or of the full cache |", "|---|---:|---:|---:|"]
+    rows = []
     for row in result["rows"]:
-        share = "-" if row["share"] is None else f"{row['share']:.0%}"
-        lines.append(f"| {row['case']} | {row['entries']:,} | {row['seconds']:.4f} | {share} |")
-    lines += [
-        "",
-        f"`{result['command']}`: {result['about']} {result['environment']['device_name']}, a busy machine, float32, "
-        f"torch {packages['torch']}, transformers {packages['transformers']}, {result['date']}.",
-    ]
-    return "\n".join(lines) + "\n"
+        share = f"{row['ratio']:.2f} ({row['interval']})" if row.get("ratio") is not None and row["kl"] else "-"
+        cells = (row["way"], f"{row['keep_ratio']:.0%}", f"{row['kl']:.4f}", share, f"{row['agreement']:.3f}")
+        rows.append((*cells, f"{row['perplexity']:.2f}", f"{row['digits']:.2f}"))
+    return markdown_table(header, rows, num_left=1)
+
+
+def _kv_cache_sentence(result: Result) -> str:
+    return (
+        f": {result['rows'][0]['documents']} documents. {result['about']} {_machine(result, 'one thread, float32')} "
+        "The shares compare with the eviction of the lowest KL in this run; the interval is that of a bootstrap over "
+        "the documents."
+    )
+
+
+def _kv_cache_cost_table(result: Result) -> str:
+    rows = (
+        (
+            row["case"],
+            f"{row['entries']:,}",
+            f"{row['seconds']:.4f}",
+            "-" if row["share"] is None else f"{row['share']:.0%}",
+        )
+        for row in result["rows"]
+    )
+    return markdown_table(("step", "entries", "seconds", "of the prefill, or of the full cache"), rows, num_left=1)
+
+
+def _denoisers(name: str, command: str = "") -> Callable[[], str]:
+    """Return the section of a benchmark of denoisers."""
+
+    def sentence(result: Result) -> str:
+        return f"; {_machine(result, 'one thread, float32', 'diffusers')} Target: {result['target']}."
+
+    return _section(name, markdown, sentence, command=command)
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -226,15 +238,23 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "sweep_merging": sweep_merging,
     "side_by_side": side_by_side,
     "tune": tune,
-    "kv_cache": kv_cache,
-    "kv_cache_2048": lambda: kv_cache("kv_cache_2048"),
-    "diffusion": _benchmark("diffusion"),
-    "diffusion_quality": _benchmark("diffusion_quality"),
-    "diffusion_trials": _benchmark("diffusion_trials"),
-    "diffusion_unet": _benchmark("diffusion_unet"),
-    "diffusion_unet_128": _benchmark("diffusion_unet_128"),
-    "kv_cache_cost": kv_cache_cost,
-    "cifar": cifar,
+    "kv_cache": _section("kv_cache", _kv_cache_table, _kv_cache_sentence),
+    "kv_cache_2048": _section("kv_cache_2048", _kv_cache_table, _kv_cache_sentence, command="kv_cache.py"),
+    "diffusion": _denoisers("diffusion"),
+    "diffusion_quality": _denoisers("diffusion_quality"),
+    "diffusion_trials": _denoisers("diffusion_trials"),
+    "diffusion_unet": _denoisers("diffusion_unet"),
+    "diffusion_unet_128": _denoisers("diffusion_unet_128", "diffusion_unet.py --sides 128"),
+    "kv_cache_cost": _section(
+        "kv_cache_cost",
+        _kv_cache_cost_table,
+        lambda result: f": {result['about']} {_machine(result, 'a busy machine, float32')}",
+    ),
+    "cifar": _section(
+        "cifar",
+        markdown,
+        lambda result: f"; {_machine(result, 'one thread of a busy machine, processor time, float32')}",
+    ),
     "composition": composition,
 }
 
