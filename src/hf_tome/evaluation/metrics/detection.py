@@ -15,27 +15,18 @@ from ..store.record import Record
 from ..store.record_checks import Check, is_number, list_of
 from .bootstrap import FEWEST_RESAMPLES, LastResult, describe_drop, draw_counts, paired_drop
 from .boxes import MOST, THRESHOLDS, match_boxes, mean_average_precision, shared_boxes
-from .maps import Outputs, join_outputs
+from .maps import Outputs, PostProcessed
 
 BITS = 1 << np.arange(len(THRESHOLDS))
 
 
 @dataclass(frozen=True)
-class DetectionScorer:
-    """Scores boxes as COCO does.
+class DetectionScorer(PostProcessed):
+    """Scores boxes as COCO does, by `post_process_object_detection`."""
 
-    Attributes:
-        processor: an image processor with `post_process_object_detection`.
-    """
-
-    processor: Any
     _unmerged_precisions: LastResult[np.ndarray] = field(
         default_factory=lambda: LastResult(_precisions), init=False, repr=False, compare=False
     )
-
-    def join(self, parts: Sequence[Outputs]) -> Outputs:
-        """Return the outputs of the whole batch."""
-        return join_outputs(parts)
 
     def records(self, samples: Sequence[Sample], output: Outputs) -> list[Record]:
         """Keep the right boxes, and of each predicted one class, score, corners and at which IoUs it is right."""

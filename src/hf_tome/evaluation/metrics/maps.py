@@ -29,24 +29,24 @@ Outputs = dict[str, Tensor]
 """What post-processing reads of a model's output, by name."""
 
 
-def join_outputs(parts: Sequence[Outputs]) -> Outputs:
-    """Return the outputs of a whole batch on the CPU."""
-    return {name: cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
-
-
 @dataclass(frozen=True)
-class SegmentationScorer:
-    """Scores the class of each pixel.
+class PostProcessed:
+    """What scorers of dense outputs share.
 
     Attributes:
-        processor: an image processor with `post_process_semantic_segmentation`.
+        processor: an image processor with the task's method of post-processing.
     """
 
     processor: Any
 
     def join(self, parts: Sequence[Outputs]) -> Outputs:
-        """Return the outputs of the whole batch."""
-        return join_outputs(parts)
+        """Return the outputs of the whole batch, on the CPU."""
+        return {name: cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class SegmentationScorer(PostProcessed):
+    """Scores the class of each pixel, by `post_process_semantic_segmentation`."""
 
     def records(self, samples: Sequence[Sample], output: Outputs) -> list[Record]:
         """Keep the pixels of each class that are right and that are either predicted or right, and some of the map."""
@@ -122,21 +122,15 @@ def _table(records: Sequence[Record], classes: Sequence[int]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class DepthScorer:
-    """Scores depths.
+class DepthScorer(PostProcessed):
+    """Scores depths, by `post_process_depth_estimation`.
 
     Attributes:
-        processor: an image processor with `post_process_depth_estimation`.
         inverse: whether the model's values are inverse depths of unknown scale and shift, which are then fitted to
             each image by least squares, as for MiDaS, DPT and Depth Anything.
     """
 
-    processor: Any
     inverse: bool
-
-    def join(self, parts: Sequence[Outputs]) -> Outputs:
-        """Return the outputs of the whole batch."""
-        return join_outputs(parts)
 
     def records(self, samples: Sequence[Sample], output: Outputs) -> list[Record]:
         """Keep the errors of each image, and some of the map."""
