@@ -149,7 +149,13 @@ def mean_average_precision(
         tables: for each class the arguments of `average_precision`.
         counts: (images, resamples).
     """
-    values = np.array([average_precision(*table, counts) for table in tables])  # (classes, thresholds, resamples)
+    # (classes, thresholds, resamples)
+    values = np.array(
+        [
+            average_precision(scores, image, right, ignored, targets, counts)
+            for scores, image, right, ignored, targets in tables
+        ]
+    )
     if not len(values):
         empty = np.zeros(counts.shape[1])
         return empty, empty
