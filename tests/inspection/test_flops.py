@@ -181,6 +181,7 @@ FAMILIES = {
     "vit_msn": (transformers.ViTMSNForImageClassification, WIDE, IMAGE),
     "vit_mae": (transformers.ViTMAEModel, WIDE, IMAGE),
     "beit": (transformers.BeitForImageClassification, WIDE, IMAGE),
+    "data2vec-vision": (transformers.Data2VecVisionForImageClassification, WIDE, IMAGE),
     "dinov2": (transformers.Dinov2ForImageClassification, {**SMALL, "use_swiglu_ffn": True}, IMAGE),
     "dinov2_with_registers": (transformers.Dinov2WithRegistersForImageClassification, {**SMALL}, IMAGE),
     "dinov3_vit": (transformers.DINOv3ViTModel, {**WIDE, "use_gated_mlp": True, "num_register_tokens": 2}, IMAGE),

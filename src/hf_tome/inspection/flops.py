@@ -43,16 +43,20 @@ class BlockFlops:
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Multiply-adds of an encoder: the patch embedding, each block, and the last norm with the head."""
+    """Multiply-adds of an encoder: the patch embedding, each block, and the last norm with the head.
+
+    Of one window, where the image is cut into several (`num_windows`).
+    """
 
     patch: float
     blocks: tuple[BlockFlops, ...]
     head: float
+    num_windows: int = 1
 
     @property
     def total(self) -> float:
-        """Return all multiply-adds."""
-        return self.patch + sum(block.total for block in self.blocks) + self.head
+        """Return all multiply-adds of an image."""
+        return self.num_windows * (self.patch + sum(block.total for block in self.blocks) + self.head)
 
     @property
     def gflops(self) -> float:
@@ -92,7 +96,8 @@ def count_flops(
         tokens: for each block, tokens into it and out of it.
         similarity_dim: the width of what the matching compares, or None where nothing is compared.
         pairs: for each block, how many pairs of tokens are compared; by default ToMe's, where a block loses tokens.
-        attended: for each block, how many pairs of query and key attention computes; by default all.
+        attended: for each block, how many pairs of query and key attention computes among these tokens; by default
+            all. Where it runs over all windows, each query meets the keys of every one.
         attending: whether a row of attention is computed besides, in each block that compares.
         last_queries: the leading tokens that the last block computes, where its others are not read.
         head_tokens: the tokens that the head sees, where they are not those out of the last block.
@@ -107,6 +112,9 @@ def count_flops(
     for name, values in {"tokens": tokens, "pairs": pairs, "attended": attended}.items():
         if len(values) != shape.num_layers:
             raise ValueError(f"`{name}` has {len(values)} entries, but the encoder has {shape.num_layers} blocks.")
+    if shape.num_windows > 1:
+        joined = [shape.num_windows if index in shape.joined_blocks else 1 for index in range(shape.num_layers)]
+        attended = [count * windows for count, windows in zip(attended, joined)]
     blocks = [
         _block_flops(
             shape,
@@ -123,7 +131,7 @@ def count_flops(
     if head_tokens is None:
         head_tokens = tokens[-1][1] if tokens else shape.num_tokens
     head = shape.head_flops + head_tokens * (shape.head_token_flops + NORM_FLOPS * shape.hidden_size)
-    return FlopCount(shape.patch_flops, tuple(blocks), head)
+    return FlopCount(shape.patch_flops, tuple(blocks), head, shape.num_windows)
 
 
 def merged_flops(

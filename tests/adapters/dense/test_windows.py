@@ -3,8 +3,10 @@
 import pytest
 import torch
 from dense_zoo import DENSE_ZOO
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_tome import MergeConfig, apply, report
+from hf_tome.inspection.flops import NORM_FLOPS
 
 BACKBONES = [zoo for zoo in DENSE_ZOO if zoo.name in ("rf_detr_dinov2", "lw_detr_vit")]
 CONFIGS = {
@@ -66,7 +68,25 @@ def test_the_report_counts_the_tokens_of_a_window(zoo):
     special = tower.num_prefix_tokens
     assert tower.tokens[0][0] == 16 + special
     assert tower.tokens[0][1] == 12 + special
-    assert tower.gflops is None
+
+
+@every_backbone
+def test_gflops_are_those_that_run(zoo):
+    """All matrix products and the patches' convolution; norms, which the report counts as well, are taken off."""
+    model = zoo.make("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as plain:
+        model(**zoo.inputs(1))
+    apply(model, MergeConfig(r=4, layers=[0, 2]))
+    assert report(model).towers[0].gflops is not None, "it follows from the config"
+    with torch.no_grad(), FlopCounterMode(display=False) as merged:
+        model(**zoo.inputs(1))
+    (tower,) = report(model).towers
+    full = [(tower.tokens[0][0],) * 2] * 4
+    for gflops, tokens, counter in ((tower.gflops_unmerged, full, plain), (tower.gflops, tower.tokens, merged)):
+        normed = sum(before + after for before, after in tokens) + tokens[-1][1]
+        products = gflops * 1e9 - 4 * NORM_FLOPS * 32 * normed  # of 4 windows of width 32
+        # ToMe counts the comparisons of its class token, which are left out here.
+        assert products == pytest.approx(counter.get_total_flops() / 2, rel=1e-3)
 
 
 @every_backbone

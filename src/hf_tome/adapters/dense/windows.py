@@ -6,7 +6,7 @@ them: the windows of a picture are laid end to end, however many tokens each has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,15 +87,38 @@ def _split(values: Tensor | None, joined: int) -> Tensor | None:
     return by_window.flatten(0, 1)
 
 
-def _in_windows(config: Any) -> tuple[int, int]:
-    raise ValueError("Multiply-adds of attention in windows are not counted.")
+def _rf_detr_windows(config: Any) -> int:
+    return config.num_windows**2
+
+
+def _rf_detr_joined(config: Any) -> tuple[int, ...]:
+    return _others(config, config.window_block_indexes)
+
+
+def _lw_detr_windows(config: Any) -> int:
+    return config.num_windows
+
+
+def _lw_detr_joined(config: Any) -> tuple[int, ...]:
+    return _others(config, config.window_block_indices)
+
+
+def _others(config: Any, windowed: Sequence[int]) -> tuple[int, ...]:
+    return tuple(index for index in range(config.num_hidden_layers) if index not in windowed)
+
+
+def _patches_of(num_windows: Callable[[Any], int]) -> Callable[[Any], tuple[int, int]]:
+    """Return what counts the patches of one window, and the values in each."""
+
+    def patches(config: Any) -> tuple[int, int]:
+        count, values = IMAGE.patches(config)
+        return count // num_windows(config), values
+
+    return patches
 
 
 def _no_grid(config: Any, inputs: Mapping[str, Tensor]) -> TokenGrid:
     raise ValueError("The tokens of a picture in windows are rows of a batch, which cannot be drawn.")
-
-
-WINDOWED_IMAGE = replace(IMAGE, patches=_in_windows, grid=_no_grid)
 
 
 def window_families(features: OutputAdapter) -> tuple[Family, ...]:
@@ -110,7 +133,9 @@ def window_families(features: OutputAdapter) -> tuple[Family, ...]:
         after_attention=("layer_scale1", "drop_path"),
         norm2="norm2",
         mlp=("mlp", "layer_scale2", "drop_path"),
-        inputs=WINDOWED_IMAGE,
+        inputs=replace(IMAGE, patches=_patches_of(_rf_detr_windows), grid=_no_grid),
+        num_windows=_rf_detr_windows,
+        joined_blocks=_rf_detr_joined,
         sizes=sizes.RATIO_TOWER,
         attention_mixin=RfDetrWindows,
     )
@@ -125,6 +150,9 @@ def window_families(features: OutputAdapter) -> tuple[Family, ...]:
         norm2="layernorm_after",
         mlp=("intermediate", "gamma_2"),
         residual_first=True,
+        inputs=replace(IMAGE, patches=_patches_of(_lw_detr_windows), grid=_no_grid),
+        num_windows=_lw_detr_windows,
+        joined_blocks=_lw_detr_joined,
         attention_mixin=LwDetrWindows,
     )
     return rf_detr, lw_detr

@@ -24,6 +24,8 @@ class EncoderShape:
         head_flops (`int`): multiply-adds of what follows the encoder.
         gated_mlp (`bool`): the MLP has three projections (SwiGLU) rather than two.
         head_token_flops (`int`): multiply-adds of the head for each token left, as in an attention pool.
+        num_windows (`int`): windows of an image, where tokens, and what is above, are those of one of them.
+        joined_blocks (`tuple[int, ...]`): the blocks that attend over all windows of an image.
     """
 
     num_layers: int
@@ -36,6 +38,8 @@ class EncoderShape:
     head_flops: int
     gated_mlp: bool = False
     head_token_flops: int = 0
+    num_windows: int = 1
+    joined_blocks: tuple[int, ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -76,6 +80,8 @@ def family_shape(family: Family, config: PreTrainedConfig) -> EncoderShape:
         head_flops=head,
         gated_mlp=sizes.gated(config),
         head_token_flops=head_per_token,
+        num_windows=1 if family.num_windows is None else family.num_windows(config),
+        joined_blocks=() if family.joined_blocks is None else family.joined_blocks(config),
     )
 
 

@@ -136,6 +136,9 @@ class Family:
             all special ones by default.
         inputs: what the tower takes, and how its patches lie on it: for example inputs and pictures.
         sizes: where the config keeps the sizes that the multiply-adds depend on.
+        num_windows: into how many windows an image is cut, where these are rows of the batch, and `inputs` and `sizes`
+            are those of one, from the tower's config.
+        joined_blocks: the blocks that attend over all windows of an image, from the tower's config.
         attention_mixin, block_mixin: what attention and block are patched with, `MergedAttention` and `MergedBlock` by
             default.
         library: whose modules these are: `"transformers"`, or `"timm"`, whose attention has a forward of its own.
@@ -171,6 +174,8 @@ class Family:
     class_tokens: Callable[[Any, Any], int] | None = None
     inputs: InputFormat = IMAGE
     sizes: Sizes = PLAIN
+    num_windows: Callable[[Any], int] | None = None
+    joined_blocks: Callable[[Any], tuple[int, ...]] | None = None
     attention_mixin: type | None = None
     block_mixin: type | None = None
     library: str = "transformers"
