@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import shutil
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from common import SHARED_DATA
 
 from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting.tables import to_markdown
-from hf_tome.evaluation.search.budget.budget import CONTROLS, Budget, tune_to_budget
+from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
+from hf_tome.evaluation.search.budget.controls import CONTROLS
+from hf_tome.evaluation.search.budget.trials import FILE
 from hf_tome.evaluation.tasks.registry import build_job
 
-DATA = Path(os.environ.get("HF_TOME_TEST_DATA", "../shared/data"))
 UNLABELLED = {"use_labels": False}
 CASES: dict[str, dict[str, Any]] = {
     "half": {"budget": Budget(0.5), **UNLABELLED, "also": [0.7]},
@@ -35,8 +38,8 @@ QUICK = {"choose": 8, "confirm": 8, "max_evaluations": 4}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(DATA / "deit-tiny-patch16-224"))
-    parser.add_argument("--data", default=str(DATA / "imagenet_sample"))
+    parser.add_argument("--model", default=str(SHARED_DATA / "deit-tiny-patch16-224"))
+    parser.add_argument("--data", default=str(SHARED_DATA / "imagenet_sample"))
     parser.add_argument("--split", default="validation")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/measured/tune.json"))
     parser.add_argument("--work", type=Path, help="folder for trials and samples, to resume from")
@@ -45,23 +48,35 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few samples, to see that it works")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    with TemporaryDirectory() as temporary:
+        work = Path(temporary) if arguments.work is None else arguments.work
+        for name in CASES:
+            if arguments.only in (None, name):
+                measure(name, work, arguments)
+
+
+def measure(name: str, work: Path, arguments: argparse.Namespace) -> None:
+    """Run one case, and add it to the record."""
     record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    for name, case in CASES.items():
-        if arguments.only not in (None, name):
-            continue
-        job = build_job("image-classification", JobOptions(arguments.model, arguments.data, arguments.split))
-        start = time.process_time()
-        work = None if arguments.work is None else arguments.work / name.replace(" ", "-")
-        options = {"confirm": None, **case, **(QUICK if arguments.quick else {})}
-        if arguments.against:
-            options["against"] = [name for name in options.get("against", CONTROLS) if name in arguments.against]
-        _, results = tune_to_budget(job, out=work, **options)
-        results.run["processor_seconds"] = round(time.process_time() - start, 1)
-        record[name] = results.to_dict()
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(to_markdown(results))
-        print(f"{name}: {'; '.join(results.run['notes'])}", file=sys.stderr)
+    job = build_job("image-classification", JobOptions(arguments.model, arguments.data, arguments.split))
+    start = time.process_time()
+    out, case = work / name.replace(" ", "-"), CASES[name]
+    shared = work / "trials.jsonl"  # the search without labels, whatever the budget
+    if case.items() >= UNLABELLED.items() and shared.exists() and not (out / FILE).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shared, out / FILE)
+    options = {"confirm": None, **case, **(QUICK if arguments.quick else {})}
+    if arguments.against:
+        options["against"] = [control for control in options.get("against", CONTROLS) if control in arguments.against]
+    _, results = tune_to_budget(job, out=out, **options)
+    if case.items() >= UNLABELLED.items():
+        shutil.copy(out / FILE, shared)
+    results.run["processor_seconds"] = round(time.process_time() - start, 1)
+    record[name] = results.to_dict()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(to_markdown(results))
+    print(f"{name}: {'; '.join(results.run['notes'])}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def tune(
     by: str = "gflops",
     sure: bool = True,
     methods: Sequence[str] = ("tome", "mame"),
+    where: str = "auto",
     image_size: str = "fixed",
     task: str | None = None,
     choose: int = COMMON,
@@ -144,10 +145,13 @@ def tune(
         budget: the share of the unmerged model's cost that may be left, in (0, 1]; 0.5 by default.
         max_drop: instead of a budget, the points that may be lost of accuracy (without labels: the percentage of the
             samples whose class may change); the strongest of the front that holds it on the confirming samples.
-        min_agreement: with `max_drop`, the percentage of the samples that must get the unmerged model's class.
+        min_agreement: the percentage of the samples that must get the unmerged model's class, beside a `max_drop` or
+            whatever the drop.
         by: what the budget is of: `"gflops"` (multiply-adds, matching counted) or measured `"time"` on this device.
         sure: the upper end of the drop's 95 % interval must be within `max_drop`, not the drop alone.
         methods: merging methods to choose among.
+        where: where tokens merge, as in `MergeConfig`: in the blocks of a tower, or `"projected"`, once in front of a
+            language model, where `budget` is the share of the image tokens, or of the time, that is left.
         image_size: `"free"` to try smaller images too.
         task (`str`, *optional*): by default the one that the model's class has, or images without labels.
         choose, confirm: how many samples to choose by, and how many others to confirm on.
@@ -165,9 +169,7 @@ def tune(
         ValueError: a budget that nothing meets, too few samples or samples that are all alike, GFLOPs that are not
             known, or a time limit too short for one evaluation.
     """
-    if budget is not None and max_drop is not None:
-        raise ValueError("There are both a `budget` and a `max_drop`: the one is met, the other held. Give one.")
-    wanted = Budget(0.5 if budget is None else budget, by, max_drop, sure, min_agreement)
+    wanted = Budget.of(budget, max_drop, min_agreement, by=by, sure=sure)
     folder = None if out is None else Path(out)
     try:
         job = job_from(model, data, task=task, build=job_with_or_without_labels, **options)
@@ -178,6 +180,7 @@ def tune(
             job,
             wanted,
             methods=methods,
+            where=where,
             image_size=image_size,
             choose=choose,
             confirm=confirm,

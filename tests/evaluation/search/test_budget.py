@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import small
 import speaking
@@ -15,16 +16,19 @@ from hf_tome import MergeConfig
 from hf_tome.cli.app import run
 from hf_tome.evaluation.data.digits import MODEL_DIR
 from hf_tome.evaluation.running.batches import prepare
+from hf_tome.evaluation.running.runner import evaluate
+from hf_tome.evaluation.search.budget import budget as budget_module
 from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
-from hf_tome.evaluation.search.budget.costs import Costs
 from hf_tome.evaluation.search.budget.front import CONSTANT, MAME, START
 from hf_tome.evaluation.search.budget.objective import DISTRIBUTIONS, divergence, label_divergence
-from hf_tome.evaluation.search.budget.paired import samples_to_tell
+from hf_tome.evaluation.search.budget.paired import mixed_values, samples_to_tell, share_of_slower
 from hf_tome.evaluation.search.budget.samples import split_samples
-from hf_tome.evaluation.search.budget.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
-from hf_tome.evaluation.search.budget.space import Space
+from hf_tome.evaluation.search.budget.spaces.costs import Costs
+from hf_tome.evaluation.search.budget.spaces.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
+from hf_tome.evaluation.search.budget.spaces.space import Space
 from hf_tome.evaluation.search.budget.trials import FILE, Trial, Trials
 from hf_tome.evaluation.search.budget.tuning_run import TuningRun
+from hf_tome.evaluation.store.results import Results
 from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.evaluation.variants import Variant, as_variants
 
@@ -195,17 +199,68 @@ def test_controls_at_equal_time_start_from_what_they_cost(monkeypatch):
     """Images come in a few sizes, none of which need cost as much as the choice."""
     monkeypatch.setattr(TuningRun, "seconds", lambda self, variants: dict.fromkeys(variants, 0.5))
     job = digits()
-    options = {**QUICK, "controls": ("gflops", "time"), "against": ["smaller images"], "methods": ["tome"]}
+    options = {**QUICK, "controls": ("gflops", "time"), "against": ["constant ToMe"], "methods": ["tome"]}
     _, results = tune_to_budget(job, Budget(0.6), **options)
     rows = results.run["tuned"]["rows"]
-    assert rows["smaller images"].endswith("px")
-    assert "smaller images, equal time" not in rows, "it takes as long as the choice already"
+    assert rows["unmerged, exact last block"] == "unmerged, exact last block"
+    assert rows["constant ToMe"].startswith("r=")
+    assert "constant ToMe, equal time" not in rows, "it takes as long as the choice already"
+    note = next(note for note in results.run["notes"] if note.startswith("merging pays"))
+    assert note.startswith("merging pays nowhere on the front: the unmerged model with its exact last block takes 0.5")
 
 
-def test_a_budget_of_time(monkeypatch):
-    config, results = tune_to_budget(digits(), Budget(0.7, by="time"), **QUICK)
-    assert config.r
+def timed_by_gflops(*args, **kwargs):
+    """Evaluate, and let every row be as fast as its GFLOPs allow."""
+    results = evaluate(*args, **kwargs)
+    for row in results.rows:
+        row |= dict.fromkeys(("speedup", "speedup_low", "speedup_high"), results.rows[0]["gflops"] / row["gflops"])
+    return results
+
+
+def test_a_mix_of_two_image_sizes_takes_exactly_as_long_as_the_choice(monkeypatch, tmp_path):
+    monkeypatch.setattr(budget_module, "evaluate", timed_by_gflops)
+    monkeypatch.setattr(
+        TuningRun, "seconds", lambda self, variants: {name: self.space.share(each) for name, each in variants.items()}
+    )
+    options = {**QUICK, "controls": ("gflops", "time"), "against": ["smaller images"], "methods": ["tome"]}
+    _, results = tune_to_budget(digits(), Budget(0.6), out=tmp_path, **options)
+    tuned, rows = results.run["tuned"], {row["name"]: row for row in results.rows}
+    mix, choice = rows[tuned["rows"]["smaller images, mixed to equal time"]], rows[tuned["name"]]
+    assert mix["speedup"] == pytest.approx(choice["speedup"])
+    sizes = [row for row in results.rows if row.get("control") == "smaller images"]
+    faster, slower = sorted(sizes, key=lambda row: -row["speedup"])[:2]
+    assert faster["speedup"] >= mix["speedup"] >= slower["speedup"]
+    assert min(faster["top1"], slower["top1"]) <= mix["top1"] <= max(faster["top1"], slower["top1"])
+    gains = tuned["gains"]["smaller images, mixed to equal time"]
+    assert gains["points"][0] == pytest.approx(choice["top1"] - mix["top1"])
+    assert gains["agreement"][0] == pytest.approx(choice["agreement"] - mix["agreement"])
+    assert gains["points"][1] <= gains["points"][0] <= gains["points"][2]
+    exact = rows["unmerged, exact last block"]
+    assert exact["agreement"] == 100
+    assert 0.8 < exact["gflops"] / results.rows[0]["gflops"] < 1
+    assert json.loads(json.dumps(Results.from_dict(results.to_dict()).rows)) == results.rows
+    _, again = tune_to_budget(digits(), Budget(0.6), out=tmp_path, **options)
+    assert again.run["tuned"]["rows"] == tuned["rows"]
+
+
+def test_the_mean_of_a_mix():
+    values = {"top1": np.array([100.0, 0.0, 0.0, 100.0])}, {"top1": np.array([100.0, 100.0, 0.0, 0.0])}
+    assert share_of_slower(0.6, 0.5, 0.9) == pytest.approx(0.25)
+    assert share_of_slower(1.0, 0.5, 0.9) == 1
+    assert mixed_values(*values, 0.25)["top1"].tolist() == [100, 25, 0, 75]
+
+
+def test_a_budget_of_time_is_met_where_time_goes_with_the_cost(monkeypatch):
+    """However much of the time merging itself takes."""
+
+    def seconds(self, variants):
+        return {name: 0.1 + self.space.share(variant) for name, variant in variants.items()}
+
+    monkeypatch.setattr(TuningRun, "seconds", seconds)
+    _, results = tune_to_budget(digits(), Budget(0.7, by="time"), **QUICK)
     assert results.run["tuned"]["by"] == "time"
+    gflops = next(row["gflops"] for row in results.rows if row["name"] == results.run["tuned"]["name"])
+    assert 0.97 * 0.7 <= 0.1 + gflops / results.rows[0]["gflops"] <= 0.7
 
 
 def test_the_front_is_nowhere_worse_than_the_constant_schedule():
@@ -233,6 +288,17 @@ def test_wrong_budgets(share):
         Budget(max_drop=float("nan"))
 
 
+def test_what_a_call_asks_for():
+    assert Budget.of() == Budget(0.5)
+    assert Budget.of(0.7, by="time") == Budget(0.7, by="time")
+    assert Budget.of(max_drop=1, min_agreement=90) == Budget(max_drop=1, min_agreement=90)
+    assert Budget.of(min_agreement=90) == Budget(max_drop=100, min_agreement=90)
+    with pytest.raises(ValueError, match="both a `budget`"):
+        Budget.of(0.5, max_drop=1)
+    with pytest.raises(ValueError, match="`min_agreement` holds beside a `max_drop`"):
+        Budget.of(0.5, min_agreement=90)
+
+
 def test_what_cannot_be_tuned(tmp_path):
     job = digits()
     with pytest.raises(ValueError, match=r"`time_limit` is 0 s, but the unmerged model took .* give at least"):
@@ -243,7 +309,7 @@ def test_what_cannot_be_tuned(tmp_path):
     job.data.rows = one
     with pytest.raises(ValueError, match="are all alike"):
         tune_to_budget(job, Budget(), **QUICK)
-    with pytest.raises(ValueError, match="both a `budget` and a `max_drop`"):
+    with pytest.raises(ValueError, match="both a `budget`"):
         hf_tome.tune("x", "y", budget=0.5, max_drop=1)
 
 
@@ -289,6 +355,37 @@ def many(folder, task):
     make = {"audio-classification": small.ast, "image-to-text": speaking.llava}.get(task, small.dual)
     make(folder / "model")
     return folder / "model"
+
+
+def test_projected_tokens_are_tuned_by_the_share_of_them_that_is_left(tmp_path):
+    model = many(tmp_path, "image-to-text")
+    options = {**QUICK, "max_evaluations": 9, "front": (0.7, 0.3), "methods": ["tome", "mame"], "max_new_tokens": 2}
+    del options["controls"]
+    config, results = hf_tome.tune(
+        *(str(model), str(tmp_path / "data")),
+        **{"budget": 0.5, "task": "image-to-text", "where": "projected", "by_block": True, **options},
+        **{"image_size": "free", "out": tmp_path / "tuned"},
+    )
+    tuned = results.run["tuned"]
+    assert config.where == "projected"
+    assert config.ratio == 0.5 or config.keep_ratio == 0.5
+    assert [(point["budget"], point["share"]) for point in tuned["front"]] == [(0.7, 0.7), (0.5, 0.5), (0.3, 0.3)]
+    assert tuned["unit"] == "image tokens"
+    row = next(row for row in results.rows if row["name"] == tuned["name"])
+    assert row["tokens"] == pytest.approx(results.rows[0]["tokens"] / 2, abs=1)
+    assert "share of the image tokens" in (tmp_path / "tuned" / "front.md").read_text()
+    assert any("no picture of the blocks" in note for note in results.run["notes"])
+    assert any("the image size is no choice" in note for note in results.run["notes"])
+
+
+def test_projected_tokens_and_a_largest_drop(tmp_path, capsys):
+    model = many(tmp_path, "image-to-text")
+    out = tmp_path / "tuned"
+    arguments = ["tune", "--task", "image-to-text", "--model", str(model), "--data", str(tmp_path / "data")]
+    arguments += ["--where", "projected", "--max-drop", "1000", "--not-sure", "--method", "tome", "--choose", "8"]
+    assert run([*arguments, "--max-new-tokens", "2", "--batch-size", "8", "--out", str(out), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"]["tuned"]["front"]
+    assert MergeConfig.from_pretrained(out).where == "projected"
 
 
 @pytest.mark.parametrize("task", ["zero-shot-image-classification", "audio-classification", "image-to-text"])
@@ -351,9 +448,9 @@ def test_command_with_a_largest_drop(tmp_path, capsys):
     assert not (out / "merge_config.json").exists()
     assert json.loads((out / "results.json").read_text())["run"]["tuned"]["name"] == "unmerged"
     for wrong, message in (
-        (["--max-drop", "1", "--budget", "0.5"], "both --budget and --max-drop"),
+        (["--max-drop", "1", "--budget", "0.5"], "both a `budget` (--budget) and a `max_drop` (--max-drop)"),
         (["--max-drop", "nan"], "it takes points, a number of at least 0"),
-        (["--where", "projected", "--budget", "0.5"], "with --where projected give --max-drop"),
+        (["--where", "cache"], "`where` is 'cache'; tuning takes one of 'auto', 'tower', 'projected'"),
     ):
         assert run([*arguments, *wrong]) == 1
         assert message in capsys.readouterr().err

@@ -19,7 +19,6 @@ from hf_tome.evaluation.options import JobOptions
 from hf_tome.evaluation.reporting import model_card as results_card
 from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.search.sweep import Grid, with_controls
-from hf_tome.evaluation.search.tune import Target, candidates, tune
 from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.evaluation.tasks.generation.captioning import captioning_job
 from hf_tome.evaluation.tasks.registry import build_job
@@ -302,17 +301,6 @@ def test_projected_tokens_are_swept_with_controls(captions):
     rows = {row["name"]: row for row in evaluate(captions, variants).rows}
     assert rows[r8.name]["tokens"] == rows[pruned_r8.name]["tokens"] == speaking.PATCHES - 8
     assert rows[mame.name]["tokens"] == pytest.approx(rows[pruned_mame.name]["tokens"], abs=1)
-
-
-def test_projected_tokens_are_tuned(captions, tmp_path):
-    rs = [config.r for config in candidates(captions, "tome", "projected")]
-    assert rs == list(range(1, speaking.PATCHES))
-    target = Target(max_drop=1000, sure=False)
-    config, results = tune(captions, ["tome"], target, out=tmp_path, where="projected")
-    assert config.where == "projected"
-    assert results.rows[0]["name"] == "unmerged"
-    with pytest.raises(ValueError, match="GFLOPs are those of the tower"):
-        tune(captions, ["tome"], target, out=tmp_path, where="projected", by="gflops")
 
 
 def test_the_command_line_sweeps_projected_tokens(tmp_path, capsys):

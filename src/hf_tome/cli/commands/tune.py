@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +13,8 @@ from ..common import Format, example
 from ..job_options import JobArguments, takes_job
 
 if TYPE_CHECKING:
+    from ...evaluation.search.budget.budget import Budget
     from ...evaluation.store.results import Results
-
-PROJECTED = "projected"
 
 EXAMPLE = example(
     "hf-tome tune --model facebook/deit-base-patch16-224 --data photographs/ --budget 0.5 --out tuned/",
@@ -26,7 +24,7 @@ EXAMPLE = example(
 
 
 class Criterion(StrEnum):
-    """What configs within the target are compared by."""
+    """What a budget is of."""
 
     speedup = "speedup"
     gflops = "gflops"
@@ -62,7 +60,9 @@ def tune_command(
     ] = None,
     min_agreement: Annotated[
         float | None,
-        typer.Option(help="With --max-drop: percent of samples that must keep the unmerged class."),
+        typer.Option(
+            help="Percent of samples that must keep the unmerged class, beside --max-drop or whatever the drop."
+        ),
     ] = None,
     sure: Annotated[
         bool,
@@ -72,12 +72,8 @@ def tune_command(
         ),
     ] = True,
     by: Annotated[
-        Criterion | None,
-        typer.Option(
-            help="What the budget is of: gflops, or speedup, measured interleaved. With --where projected, what "
-            "configs within --max-drop are compared by: speedup."
-        ),
-    ] = None,
+        Criterion, typer.Option(help="What the budget is of: gflops, or speedup, the time measured on this device.")
+    ] = Criterion.gflops,
     method: Annotated[str, typer.Option(help="Merging methods, separated by commas.")] = "tome,mame",
     where: Annotated[
         str, typer.Option(help="Where tokens merge: auto, tower, or projected (before a language model).")
@@ -90,54 +86,20 @@ def tune_command(
 
     The schedule, the metric and more are chosen on some samples, which need no labels, and confirmed on others. With
     --max-drop the strongest of the whole front that holds it on the confirming samples is taken. Projected tokens
-    merge once, outside of the tower whose GFLOPs are known: with --where projected r is found by bisection.
+    merge once, in front of a language model: with --where projected a budget is the share of them that is left.
     """
-    methods = [name.strip() for name in method.split(",")]
-    if where == PROJECTED:
-        if budget is not None:
-            raise ValueError("--budget is a share of a tower's GFLOPs; with --where projected give --max-drop.")
-        target = {"max_drop": 1.0 if max_drop is None else max_drop, "min_agreement": min_agreement, "sure": sure}
-        _tune_projected(arguments, out, format, methods, target, (by or Criterion.speedup).value)
-        return
-    if budget is not None and max_drop is not None:
-        raise ValueError("There are both --budget and --max-drop: the one is met, the other held. Give one.")
-    if max_drop is None and min_agreement is not None:
-        max_drop = 100.0
-    wanted = {
-        "share": 0.5 if budget is None else budget,
-        "by": "time" if by is Criterion.speedup else "gflops",
-        "max_drop": max_drop,
-        "sure": sure,
-        "min_agreement": min_agreement,
+    from ...evaluation.search.budget.budget import Budget
+
+    wanted = Budget.of(budget, max_drop, min_agreement, by="time" if by is Criterion.speedup else "gflops", sure=sure)
+    options = {
+        "methods": [name.strip() for name in method.split(",")],
+        "where": where,
+        "image_size": image_size.value,
+        "choose": choose,
+        "time_limit": time_limit,
+        "by_block": by_block,
     }
-    options = {"image_size": image_size.value, "choose": choose, "time_limit": time_limit, "by_block": by_block}
-    _tune_to_budget(arguments, Path(out), format, methods, wanted, options)
-
-
-def _tune_projected(
-    arguments: JobArguments, out: Path, format: Format, methods: list[str], target: dict[str, Any], by: str
-) -> None:
-    from ...evaluation.running.runner import Progress
-    from ...evaluation.search.tune import Target, TuneError, tune
-
-    wanted = Target(**target)
-    with arguments.build(out) as (job, batch_size), ExitStack() as stack:
-
-        def on_progress(name: str) -> Progress:
-            stack.close()  # the bar of the config before
-            return stack.enter_context(common.progress(name))
-
-        options: dict[str, Any] = {"out": out, "by": by, "batch_size": batch_size, "on_progress": on_progress}
-        try:
-            config, results = tune(job, methods, wanted, where=PROJECTED, **options)
-        except TuneError as error:
-            _write_failure(error.results, out)
-            raise ValueError(f"{error} What was tried is in {out}.") from error
-        stack.close()
-        if common.is_main_process():
-            config.save_pretrained(out)
-            common.publish(results, format, out)
-            typer.echo(f"{results.run['notes'][0]}; written to {out / 'merge_config.json'}", err=True)
+    _tune(arguments, Path(out), format, wanted, options)
 
 
 def _write_failure(results: Results, out: Path) -> None:
@@ -148,35 +110,26 @@ def _write_failure(results: Results, out: Path) -> None:
         common.write_results(results, out)
 
 
-def _tune_to_budget(
-    arguments: JobArguments,
-    out: Path,
-    format: Format,
-    methods: list[str],
-    budget: dict[str, Any],
-    options: dict[str, Any],
-) -> None:
-    from ...evaluation.search.budget.budget import Budget, tune_to_budget
+def _tune(arguments: JobArguments, out: Path, format: Format, budget: Budget, options: dict[str, Any]) -> None:
+    from ...evaluation.search.budget.budget import tune_to_budget
     from ...evaluation.search.budget.trials import FILE
     from ...evaluation.search.tuning import job_with_or_without_labels, save
     from ...evaluation.variants import UNMERGED
 
-    wanted = Budget(**budget)
     with arguments.build(out, job_with_or_without_labels) as (job, batch_size), common.progress("tune") as update:
         if arguments.restart:
             (out / FILE).unlink(missing_ok=True)
             common.forget_samples(out / "confirmed")
         config, results = tune_to_budget(
             job,
-            wanted,
-            methods=methods,
+            budget,
             seed=arguments.seed,
             out=out,
             batch_size=batch_size,
             on_trial=lambda done, total, name: update(done, total),
             **options,
         )
-        if wanted.max_drop is not None and results.run["tuned"]["name"] == UNMERGED:
+        if budget.max_drop is not None and results.run["tuned"]["name"] == UNMERGED:
             _write_failure(results, out)
             note = next(note for note in results.run["notes"] if note.startswith("nothing of the front"))
             raise ValueError(f"{note[0].upper()}{note[1:]}. What was tried is in {out}.")

@@ -76,6 +76,18 @@ def _targets(records: Sequence[Record]) -> list[list[int]]:
 def _precisions(records: Sequence[Record]) -> np.ndarray:
     return mean_precisions(np.array([record["scores"] for record in records]), np.array(_targets(records)))
 
+    def by_sample(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, np.ndarray]:
+        """Return what each sample (samples,) adds to the accuracy and the agreement, which are their means.
+
+        Of several labels there is the agreement alone, as average precisions are no means over samples.
+        """
+        best, right = np.array([record["ranked"][0] for record in done]), np.array([_reference(one) for one in done])
+        same = 100.0 * (best == np.array([record["ranked"][0] for record in unmerged]))
+        if self.multi_label:
+            return {"agreement": same}
+        in_five = [label in record["ranked"] for record, label in zip(done, right)]
+        return {"top1": 100.0 * (best == right), "top5": 100.0 * np.array(in_five), "agreement": same}
+
 
 def _is_label(value: Any) -> bool:
     return is_index(value) or list_of(is_index)(value)

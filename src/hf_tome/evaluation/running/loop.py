@@ -139,11 +139,10 @@ class Loop:
     def _run_variant(self, variant: Variant, batch: Batch, *, keep: bool) -> float:
         """Run a batch with a variant, keep its results if asked to, and return the seconds a sample."""
         model, inputs, count = self.job.model, variant.view(batch.inputs), len(batch.samples)
-        if variant.merges:
-            apply(model, variant.config)
+        variant.attach(model)
         try:
             self._warm_up(variant, inputs, count)
-            costs = self._unmerged_counts(inputs, count) if keep and not variant.merges else None
+            costs = self._unmerged_counts(inputs, count) if keep and not variant.changes_model else None
             output, seconds = self._forward(inputs, count)
             if keep:
                 self._keep(variant, batch, output, costs or _counts(model))

@@ -20,11 +20,10 @@ from ..job import Inputs, Job
 from ..model_state import plain_model
 from ..running.batches import prepare
 from ..variants import Variant
+from .budget.spaces.projected import PROJECTED
 
 logger = logging.getLogger(__name__)
 
-PROJECTED = "projected"
-"""The place where tokens merge once, between tower and language model."""
 CALIBRATION = 64
 """Samples, spread over the split, on which each config's tokens and GFLOPs are measured to choose its controls."""
 

@@ -18,19 +18,20 @@ from ..tasks.unlabelled import TASK_NAME, unlabelled_images
 from .budget.sensitivity import plot_sensitivities
 
 logger = logging.getLogger(__name__)
-FRONT_COLUMNS = ("budget", "config", "divergence", "share of the GFLOPs")
 
 
 def save(config: MergeConfig, results: Results, folder: Path) -> None:
     """Write the config and the front into a folder."""
     config.save_pretrained(folder)
-    rows = []
-    for point in results.run["tuned"]["front"]:
-        share = "-" if point["share"] is None else f"{point['share']:.3f}"
-        rows.append([f"{point['budget']:g}", point["name"], f"{point['divergence']:.4f}", share])
-    if results.run["tuned"]["sensitivities"]:
-        plot_sensitivities(results.run["tuned"]["sensitivities"], folder / "blocks.png")
-    write_whole(folder / "front.md", markdown_table(FRONT_COLUMNS, rows, num_left=2))
+    tuned, rows = results.run["tuned"], []
+    for point in tuned["front"]:
+        seconds = "-" if point["time"] is None else f"{point['time']:.3f}"
+        numbers = (f"{point['divergence']:.4f}", f"{point['share']:.3f}", seconds)
+        rows.append([f"{point['budget']:g}", point["name"], *numbers])
+    columns = ("budget", "config", "divergence", f"share of the {tuned['unit']}", "share of the time")
+    if tuned["sensitivities"]:
+        plot_sensitivities(tuned["sensitivities"], folder / "blocks.png")
+    write_whole(folder / "front.md", markdown_table(columns, rows, num_left=2))
 
 
 def job_with_or_without_labels(task: str, options: JobOptions) -> Job:

@@ -76,13 +76,17 @@ class AgreementScorer:
 
     def metrics(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, float]:
         """Return the agreement in percent, and what is lost of it with its interval."""
+        same = self.by_sample(done, unmerged)["agreement"]
+        return {"agreement": float(same.mean()), **mean_drop(same, np.full(len(same), 100.0))}
+
+    def by_sample(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, np.ndarray]:
+        """Return what each sample (samples,) adds to the agreement."""
+        pairs = zip(done, unmerged)
         if self.embeds:
-            same = np.array([np.dot(record["embedding"], other["embedding"]) for record, other in zip(done, unmerged)])
+            same = [np.dot(record["embedding"], other["embedding"]) for record, other in pairs]
         else:
-            same = np.array(
-                [record["ranked"] == other["ranked"] for record, other in zip(done, unmerged)], dtype=float
-            )
-        return {"agreement": 100 * float(same.mean()), **mean_drop(100 * same, np.full(len(same), 100.0))}
+            same = [record["ranked"] == other["ranked"] for record, other in pairs]
+        return {"agreement": 100 * np.array(same, dtype=float)}
 
 
 def unlabelled_images(options: JobOptions) -> Job:

@@ -15,15 +15,17 @@ from ...running.batches import Batch, prepare
 from ...running.loop import Progress as SampleProgress
 from ...running.runner import evaluate
 from ...store.results import Results
-from ...variants import UNMERGED, Variant
+from .confirmation import Confirmation
+from .controls import CONTROLS
 from .front import BUDGETS
 from .samples import COMMON, Subset, split_samples
+from .spaces.projected import PROJECTED
 from .trials import Progress
 from .tuning_run import TuningRun
 
 MAX_EVALUATIONS = 45
-CONTROLS = ("constant ToMe", "decreasing ToMe", "MaMe", "random pruning", "smaller images")
-"""What is shown beside the choice."""
+PLACES = ("auto", "tower", "projected")
+"""The values of `MergeConfig.where` at which a budget means something."""
 UNITS = {"gflops": "GFLOPs", "time": "time"}
 
 
@@ -49,12 +51,39 @@ class Budget:
         if self.min_agreement is not None and self.max_drop is None:
             raise ValueError("`min_agreement` holds beside a `max_drop`, not with a budget; give both, or none.")
 
+    @classmethod
+    def of(
+        cls,
+        budget: float | None = None,
+        max_drop: float | None = None,
+        min_agreement: float | None = None,
+        *,
+        by: str = "gflops",
+        sure: bool = True,
+    ) -> Budget:
+        """Return what a call asks for: half of the cost where it names nothing.
+
+        A least agreement alone allows any drop.
+
+        Raises:
+            ValueError: there are a budget and a largest drop, or a value out of its range.
+        """
+        if budget is not None and max_drop is not None:
+            raise ValueError(
+                "There are both a `budget` (--budget) and a `max_drop` (--max-drop): the one is met, the other held. "
+                "Give one."
+            )
+        if budget is None and max_drop is None and min_agreement is not None:
+            max_drop = 100.0
+        return cls(0.5 if budget is None else budget, by, max_drop, sure, min_agreement)
+
 
 def tune_to_budget(
     job: Job,
     budget: Budget,
     *,
     methods: Sequence[str] = ("tome", "mame"),
+    where: str = "auto",
     image_size: str = "fixed",
     use_labels: bool = True,
     controls: Sequence[str] = ("gflops", "time"),
@@ -79,6 +108,8 @@ def tune_to_budget(
         budget: a share of the GFLOPs (matching counted) or of the time, or the largest drop, which the strongest
             config of the front has to hold on the confirming samples; the unmerged model where none does.
         methods: what to choose among; of ToMe also the schedule, the metric, what is protected and the norm.
+        where: `"auto"` and `"tower"` for the blocks of a tower; `"projected"` for the image tokens in front of a
+            language model, of which `budget` is then the share that is left.
         image_size: `"fixed"`, or `"free"` to let the search take smaller images too.
         use_labels: choose by the labels too, where there are any; without them, by the unmerged model's outputs alone.
         controls: what is shown beside the choice: other ways at equal GFLOPs, and at equal measured time.
@@ -99,26 +130,27 @@ def tune_to_budget(
     """
     if image_size not in ("fixed", "free"):
         raise ValueError(f"`image_size` is {image_size!r}; it takes 'fixed' or 'free'.")
+    if where not in PLACES:
+        raise ValueError(f"`where` is {where!r}; tuning takes one of {', '.join(map(repr, PLACES))}.")
     chosen_by, confirmed_on = split_samples(job.data, choose, confirm, seed)
     with plain_model(job.model) as state:
-        tuning = TuningRun(job, budget, batch_size, _read(job, chosen_by, batch_size), out)
-        tuning.check()
-        tuning.search(methods, image_size == "free", use_labels, max_evaluations, time_limit, front, seed, on_trial)
+        if where == PROJECTED:
+            job = replace(job, place=PROJECTED)
+        tuning = TuningRun(job, budget, batch_size, _read(job, chosen_by, batch_size), out, where)
+        tuning.make_space(image_size == "free")
+        tuning.search(methods, use_labels, max_evaluations, time_limit, front, seed, on_trial)
         if by_block:
             tuning.measure_blocks()
-        point = tuning.choose()
-        variants = {**tuning.variants(point, controls, against), **tuning.at_budgets(also)}
-        confirming = replace(job, data=confirmed_on)
+        variants = tuning.variants(tuning.choose(), controls, against, also)
         tested = [*variants.values(), *(tuning.front() if budget.max_drop is not None else [])]
         with nullcontext(out) if out is not None else TemporaryDirectory() as place:
             folder = Path(place) / "confirmed"
+            confirming = replace(job, data=confirmed_on)
             results = evaluate(confirming, tested, batch_size=batch_size, on_progress=on_sample, out=folder)
-            tuning.compare(folder, variants)
-    chosen = variants["tuned"]
-    if budget.max_drop is not None:
-        chosen = tuning.strongest(results) or Variant(UNMERGED)
-        tuning.explain(results, chosen)
-    tuning.describe(results, chosen, variants, len(chosen_by))
+            confirmation = Confirmation(tuning, results, variants)
+            confirmation.compare(folder)
+    chosen = confirmation.choice()
+    confirmation.describe(chosen, len(chosen_by))
     results.run["notes"] = [*results.run["notes"], *state]
     return chosen.config, results
 

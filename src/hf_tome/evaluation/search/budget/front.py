@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .space import Settings, Space
+from .spaces.projected import ProjectedSpace
+from .spaces.space import Settings, Space
 from .trials import Exhausted, Trial, Trials
 
 logger = logging.getLogger(__name__)
@@ -79,19 +80,27 @@ AT_ITS_NEIGHBOURS: tuple[Moves, ...] = (_centre, _centre)
 """What is tried at the others, from their neighbour's winner."""
 
 
+def starts(methods: Sequence[str]) -> list[Settings]:
+    """Return what is tried first in the blocks of a tower; of the methods, ToMe alone has a family of schedules."""
+    first = [START, CONSTANT] if "tome" in methods else []
+    first += [MAME] if "mame" in methods else []
+    others = [name for name in methods if name not in ("tome", "mame")]
+    return first + [Settings(centre=None, fields={"method": name}) for name in others]
+
+
 @dataclass
 class Search:
     """One search.
 
     Attributes:
-        methods: `"tome"`, `"mame"` and others of the table; of these, ToMe alone has a family of schedules.
+        starts: what is tried first at the budget that is asked for; the second of them at every other one too.
         sizes: image sizes to try, from large to small.
         points: the best of each budget that was searched.
     """
 
-    space: Space
+    space: Space | ProjectedSpace
     trials: Trials
-    methods: Sequence[str] = ("tome", "mame")
+    starts: Sequence[Settings]
     sizes: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
@@ -105,9 +114,9 @@ class Search:
         for value in order:
             try:
                 if value == budget:
-                    self._search(value, self._starts(), AT_THE_BUDGET, with_sizes=True)
+                    self._search(value, self.starts, AT_THE_BUDGET, with_sizes=True)
                 else:
-                    self._search(value, [*self._neighbours(value), *self._starts()[1:2]], AT_ITS_NEIGHBOURS)
+                    self._search(value, [*self._neighbours(value), *self.starts[1:2]], AT_ITS_NEIGHBOURS)
             except Exhausted:
                 left = [shown for shown in order if shown not in self.points]
                 self.notes.append(
@@ -116,19 +125,16 @@ class Search:
                 )
                 return
 
-    def _starts(self) -> list[Settings]:
-        starts = [START, CONSTANT] if "tome" in self.methods else []
-        starts += [MAME] if "mame" in self.methods else []
-        return starts + [
-            Settings(centre=None, fields={"method": name}) for name in self.methods if name not in ("tome", "mame")
-        ]
+    def nearest(self, budget: float) -> Point:
+        """Return the point of the budget that is nearest to this one."""
+        return self.points[_nearest(self.points, budget)]
 
     def _neighbours(self, budget: float) -> list[Settings]:
         """Return the winner at the nearest budget, and the best of the family of schedules there."""
         neighbours = []
         for points in (self.points, self._peaked):
             if points:
-                neighbours.append(points[min(points, key=lambda value: abs(value - budget))].settings)
+                neighbours.append(points[_nearest(points, budget)].settings)
         return neighbours
 
     def _search(
@@ -154,3 +160,7 @@ class Search:
         for best in (self.points, *([self._peaked] if has_schedule and settings.image_size is None else [])):
             if budget not in best or trial.loss < best[budget].trial.loss:
                 best[budget] = Point(budget, settings, trial)
+
+
+def _nearest(budgets: Iterable[float], budget: float) -> float:
+    return min(budgets, key=lambda value: abs(value - budget))

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from ....config import MergeConfig
 from ...metrics.bootstrap import mean_drop
-from ...store.record import Scorer
+from ...store.record import Record, Scorer
 from .trials import Trial
+
+Values = Mapping[str, np.ndarray]
+"""By measure, what each sample (samples,) adds to it."""
+Gains = dict[str, list[float]]
+"""By how many points one variant is better than another, with the interval: of `points` and of `agreement`."""
 
 
 def samples_to_tell(best: Trial, other: Trial) -> int | None:
@@ -22,8 +31,60 @@ def samples_to_tell(best: Trial, other: Trial) -> int | None:
     return max(len(difference) + 1, math.ceil((1.96 * float(difference.std(ddof=1)) / mean) ** 2))
 
 
-def gain(scorer: Scorer, mine: dict[int, Any], theirs: dict[int, Any]) -> tuple[float, float, float] | None:
-    """Return by how many points one variant is better than another over the samples of both, and the interval."""
-    both = sorted(set(mine) & set(theirs))
-    metrics = scorer.metrics([mine[at] for at in both], [theirs[at] for at in both])
-    return (-metrics["drop"], -metrics["drop_high"], -metrics["drop_low"]) if "drop" in metrics else None
+def sample_values(scorer: Scorer, done: Sequence[Record], unmerged: Sequence[Record]) -> Values:
+    """Return the measures that are means over the samples, by sample; none where a scorer has no such measure.
+
+    The first is what points are lost of, unless a drop is that of another measure, as with several labels.
+    """
+    by_sample = getattr(scorer, "by_sample", None)
+    return {} if by_sample is None else by_sample(done, unmerged)
+
+
+def gains(scorer: Scorer, mine: Sequence[Record], theirs: Sequence[Record], unmerged: Sequence[Record]) -> Gains:
+    """Return by how much one variant is better than another over the same samples."""
+    metrics = scorer.metrics(mine, theirs)
+    points = [-metrics["drop"], -metrics["drop_high"], -metrics["drop_low"]] if "drop" in metrics else None
+    values = [sample_values(scorer, records, unmerged).get("agreement") for records in (mine, theirs)]
+    return {
+        **({} if points is None else {"points": points}),
+        **({} if values[0] is None or values[1] is None else {"agreement": mean_gain(values[0], values[1])}),
+    }
+
+
+def describe_gains(label: str, measures: Mapping[str, Sequence[float]]) -> str:
+    """Return gains over the variant of a label in words."""
+    told = [f"{gain:+.1f} ({low:+.1f} to {high:+.1f}) {name}" for name, (gain, low, high) in measures.items()]
+    return f"{', '.join(told)} against {label}"
+
+
+def mean_gain(mine: np.ndarray, theirs: np.ndarray) -> list[float]:
+    """Return by how much the mean of one variant's values (samples,) is above another's, and the interval."""
+    drop = mean_drop(theirs, mine)
+    return [drop["drop"], drop["drop_low"], drop["drop_high"]]
+
+
+def share_of_slower(seconds: float, faster: float, slower: float) -> float:
+    """Return the share of the samples with which a mix of two variants takes `seconds` a sample on average."""
+    return min(max((seconds - faster) / (slower - faster), 0.0), 1.0) if slower > faster else 0.0
+
+
+def mixed_values(faster: Values, slower: Values, share: float) -> Values:
+    """Return what each sample is expected to add, if a share of the samples, drawn at random, gets the slower one."""
+    return {name: (1 - share) * faster[name] + share * slower[name] for name in faster}
+
+
+def mixed_row(
+    faster: Mapping[str, Any], slower: Mapping[str, Any], share: float, mixed: Values, unmerged: Values
+) -> dict[str, Any]:
+    """Return the row of a mix: costs and measures are means over the samples, the speed-up that of the mean time."""
+    row = {**slower, "config": MergeConfig().to_dict(), "control": "smaller images, mixed"}
+    row["name"] = f"{1 - share:.1%} at {faster['name']}, {share:.1%} at {slower['name']}"
+    row.pop("image_size", None)
+    for name in ("tokens", "gflops"):
+        if faster[name] is not None and slower[name] is not None:
+            row[name] = (1 - share) * faster[name] + share * slower[name]
+    for name in ("samples_per_second", "speedup", "speedup_low", "speedup_high"):
+        row[name] = 1 / ((1 - share) / faster[name] + share / slower[name])
+    row |= {name: float(values.mean()) for name, values in mixed.items()}
+    quality = next(iter(mixed))
+    return {**row, **mean_drop(mixed[quality], unmerged[quality])}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ....config import MergeConfig, format_config
 from ....files import replacing
 from ...variants import Variant
-from .costs import Costs
+from .spaces.costs import Costs
 from .trials import Exhausted, Trials
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from statistics import median
 
 import torch
 
-from ....api import apply
 from ....profiling.rounds import interleave
 from ....profiling.slice_oracle import shallow_copy
 from ...job import Job
@@ -24,7 +23,7 @@ def relative_seconds(job: Job, batch: Batch, variants: Mapping[str, Variant]) ->
     models = {UNMERGED: job.model}
     runs = {UNMERGED: partial(job.run, job.model, batch.inputs)}
     for name, variant in variants.items():
-        models[name] = apply(shallow_copy(job.model), variant.config) if variant.merges else job.model
+        models[name] = variant.attach(shallow_copy(job.model)) if variant.changes_model else job.model
         runs[name] = partial(job.run, models[name], variant.view(batch.inputs))
     with torch.inference_mode():
         seconds = interleave(runs, ROUNDS, warmup=1, device=job.model.device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ....api import apply, remove
+from ....config import MergeConfig
 from ....files import append_lines
 from ....inspection.reports import report
 from ....profiling.rounds import CLOCKS, clock_for
@@ -90,7 +91,7 @@ class Trials:
             self._read(self.folder / FILE)
         sums: list[Tensor] = []
         for size in self.views or [None]:
-            view = Variant(UNMERGED, image_size=size)
+            view = Variant(UNMERGED, MergeConfig(where=self.job.place), size)
             outputs, _, _ = self._outputs(view, mirrored=bool(self.views))
             sums = [summed + other for summed, other in zip(sums, outputs)] if sums else outputs
         self._targets = [total / max(len(self.views), 1) for total in sums]

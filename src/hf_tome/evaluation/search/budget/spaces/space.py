@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ....config import MergeConfig, format_config
-from ....merging.methods import get_method
-from ...variants import Variant
+from .....config import MergeConfig, format_config
+from .....merging.methods import get_method
+from ....variants import Variant
 from .costs import Costs
 from .schedules import FLOOR, constant, decreasing, fit, peaked
 
@@ -40,15 +40,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Space:
-    """Configs of one model at given costs.
+    """Configs that merge in the blocks of a tower, at given costs.
 
     Attributes:
         costs: of the model at full size.
         sizes: the tokens of each smaller image size that the model takes.
+        unit: what the cost is counted in.
     """
 
     costs: Costs
     sizes: Mapping[Size, int] = field(default_factory=dict)
+    unit: str = "GFLOPs"
+
+    @property
+    def exact_share(self) -> float | None:
+        """What the unmerged model costs with its exact last block; `None` where all of that is read."""
+        return None if self.costs.last_queries is None else self.costs.exact_gflops / self.costs.unmerged
 
     def gflops(self, budget: float) -> float:
         """Return the GFLOPs that a share of the unmerged model's stands for."""
@@ -56,6 +63,8 @@ class Space:
 
     def share(self, variant: Variant) -> float:
         """Return what a variant costs, as a share of the unmerged model's GFLOPs."""
+        if variant.exact_last_block:
+            return self.costs.exact_gflops / self.costs.unmerged
         return self._costs(variant.image_size).gflops(variant.config) / self.costs.unmerged
 
     def variant(self, settings: Settings, budget: float) -> Variant | None:
@@ -78,12 +87,8 @@ class Space:
         weights = decreasing(self.costs.blocks)
         return self._by_r(weights, Settings(), self.costs, self.gflops(budget))
 
-    def nearest_images(self, budget: float) -> Variant | None:
-        """Return the unmerged model on the images whose GFLOPs are nearest to the budget."""
-        if not self.sizes:
-            return None
-        wanted = self.gflops(budget)
-        size = min(self.sizes, key=lambda size: abs(self._costs(size).unmerged - wanted))
+    def images(self, size: Size) -> Variant:
+        """Return the unmerged model on images of a smaller size."""
         return self._named(MergeConfig(), size)
 
     def _costs(self, size: Size | None) -> Costs:

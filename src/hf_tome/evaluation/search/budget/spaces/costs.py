@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ....adapters.encoders.families.dims import EncoderShape
-from ....api import plan_targets
-from ....config import MergeConfig
-from ....inspection.flops import count_flops, merged_flops, planned_tokens
+from .....adapters.encoders.families.dims import EncoderShape
+from .....api import plan_targets
+from .....config import MergeConfig
+from .....inspection.flops import count_flops, merged_flops, planned_tokens
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ....api import apply, remove
-from ....config import MergeConfig
-from ....inspection.reports import report
-from ...job import Job
-from ...running.batches import Batch
-from ...variants import Variant
+from .....api import apply, remove
+from .....config import MergeConfig
+from .....inspection.reports import report
+from ....job import Job
+from ....running.batches import Batch
+from ....variants import Variant
 from .costs import Costs
 from .space import Size
 

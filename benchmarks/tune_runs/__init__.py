@@ -1,0 +1,1 @@
+"""Methods and rates of other papers, as `benchmarks/tune_trials.py` tries them."""
