@@ -102,10 +102,6 @@ class Recorder:
         """Return what the last pass has for readers, or `None` where there is nothing, as outside of passes."""
         return self._slot(for_result=True).result
 
-    def resume(self, result: Any) -> None:
-        """Give the readers around what a pass that is over had for them."""
-        self._begun_slot().result = result
-
     def reader(self) -> _Reader:
         """Return a context in which a module reads a pass that runs inside, or has just run; then it is over."""
         return _Reader(self)

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
@@ -96,95 +95,20 @@ def test_unequal_numbers_of_frames_are_given_back():
         torch.testing.assert_close(run(model, one).logits[0], out.logits[row], atol=1e-5, rtol=1e-5)
 
 
-def twin_frames(cls, backend="sdpa"):
-    """Return a model to which frames come in equal pairs, and recordings."""
-    model, inputs = whisper(cls, backend), recordings()
-    with torch.no_grad():
-        model.get_encoder().embed_positions.weight.zero_()
-        model.get_encoder().conv1.weight[..., [0, 2]] = 0
-        model.get_encoder().conv2.weight[..., [0, 2]] = 0
-    inputs["input_features"] = inputs["input_features"][..., :50].repeat_interleave(2, dim=-1)
-    inputs["input_features"][..., 2::4] = inputs["input_features"][..., ::4]
-    return model, inputs
-
-
-# Only equal frames merge, which proportional attention takes as one (ToMe, section 3).
-TWINS = MergeConfig(method="greedy", r=6, proportional_attention=True)
-
-
 def test_restore_puts_frames_in_their_places():
-    model, inputs = twin_frames("WhisperModel")
-    plain = run(model, inputs).encoder_last_hidden_state
-    merged = run(apply(model, replace(TWINS, restore=True)), inputs).encoder_last_hidden_state
-    torch.testing.assert_close(merged, plain, atol=1e-4, rtol=1e-4)
-
-
-# --- the decoder weighs frames by their size -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_cross_attention_takes_a_merged_frame_for_all_its_members(backend):
-    model, inputs = twin_frames("WhisperForConditionalGeneration", backend)
-    plain = run(model, inputs).logits
-    out = run(apply(model, TWINS), inputs)
-    assert out.encoder_last_hidden_state.shape[1] == 32
-    torch.testing.assert_close(out.logits, plain, atol=1e-4, rtol=1e-4)
-    assert "weighed by their size" in str(report(model))
-    unweighed = run(apply(model, replace(TWINS, proportional_attention=False)), inputs).logits
-    assert not torch.allclose(unweighed, plain, atol=1e-3)
-    assert not any(is_patched(module) for module in model.model.decoder.modules())
-
-
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 3}, {"cache_implementation": "static"}])
-def test_generate_weighs_frames_in_every_step(options):
-    model, inputs = twin_frames("WhisperForConditionalGeneration")
-    options |= {"max_new_tokens": 6, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
-    options |= {"input_features": inputs["input_features"], "force_unique_generate_call": True}
-    plain = model.generate(**options)
-    merged = apply(model, TWINS).generate(**options)
-    assert torch.equal(merged.sequences, plain.sequences)
-    for after, before in zip(merged.scores, plain.scores, strict=True):
-        torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
-
-
-def test_frames_that_are_passed_on_keep_their_sizes():
-    model, inputs = twin_frames("WhisperForConditionalGeneration")
-    apply(model, TWINS)
-    expected = run(model, inputs).logits
+    # Only equal frames merge, which proportional attention takes as one (ToMe, section 3).
+    model = whisper("WhisperModel")
     with torch.no_grad():
-        frames = model.get_encoder()(inputs["input_features"])
-    ids = inputs["decoder_input_ids"]
-    assert torch.equal(run(model, {"encoder_outputs": frames, "decoder_input_ids": ids}).logits, expected)
-    for given in ((frames.last_hidden_state,), tf.modeling_outputs.BaseModelOutput(frames.last_hidden_state)):
-        with pytest.raises(ValueError, match=r"32 frames of 50 without their sizes.*`proportional_attention=False`"):
-            run(model, {"encoder_outputs": given, "decoder_input_ids": ids})
-    with pytest.raises(ValueError, match="without their sizes"):
-        model.model.decoder(input_ids=ids, encoder_hidden_states=frames.last_hidden_state)
-    assert targets(model)[0].recorder.result() is None
-    remove(model)
-    given = {"encoder_outputs": (frames.last_hidden_state,), "decoder_input_ids": ids}
-    assert not torch.allclose(run(model, given).logits, expected, atol=1e-3)
-
-
-def test_a_backend_without_masks_is_said():
-    model = whisper()
-    model.config._attn_implementation = "flash_attention_2"
-    assert "flash_attention_2 takes no mask" in str(report(apply(model, MergeConfig(r=5))))
-    assert not any(is_patched(module) for module in model.model.decoder.modules())
-    model.config._attn_implementation = "sdpa"
-    apply(model, MergeConfig(r=5))
-    attention = model.model.decoder.layers[0].encoder_attn
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="takes no sizes of frames"):
-        attention(torch.randn(1, 2, 32), torch.randn(1, 5, 32), frame_sizes=torch.zeros(1, 1, 1, 5))
-
-
-def test_sizes_are_in_a_graph():
-    model, inputs = twin_frames("WhisperForConditionalGeneration")
-    expected = run(apply(model, TWINS), inputs).logits
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(run(compiled, inputs).logits, expected, atol=1e-5, rtol=1e-5)
+        model.encoder.embed_positions.weight.zero_()
+        model.encoder.conv1.weight[..., [0, 2]] = 0
+        model.encoder.conv2.weight[..., [0, 2]] = 0
+    inputs = recordings()
+    inputs["input_features"] = inputs["input_features"][..., :50].repeat_interleave(2, dim=-1)
+    inputs["input_features"][..., 2::4] = inputs["input_features"][..., ::4]  # frames in pairs
+    plain = run(model, inputs).encoder_last_hidden_state
+    config = MergeConfig(method="greedy", r=6, restore=True, proportional_attention=True)
+    merged = run(apply(model, config), inputs).encoder_last_hidden_state
+    torch.testing.assert_close(merged, plain, atol=1e-4, rtol=1e-4)
 
 
 def test_generate():

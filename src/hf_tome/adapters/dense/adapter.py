@@ -59,5 +59,5 @@ def _find_as_read(root: nn.Module, config: MergeConfig) -> Iterator[tuple[str, n
         if rows:
             family = replace(family, heads={**family.heads, family.tower: (rows[0],)})
         if family is WHISPER:
-            family = whisper_for(module, config)
+            family = whisper_for(config)
         yield path, module, family

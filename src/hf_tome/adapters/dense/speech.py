@@ -11,13 +11,11 @@ from torch import Tensor
 from ...config import MergeConfig
 from ...merging.methods import get_method
 from ...patching.patch import PatchedModel, context_of
-from ..encoders.attention import MASK_BACKENDS, backend_of
 from ..encoders.families.family import TOKENS, UNMERGE, Family, OutputAdapter, zero
 from ..encoders.families.inputs import InputFormat, TokenGrid
 from ..encoders.families.sizes import Sizes, no_head
 from ..encoders.outputs import mean_of
 from ..encoders.rows.image_text import CLIP
-from .frame_sizes import weighed_memory
 
 
 class TimestampsOfWords(PatchedModel):
@@ -63,8 +61,6 @@ def _feed_forward(config: Any) -> int:
 
 SPEECH = InputFormat("audio", _spectrogram_shape, _frames, _timeline)
 HEARS = OutputAdapter(description="the decoder attends to the merged frames (`restore=True` unmerges them)")
-WEIGHS = f"{HEARS.description}, weighed by their size"
-CANNOT_WEIGH = f"{HEARS.description}, each as one frame: {{backend}} takes no mask, through which sizes would go"
 WORDS = OutputAdapter(TimestampsOfWords)
 
 WHISPER = replace(
@@ -91,20 +87,14 @@ WHISPER = replace(
 )
 
 
-def whisper_for(encoder: Any, config: MergeConfig) -> Family:
-    """Return the row of one of Whisper's encoders for a config.
+def whisper_for(config: MergeConfig) -> Family:
+    """Return Whisper's row for a config.
 
     The decoder takes no mask: where recordings of a batch may keep unequal numbers of frames, it gets all of them.
     """
     method = get_method(config.method)
     fields = config.match_fields(method)
     is_even = method.planned_tokens(2, 0, 1, fields) is not None or fields.get("batching") == "union"
-    if not is_even:
-        return replace(WHISPER, heads={**WHISPER.heads, "WhisperModel": (UNMERGE,)})
-    if config.restore or not config.weighs_attention(method.proportional and WHISPER.proportional):
+    if is_even:
         return WHISPER
-    if (backend := backend_of(encoder)) not in MASK_BACKENDS:
-        row = replace(HEARS, description=CANNOT_WEIGH.format(backend=backend))
-        return replace(WHISPER, heads={**WHISPER.heads, "WhisperModel": (row,)})
-    rows = weighed_memory(encoder.config.decoder_layers, WEIGHS)
-    return replace(WHISPER, heads={**WHISPER.heads, "WhisperModel": rows})
+    return replace(WHISPER, heads={**WHISPER.heads, "WhisperModel": (UNMERGE,)})
