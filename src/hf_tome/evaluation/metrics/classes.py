@@ -67,15 +67,6 @@ class ClassificationScorer:
             return values | describe_drop(0, np.zeros(1))
         return values | paired_drop(_precisions(done), self._unmerged_precisions(unmerged))
 
-
-def _targets(records: Sequence[Record]) -> list[list[int]]:
-    """Return 0 or 1 (samples, classes): whether a class is right."""
-    return [[int(index in record["label"]) for index in range(len(record["scores"]))] for record in records]
-
-
-def _precisions(records: Sequence[Record]) -> np.ndarray:
-    return mean_precisions(np.array([record["scores"] for record in records]), np.array(_targets(records)))
-
     def by_sample(self, done: Sequence[Record], unmerged: Sequence[Record]) -> dict[str, np.ndarray]:
         """Return what each sample (samples,) adds to the accuracy and the agreement, which are their means.
 
@@ -87,6 +78,15 @@ def _precisions(records: Sequence[Record]) -> np.ndarray:
             return {"agreement": same}
         in_five = [label in record["ranked"] for record, label in zip(done, right)]
         return {"top1": 100.0 * (best == right), "top5": 100.0 * np.array(in_five), "agreement": same}
+
+
+def _targets(records: Sequence[Record]) -> list[list[int]]:
+    """Return 0 or 1 (samples, classes): whether a class is right."""
+    return [[int(index in record["label"]) for index in range(len(record["scores"]))] for record in records]
+
+
+def _precisions(records: Sequence[Record]) -> np.ndarray:
+    return mean_precisions(np.array([record["scores"] for record in records]), np.array(_targets(records)))
 
 
 def _is_label(value: Any) -> bool:
