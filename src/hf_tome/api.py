@@ -14,6 +14,7 @@ from .adapters.dense.packed.adapter import PackedTowerAdapter
 from .adapters.dense.sam.adapter import WindowTowerAdapter
 from .adapters.diffusion.adapter import DiffusionAdapter
 from .adapters.encoders.adapter import EncodersAdapter
+from .adapters.groups.adapter import GroupsAdapter
 from .adapters.kv_cache.adapter import CacheAdapter
 from .adapters.vision_language.adapter import ProjectedAdapter, VisionTowerAdapter
 from .config import MergeConfig
@@ -26,6 +27,7 @@ ModelT = TypeVar("ModelT")
 
 ADAPTERS: tuple[Adapter, ...] = (
     ProjectedAdapter(),
+    GroupsAdapter(),
     DiffusionAdapter(),
     CacheAdapter(),
     VisionTowerAdapter(),

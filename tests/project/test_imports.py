@@ -74,6 +74,7 @@ ORDER = [
     ["adapters"],  # what an adapter is; its folders follow
     ["adapters/encoders"],
     ["adapters/vision_language", "adapters/diffusion", "adapters/dense", "adapters/kv_cache"],
+    ["adapters/groups"],
     ["api"],
     ["inspection"],
     ["profiling"],

@@ -83,6 +83,9 @@ class MergeConfig:
         where (`str`, *optional*, defaults to `"auto"`):
             `"tower"` merges in the blocks of an encoder. `"projected"` merges the image tokens of a vision-language
             model once, between its projector and its language model: `r` of each image, or whatever is similar enough.
+            `"groups"` does both in towers that pack the patches of all images (Qwen-VL, GLM-V): whole groups of
+            patches merge in the blocks and stay merged to the language model, which gets one token for each; `r`
+            counts groups.
             `"denoiser"` merges in a diffusion model and unmerges after each block, `"cache"` in the key-value cache
             of a language model. `"auto"` is the tower or the denoiser that the model has, never the cache.
         towers (`str` or `list[str]`, *optional*):

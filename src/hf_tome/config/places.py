@@ -39,6 +39,12 @@ PLACES: dict[str, Place] = {
         has_scores=True,
     ),
     "tower": Place("tokens merge in the blocks of an encoder, one after the other", adds=("towers",), has_scores=True),
+    "groups": Place(
+        "whole groups of patches merge in the blocks of a packed tower, and stay merged to the language model",
+        adds=("towers",),
+        omits=("exact_last_block",),
+        has_scores=True,
+    ),
     "projected": Place(
         "no block merges: each image's projected tokens do, once, on their own similarity",
         omits=("layers", "proportional_attention", *BLOCK_FIELDS),

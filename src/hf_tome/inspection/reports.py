@@ -37,6 +37,7 @@ class TowerReport:
         notes: what the user should know, e.g. that nothing merges.
         levels: in denoisers, whose blocks unmerge all tokens: blocks and their tokens in the last pass; else `None`.
         cached: where the entries of a cache merge: what that of each layer holds, by number of the layer; else `None`.
+        group_size: how many tokens merge as one, and make one token of the language model (`where="groups"`); else 1.
     """
 
     path: str
@@ -55,6 +56,7 @@ class TowerReport:
     notes: tuple[str, ...]
     levels: tuple[Level, ...] | None = None
     cached: dict[int, CachedEntries] | None = None
+    group_size: int = 1
 
     @property
     def tokens_out(self) -> float | None:
@@ -187,6 +189,7 @@ def _report_target(target: Target, path: str) -> TowerReport:
         notes=(*_notes(target, description, computed), *_last_block_notes(shape, description, computed)),
         levels=description.levels,
         cached=None if description.cached is None else dict(description.cached),
+        group_size=description.group_size,
     )
 
 
@@ -227,10 +230,12 @@ def _notes(target: Target, description: Description, computed: list[tuple[float,
         notes.append(f"nothing merged in the last forward pass; {more}{union}")
     if target.config.ratio is not None and target.config.ratio > 0.5 and target.config.where != "projected":
         notes.append(f"a block merges half of its tokens at most, not the ratio={target.config.ratio:g} asked for")
-    for block, (r, (before, after)) in enumerate(zip(description.schedule, computed or ())):
+    size, name = description.group_size, "tokens" if description.group_size == 1 else "groups"
+    for block, (r, counts) in enumerate(zip(description.schedule, computed or ())):
+        before, after = (count // size for count in counts)
         if r > before - after:
             start = "" if target.config.where == "projected" else f"from block {block} on "
-            notes.append(f"{start}fewer than the r={r} asked for can merge: {before - after} of {before} tokens did")
+            notes.append(f"{start}fewer than the r={r} asked for can merge: {before - after} of {before} {name} did")
             break
     if description.unmerged:
         notes.append(f"all tokens are unmerged after block {len(description.merging) - 1}")

@@ -71,6 +71,7 @@ class Description:
             entry before any pass. `None` where merged tokens are carried from block to block.
         cached: where the entries of a cache merge, what that of each layer holds, by number of the layer; empty
             before any call. `None` elsewhere.
+        group_size: how many tokens merge as one, so that the schedule counts groups of so many.
     """
 
     tower: str
@@ -86,6 +87,7 @@ class Description:
     levels: tuple[Level, ...] | None = None
     last_queries: int | None = None
     cached: Mapping[int, CachedEntries] | None = None
+    group_size: int = 1
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..api import plan_targets, remove, replace_targets
 from ..config import MergeConfig
+from ..config.places import PLACES
 from ..merging import MatchInputs, Merge, Method
 from ..patching.plans import Target
 
@@ -71,7 +72,7 @@ def make_oracle(
     """
     # The config only makes every block a merging one; what it does is set below.
     fields: dict[str, Any] = {"proportional_attention": False, "exact_last_block": exact_last_block}
-    fields = {} if where == "projected" else fields
+    fields = {name: value for name, value in fields.items() if name not in PLACES[where].omits}
     planned = plan_targets(model, MergeConfig(r=1, where=where, **fields))
     return replace_targets(model, [_sliced(target, counts) for target, counts in zip(planned, tokens)])
 
@@ -89,7 +90,8 @@ def make_exact(model: ModelT) -> ModelT | None:
 
 
 def _sliced(target: Target, tokens: Sequence[float]) -> Target:
-    counts = [round(count) for count in tokens]
+    group_size = target.describe().group_size
+    counts = [round(count / group_size) for count in tokens]
     schedule = tuple(before - after for before, after in pairwise(counts))
     merging = tuple(cut > 0 for cut in schedule)
     return replace(target, plan=replace(target.plan, method=SLICE, schedule=schedule, merging=merging))

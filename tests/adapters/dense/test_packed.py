@@ -30,6 +30,7 @@ CONFIGS = {
     "kmeans": MergeConfig(method="kmeans", r=4),
     "greedy": MergeConfig(method="greedy", r=4),
     "attended": MergeConfig(r=4, protect_attended=0.5),
+    "keep-norm": MergeConfig(r=4, combine="keep_norm"),
 }
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 BY_NAME = {zoo.module: zoo for zoo in PACKED_ZOO}
@@ -124,6 +125,31 @@ def test_backends_without_masks(zoo, backend, monkeypatch):
         model.config._attn_implementation = backend
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, backend, kernel)
         torch.testing.assert_close(zoo.run(model), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
+def test_values_follow_the_coherence_of_tokens_that_keep_their_norm(name, monkeypatch):
+    """A merged token of full length gives to others what its members would: less, the less they agree."""
+    zoo, config = BY_NAME[name], MergeConfig(r=[4, 4, 0, 4], combine="keep_norm")
+    model, given, projected = apply(zoo.make(), config), [], []
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def spy(module, query, key, value, *args, **kwargs):
+        given.append(value.transpose(1, 2).flatten(0, 1))  # (G, H, N, d) -> (G * N, H, d)
+        return attend(module, query, key, value, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", spy)
+    for block in model.blocks:
+        block.attn.qkv.register_forward_hook(lambda module, args, out: projected.append(out[:, 64:].view(-1, 2, 16)))
+    with torch.no_grad():
+        zoo.run(model, zoo.inputs([[1, 4, 4]]))
+    scales = [(one / other).flatten(1) for one, other in zip(given, projected)]
+    for scale in scales:
+        torch.testing.assert_close(scale, scale[:, :1].expand_as(scale), **CLOSE)
+    assert [round(scale.max().item(), 4) for scale in scales] == [1] * 4
+    assert scales[0].min() == 1
+    assert all(0 < scale.min() < 0.99 for scale in scales[1:])
+    torch.testing.assert_close(scales[3], scales[2], **CLOSE)  # block 2 merges nothing, and hands it on
 
 
 # --- what is read is in its place ---------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from .carry import ForwardState, stale
 from .packing import PaddedLayout, layout_of
 
 if TYPE_CHECKING:
+    from ...config import MergeConfig
     from ...merging import Merge
+    from ...merging.method import Fields
     from .families.family import Family
     from .plan import EncoderPlan
 
@@ -207,7 +209,7 @@ def attention_call(context: MergeContext, state: ForwardState, queries: int | No
     plan, index = context.target.plan, context.index
     size, layout, bias, real = state.size[index], state.layout[index], None, None
     matches = plan.merging[index] and queries is None
-    feature = (plan.method.metric or plan.config.choice("metric")) if matches else None
+    feature = wanted_feature(plan, index) if matches else None
     attending = plan.num_class_tokens if matches and plan.config.protect_attended else None
     # Where every image attends by itself there is no padding.
     is_padded = state.padded[index] and not (
@@ -238,7 +240,8 @@ def merge_in_block(block: nn.Module, state: ForwardState, call: AttentionCall, h
     size, match = state.size[index], None
     if plan.merging[index]:
         match = _match(context, call, hidden_states, size if state.padded[index] else None)
-        hidden_states, size = _merge_tokens(match, state, index, hidden_states)
+        hidden_states, size, coherence = merge_with_coherence(match, hidden_states, size, state.coherence[index])
+        state.coherence[index + 1] = coherence
     else:
         state.coherence[index + 1] = state.coherence[index]
     hidden_states = state.leave(index, hidden_states, size, match, plan)
@@ -252,38 +255,65 @@ def merge_in_block(block: nn.Module, state: ForwardState, call: AttentionCall, h
     return hidden_states
 
 
-def _merge_tokens(match: Merge, state: ForwardState, index: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    size, coherence = state.size[index], state.coherence[index]
-    if isinstance(match, HardMerge) and match.keeps_norm:
-        hidden_states, size, coherence = match.merge_keeping_norm(hidden_states, size, coherence)
-    else:
-        hidden_states, size = match.merge(hidden_states, size)
-    state.coherence[index + 1] = coherence
-    return hidden_states, size
-
-
 def _match(context: MergeContext, call: AttentionCall, hidden_states: Tensor, size: Tensor | None) -> Merge:
     plan, index, config = context.target.plan, context.index, context.target.plan.config
     metric = hidden_states if call.result is None else call.result
     call.result = None  # it need not outlive the matching
-    if metric.ndim == 4:
-        mean = config.choice("head_aggregation") == "mean"
-        # (B, H, N, d) -> (B, N, d) or (B, N, H*d)
-        metric = metric.mean(dim=1) if mean else metric.transpose(1, 2).flatten(2)
+    metric = aggregated_heads(config, metric)
     # No method takes more than half of what may merge, so that all of them are compared at equal tokens.
-    num_prefix_tokens = plan.num_prefix_tokens
+    r = config.tokens_to_merge(plan.schedule[index], metric.shape[1] - plan.num_prefix_tokens)
+    return match_tokens(plan, index, metric, r, config.match_fields(plan.method), size, call.attended)
+
+
+def wanted_feature(plan: Any, index: int) -> str | None:
+    """Return what similarity is measured on in block `index`; `None` for its tokens after attention."""
+    if not plan.merging[index]:
+        return None
+    feature = plan.method.metric or plan.config.choice("metric")
+    return None if feature == "x" else feature
+
+
+def aggregated_heads(config: MergeConfig, metric: Tensor) -> Tensor:
+    """Return the metric of tokens as (B, N, D), also where it comes by head, (B, H, N, d)."""
+    if metric.ndim < 4:
+        return metric
+    mean = config.choice("head_aggregation") == "mean"
+    # (B, H, N, d) -> (B, N, d) or (B, N, H*d)
+    return metric.mean(dim=1) if mean else metric.transpose(1, 2).flatten(2)
+
+
+def match_tokens(
+    plan: Any,
+    index: int,
+    metric: Tensor,
+    r: int,
+    fields: Fields,
+    size: Tensor | None = None,
+    attended: Tensor | None = None,
+) -> Merge:
+    """Match the tokens of block `index` as the plan's method does (see `MatchInputs`)."""
     inputs = MatchInputs(
         metric=metric,
-        r=config.tokens_to_merge(plan.schedule[index], metric.shape[1] - num_prefix_tokens),
-        num_prefix_tokens=num_prefix_tokens,
+        r=r,
+        num_prefix_tokens=plan.num_prefix_tokens,
         size=size,
-        seed=config.seed * plan.num_layers + index,
+        seed=plan.config.seed * plan.num_layers + index,
         layer=index,
         num_layers=plan.num_layers,
-        fields=config.match_fields(plan.method),
-        attended=call.attended,
+        fields=fields,
+        attended=attended,
     )
     return plan.method(inputs)
+
+
+def merge_with_coherence(
+    match: Merge, x: Tensor, size: Tensor | None, coherence: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Merge tokens (B, N, C) of sizes (B, N, 1), and what `combine="keep_norm"` has to know of them, (B, N)."""
+    if isinstance(match, HardMerge) and match.keeps_norm:
+        return match.merge_keeping_norm(x, size, coherence)
+    x, size = match.merge(x, size)
+    return x, size, coherence
 
 
 def _position_bias(

@@ -13,8 +13,9 @@ from ...config import MergeConfig
 from ...config.text import is_unmerged
 from ...errors import UnsupportedModelError
 from ...merging.methods import METHODS, Method
-from ...patching.plans import NEXT_STEPS, Description, Plan, Target, check_forwards
+from ...patching.plans import NEXT_STEPS, Description, Patch, Plan, Target, check_forwards
 from ...patching.recorder import PassSummary, Recorder
+from ..encoders.families.family import OutputAdapter
 from ..encoders.plan import patches_of
 from .connectors import CONNECTORS
 from .models import GENERATE, PROJECTED, PROJECTED_VIDEO, not_projected
@@ -70,17 +71,8 @@ def find_owners(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfig) -> Target:
     connector, name = CONNECTORS[type(owner).__name__], type(owner).__name__
-    generator = name.removesuffix("Model") + "ForConditionalGeneration"
     output = PROJECTED_VIDEO if connector.videos else PROJECTED
-    owned = [(owner, output)]
-    for around in _models_around(root, path):
-        if type(around).__name__ != generator:
-            raise UnsupportedModelError(
-                f"{type(around).__name__} is not supported with `where='projected'`: its head reads every image token "
-                f"in its place, and is not known to follow fewer. Supported around {name}: {generator}. {NEXT_STEPS}"
-            )
-        owned += [(around, row) for row in GENERATE]
-    patches = patches_of(owned)
+    patches = patches_of_owner(root, path, owner, output, config.where)
     check_forwards([change.module for change in patches])
     plan = ProjectedPlan(
         config=config,
@@ -93,9 +85,28 @@ def _plan_owner(root: nn.Module, path: str, owner: nn.Module, config: MergeConfi
     return Target(path, owner, plan, Recorder(), tuple(patches))
 
 
-def _models_around(root: nn.Module, path: str) -> Iterator[nn.Module]:
-    module = root
-    for name in path.split(".") if path else ():
+def patches_of_owner(root: nn.Module, path: str, owner: nn.Module, output: OutputAdapter, where: str) -> list[Patch]:
+    """Return how the model at `path` that makes image tokens is patched, and its model for generation around it.
+
+    Raises:
+        UnsupportedModelError: another model around it, whose head is not known to follow fewer tokens.
+    """
+    name, owned = type(owner).__name__, [(owner, output)]
+    generator = name.removesuffix("Model") + "ForConditionalGeneration"
+    for _, around in models_around(root, path):
+        if type(around).__name__ != generator:
+            raise UnsupportedModelError(
+                f"{type(around).__name__} is not supported with `where={where!r}`: its head reads every image token "
+                f"in its place, and is not known to follow fewer. Supported around {name}: {generator}. {NEXT_STEPS}"
+            )
+        owned += [(around, row) for row in GENERATE]
+    return patches_of(owned)
+
+
+def models_around(root: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield path and module of every model of transformers that holds the module at `path`, from the outermost in."""
+    module, names = root, path.split(".") if path else []
+    for depth, name in enumerate(names):
         if isinstance(module, transformers.PreTrainedModel):
-            yield module
+            yield ".".join(names[:depth]), module
         module = getattr(module, name)

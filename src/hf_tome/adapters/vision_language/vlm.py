@@ -248,12 +248,16 @@ class ProjectedImageModel(MergedFeatures):
         return out.to_tuple() if as_tuple else out
 
 
-class ProjectedVideoModel(ProjectedImageModel):
-    """The same of a model that encodes videos too, whose tokens do not merge."""
+class RestingVideos(MergedFeatures):
+    """A model that encodes videos too, whose tokens do not merge."""
 
-    methods = (*ProjectedImageModel.methods, "get_video_features")
+    methods = (*MergedFeatures.methods, "get_video_features")
 
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
         """Return the features of videos, which some models make as they make those of images."""
         with self._target.recorder.scoped("resting", True):
             return super().get_video_features(*args, **kwargs)
+
+
+class ProjectedVideoModel(RestingVideos, ProjectedImageModel):
+    """The owner of a projector behind which image tokens merge, and those of videos do not."""

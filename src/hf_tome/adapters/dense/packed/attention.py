@@ -24,27 +24,47 @@ if TYPE_CHECKING:
     from .family import PackedFamily
 
 
-@dataclass
-class PackedCall:
-    """What a block asks of its attention, and what it gets back.
+@dataclass(kw_only=True)
+class SegmentCall:
+    """What a block asks of an attention within segments, and what it gets back.
 
     Attributes:
-        segments: in which tokens attend to each other.
-        bias (`Tensor`, *optional*): (S,), log(size), added to the logits of each key.
         feature (`str`, *optional*): `"k"`, `"q"` or `"v"` (before any rotary embedding), to be returned.
         attending (`int`, *optional*): how many leading tokens of a segment are class tokens whose attention is to be
-            returned.
+            returned; 0 for the mean of all queries.
+        value_scale (`Tensor`, *optional*): (S,), by which each token's value is multiplied.
         result (`Tensor`, *optional*): (S, H, d), the feature.
         attended (`Tensor`, *optional*): (S,), see `attention_paid`.
     """
 
-    segments: Segments
-    bias: Tensor | None = None
     feature: str | None = None
     attending: int | None = None
-    num_prefix_tokens: int = 0
+    value_scale: Tensor | None = None
     result: Tensor | None = None
     attended: Tensor | None = None
+
+    def take_feature(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keep the feature that is asked for, of projections (S, H, d)."""
+        if self.feature in ("q", "k", "v"):
+            self.result = {"q": query, "k": key, "v": value}[self.feature]
+
+    def scale_value(self, value: Tensor) -> Tensor:
+        """Return the values (S, H, d) by `value_scale`."""
+        return value if self.value_scale is None else value * self.value_scale[:, None, None].to(value.dtype)
+
+
+@dataclass(kw_only=True)
+class PackedCall(SegmentCall):
+    """The same of packed tokens.
+
+    Attributes:
+        segments: in which tokens attend to each other.
+        bias (`Tensor`, *optional*): (S,), log(size), added to the logits of each key.
+    """
+
+    segments: Segments
+    bias: Tensor | None = None
+    num_prefix_tokens: int = 0
 
 
 class PackedAttention(PatchedModule):
@@ -60,8 +80,8 @@ class PackedAttention(PatchedModule):
         family: PackedFamily = context.target.plan.family
         modeling, call = sys.modules[context.detail], merge_call
         query, key, value = self._project(hidden_states, family)
-        if call.feature is not None:
-            call.result = {"q": query, "k": key, "v": value}[call.feature]
+        call.take_feature(query, key, value)
+        value = call.scale_value(value)
         tables = kwargs.pop("position_embeddings", None)
         if family.rotary is not None:
             query, key = getattr(modeling, family.rotary)(query, key, *tables)

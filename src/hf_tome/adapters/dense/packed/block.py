@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ....merging import MatchInputs
 from ....patching.patch import PatchedModel, PatchedModule, context_of
 from ....patching.plans import Target
 from ...encoders.attention import log_size
-from ...encoders.block import check_layers, running_pass
-from .attention import PackedCall
+from ...encoders.block import aggregated_heads, check_layers, match_tokens, running_pass, wanted_feature
+from .attention import PackedCall, SegmentCall
 from .segments import PackedMerge, Segments
 from .state import PackedState
 
@@ -37,7 +36,8 @@ class PackedBlock(PatchedModule):
         state.next_block = index + 1
         hidden_states = nn.Module.__call__(self, hidden_states, *args, merge_state=state, **kwargs)
         if index == target.plan.num_layers - 1:
-            target.recorder.end(state.summary(target.config.trace))
+            recorder = target.recorder
+            recorder.end(state.summary(target.config.trace), state if recorder.is_read else None)
         return hidden_states
 
     def forward(
@@ -48,7 +48,7 @@ class PackedBlock(PatchedModule):
         merge_state: PackedState,
         **kwargs: Any,
     ) -> Tensor:
-        """Take tokens (S, C) or (1, S, C) to (M, C) or (1, M, C); the last block gives all of them back."""
+        """Take tokens (S, C) or (1, S, C) to (M, C) or (1, M, C); the last block may give all of them back."""
         context = context_of(self)
         plan: PackedPlan = context.target.plan
         index, family, state = context.index, plan.family, merge_state
@@ -61,7 +61,7 @@ class PackedBlock(PatchedModule):
         x = hidden_states.view(-1, hidden_states.shape[-1])  # (1, S, C) -> (S, C)
         call = _call(plan, state, index, segments)
         if call.feature == "x_pre":
-            call.feature, call.result = None, x
+            call.result = x
         options = {name: value for name, value in kwargs.items() if name not in NOT_PASSED_ON}
         tables = _tables_of(state, index, kwargs.get("position_embeddings"))
         normed = attrgetter(family.norm1)(self)(x)
@@ -74,7 +74,7 @@ class PackedBlock(PatchedModule):
             state.pass_on(index)
         fed_forward = attrgetter(family.mlp)(self)(attrgetter(family.norm2)(self)(x))
         x = x + _scaled(self, family.scale2, fed_forward)
-        if index == plan.num_layers - 1:
+        if index == plan.num_layers - 1 and plan.unmerge:
             x = state.unmerge(index + 1, x)
         return x.view(*hidden_states.shape[:-2], *x.shape)  # (S, C) -> (1, S, C)
 
@@ -114,24 +114,25 @@ def begin_pass(target: Target, image_bounds: Tensor | None = None) -> None:
     """
     if not torch.compiler.is_compiling():  # a graph is compiled for the blocks that there are
         check_layers(target, PackedBlock)
-    target.recorder.begin(PackedState(target.plan.num_layers, image_bounds))
+    target.recorder.begin(PackedState(target.plan.num_layers, image_bounds, target.plan.group_size))
 
 
 def _call(plan: PackedPlan, state: PackedState, index: int, segments: Segments) -> PackedCall:
-    size, matches = state.size[index], plan.merging[index]
-    feature = (plan.method.metric or plan.config.choice("metric")) if matches else None
+    size = state.size[index]
+    bias = None if size is None or not plan.proportional else log_size(size[None], True)[0]
     return PackedCall(
-        segments,
-        bias=None if size is None or not plan.proportional else log_size(size[None], True)[0],
-        feature=None if feature == "x" else feature,
-        attending=plan.num_prefix_tokens if matches and plan.config.protect_attended else None,
+        segments=segments,
+        bias=state.per_token(bias),
+        feature=wanted_feature(plan, index),
+        attending=plan.num_prefix_tokens if plan.merging[index] and plan.config.protect_attended else None,
+        value_scale=state.per_token(state.coherence[index]),
         num_prefix_tokens=plan.num_prefix_tokens,
     )
 
 
 def _tables_of(state: PackedState, index: int, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
     """Return the rows of rotary tables (S_0, d) at the places of the tokens that are left."""
-    place = state.place[index]
+    place = state.token_places(index)
     if tables is None or place is None:
         return tables
     cos, sin = (table.index_select(0, place) for table in tables)
@@ -142,50 +143,41 @@ def _scaled(block: nn.Module, name: str | None, x: Tensor) -> Tensor:
     return x if name is None else getattr(block, name) * x
 
 
-def merge_tokens(plan: Any, state: PackedState, index: int, call: PackedCall, x: Tensor) -> Tensor:
-    """Merge the tokens (S, C) of one block, and write down what the next one has to know."""
+def merge_tokens(plan: Any, state: PackedState, index: int, call: SegmentCall, x: Tensor) -> Tensor:
+    """Merge the tokens (S, C) of one block, or their groups, and write down what the next one has to know."""
     config, prefix = plan.config, plan.num_prefix_tokens
     segments = state.merge_segments(index, config, plan.schedule[index], prefix)
-    metric = _metric(plan, call, x)
-    match = _match(plan, segments, call, metric, index)
+    metric = state.rows(_metric(plan, call, x))
+    match = _match(plan, state, segments, call.attended, metric, index)
     state.matching[index] = metric.shape[1] * sum(
         count * plan.method.compared_pairs(merge.num_input, merge.num_output, prefix, config.match_fields(plan.method))
         for (count, _), merge in zip(segments.shapes, match.merges)
     )
-    place = state.place[index]
-    place = torch.arange(len(x), device=x.device) if place is None else place
-    x, size, place = match.merge(x, state.size[index], place)
-    state.leave(index, size, place, match)
-    return x
+    rows, place = state.rows(x), state.place[index]
+    place = torch.arange(len(rows), device=x.device) if place is None else place
+    rows, size, place, coherence = match.merge(rows, state.size[index], place, state.coherence[index])
+    state.leave(index, size, place, coherence, match)
+    return state.tokens(rows)
 
 
-def _metric(plan: Any, call: PackedCall, x: Tensor) -> Tensor:
+def _metric(plan: Any, call: SegmentCall, x: Tensor) -> Tensor:
     """Return what similarity is measured on, (S, D)."""
     metric = x if call.result is None else call.result
     call.result = None  # it need not outlive the matching
-    if metric.ndim == 3:
-        mean = plan.config.choice("head_aggregation") == "mean"
-        metric = metric.mean(dim=1) if mean else metric.flatten(1)  # (S, H, d) -> (S, d) or (S, H*d)
-    return metric
+    # (S, H, d) -> (1, H, S, d) -> (S, D)
+    return metric if metric.ndim == 2 else aggregated_heads(plan.config, metric.transpose(0, 1)[None])[0]
 
 
-def _match(plan: Any, segments: Segments, call: PackedCall, metric: Tensor, index: int) -> PackedMerge:
-    config = plan.config
-    attended = [None] * len(segments.shapes) if call.attended is None else segments.split(call.attended)
-    fields = dict(config.match_fields(plan.method))
+def _match(
+    plan: Any, state: PackedState, segments: Segments, attended: Tensor | None, metric: Tensor, index: int
+) -> PackedMerge:
+    """Match in all segments of one length at once, by a metric (S, D), given the attention paid to each token (S,)."""
+    paid: list[Any] = [None] * len(segments.shapes)
+    if attended is not None:
+        paid = segments.split(attended.view(-1, state.group_size).mean(dim=1))  # (S,) -> (S / g,)
+    fields = dict(plan.config.match_fields(plan.method))
     if "batching" in fields:
         fields["batching"] = "pad"  # there is no padding here, whatever numbers of tokens images keep
-    merges = []
-    for part, paid, r in zip(segments.split(metric), attended, segments.requested):
-        inputs = MatchInputs(
-            metric=part,
-            r=r,
-            num_prefix_tokens=plan.num_prefix_tokens,
-            seed=config.seed * plan.num_layers + index,
-            layer=index,
-            num_layers=plan.num_layers,
-            fields=fields,
-            attended=paid,
-        )
-        merges.append(plan.method(inputs))
+    batches = zip(segments.split(metric), segments.requested, paid)
+    merges = [match_tokens(plan, index, part, r, fields, attended=of_part) for part, r, of_part in batches]
     return PackedMerge(segments, merges)

@@ -43,6 +43,9 @@ class PackedFamily:
         gives_weights: whether the attention gives a tuple of its output and weights.
         readers: path from the tower to modules that read tokens between the blocks.
         windows: whether some blocks attend in windows.
+        merger: path from the tower to the last module that takes its groups of patches, and gives out one token for
+            each; `None` where that is behind the tower.
+        no_groups: why whole groups cannot stay merged; `None` where they can.
         num_prefix_tokens: tokens in front of each image's patches, which are never merged.
         proportional: what `proportional_attention="auto"` means for ToMe here.
     """
@@ -69,6 +72,8 @@ class PackedFamily:
     gives_weights: bool = False
     readers: str | None = None
     windows: bool = False
+    merger: str | None = "merger"
+    no_groups: str | None = None
     num_prefix_tokens: int = 0
     proportional: bool = True
     library: str = "transformers"

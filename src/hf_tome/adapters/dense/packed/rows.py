@@ -6,6 +6,11 @@ from dataclasses import replace
 
 from .family import PackedFamily
 
+BY_ROWS = "its patches come row by row, so that those of a group are not next to each other"
+BEHIND_CLASS_TOKENS = "a class token stands in front of each image's patches, so that these fall into no whole groups"
+BY_CALL = "how many patches make a group is an argument of each call (`merge_sizes`)"
+UNGROUPED = "its patches are read one by one, not in groups"
+
 QWEN = PackedFamily(("qwen2_vl",), "Qwen2VisionTransformerPretrainedModel")
 DEEPSTACK = replace(QWEN, readers="deepstack_merger_list")
 GLM = replace(QWEN, model_types=("glm4v", "glm46v", "glmga"), tower="Glm4vVisionModel")
@@ -19,8 +24,11 @@ SIGLIP = replace(
     qkv=None,
     out="out_proj",
     gives_weights=True,
+    merger=None,
 )
-KIMI = replace(QWEN, model_types=("kimi_k25",), tower="Kimi_K25VisionModel", layers="layers", qkv=None)
+KIMI = replace(
+    QWEN, model_types=("kimi_k25",), tower="Kimi_K25VisionModel", layers="layers", qkv=None, no_groups=BY_ROWS
+)
 HUNYUAN = replace(
     SIGLIP,
     model_types=("hunyuan_vl",),
@@ -28,6 +36,7 @@ HUNYUAN = replace(
     layers="layers",
     out="o_proj",
     rotary=None,
+    no_groups=BY_ROWS,
 )
 
 PACKED_FAMILIES: tuple[PackedFamily, ...] = (
@@ -64,9 +73,14 @@ PACKED_FAMILIES: tuple[PackedFamily, ...] = (
     replace(GLM, model_types=("glm4v_moe",), tower="Glm4vMoeVisionModel"),
     replace(NORMED, model_types=("glm_ocr",), tower="GlmOcrVisionModel"),
     replace(NORMED, model_types=("glm5_next",), tower="Glm5NextVisionModel"),
-    replace(GLM, model_types=("glm_image",), tower="GlmImageVisionModel", rotary=None),
+    replace(GLM, model_types=("glm_image",), tower="GlmImageVisionModel", rotary=None, no_groups=UNGROUPED),
     replace(NORMED, model_types=("dots3_note",), tower="Dots3NoteVisionModel"),
-    replace(QWEN, model_types=("ernie4_5_vl_moe",), tower="Ernie4_5_VLMoeVisionTransformerPretrainedModel"),
+    replace(
+        QWEN,
+        model_types=("ernie4_5_vl_moe",),
+        tower="Ernie4_5_VLMoeVisionTransformerPretrainedModel",
+        merger=None,
+    ),
     replace(QWEN, model_types=("exaone4_5",), tower="Exaone4_5_VisionModel", windows=True),
     KIMI,
     replace(KIMI, model_types=("muse_glimmer",), tower="MuseGlimmerVisionModel", windows=True),
@@ -74,8 +88,8 @@ PACKED_FAMILIES: tuple[PackedFamily, ...] = (
     HUNYUAN,
     replace(HUNYUAN, model_types=("hy_v4_vl",), tower="HYV4VLVisionModel"),
     replace(SIGLIP, model_types=("minimax_m3_vl",), tower="MiniMaxM3VLVisionModel", layers="layers"),
-    replace(SIGLIP, model_types=("paddleocr_vl",), tower="PaddleOCRVisionTransformer"),
-    replace(SIGLIP, model_types=("video_llama_3",), tower="VideoLlama3VisionModel"),
+    replace(SIGLIP, model_types=("paddleocr_vl",), tower="PaddleOCRVisionTransformer", no_groups=BY_ROWS),
+    replace(SIGLIP, model_types=("video_llama_3",), tower="VideoLlama3VisionModel", no_groups=BY_CALL),
     replace(
         SIGLIP,
         model_types=("cosmos3_edge",),
@@ -95,6 +109,7 @@ PACKED_FAMILIES: tuple[PackedFamily, ...] = (
         scale1="lambda_1",
         scale2="lambda_2",
         num_prefix_tokens=1,
+        no_groups=BEHIND_CLASS_TOKENS,
     ),
 )
 

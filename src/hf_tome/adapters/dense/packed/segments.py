@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ....merging import Merge
 from ....merging.base import HardMerge
+from ...encoders.block import merge_with_coherence
 
 
 class Segments:
@@ -73,6 +74,10 @@ class PackedMerge:
     Args:
         segments: of the sequence that goes in.
         merges: one for each batch of segments.
+
+    Attributes:
+        is_hard: whether every token goes to one other.
+        lengths: how many tokens each segment has left, once they have merged.
     """
 
     def __init__(self, segments: Segments, merges: Sequence[Merge]):
@@ -80,38 +85,70 @@ class PackedMerge:
         self.is_hard = all(isinstance(merge, HardMerge) for merge in self.merges)
         self._shapes = [(count, merge.num_output) for (count, _), merge in zip(segments.shapes, self.merges)]
         self._num_rows = sum(count * length for count, length in self._shapes)  # with padding, batch by batch
+        self.lengths: list[int] = []
         self._rows: Tensor | None = None  # (M,), of these the ones that are tokens, in order
 
-    def merge(self, x: Tensor, size: Tensor | None, place: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Merge tokens (S, C) of sizes (S, 1) at places (S,) to (M, C), (M, 1) and (M,).
+    def merge(
+        self, x: Tensor, size: Tensor | None, place: Tensor, coherence: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Merge tokens (S, C) of sizes (S, 1) and coherence (S,) at places (S,), to M of each.
 
-        Sizes stay `None` where no merge has any (the slice oracle).
+        Sizes stay `None` where no merge has any (the slice oracle), coherence where none keeps the norm.
         """
-        segments = self.segments
-        sizes = [None] * len(self.merges) if size is None else segments.split(size)
-        merged = [merge.merge(part, of) for merge, part, of in zip(self.merges, segments.split(x), sizes)]
-        places = [part.gather(1, merge.representative) for merge, part in zip(self.merges, segments.split(place))]
-        x = torch.cat([part.flatten(0, 1) for part, _ in merged])  # (G, M_i, C) each -> (R, C)
-        out_sizes = [part.flatten(0, 1) for _, part in merged if part is not None]
-        out_size = torch.cat(out_sizes) if out_sizes else None
+        merged, out_size, out_coherence = self._merge(self.merges, x, size, coherence)
+        places = [part.gather(1, merge.representative) for merge, part in zip(self.merges, self.segments.split(place))]
         place = torch.cat([part.flatten() for part in places])
         if out_size is not None and any(merge.may_pad(False) for merge in self.merges):
             is_padding = out_size[:, 0] == 0
+            of_segment = torch.cat([part.view(*shape).sum(dim=1) for part, shape in self._by_batch(~is_padding)])
+            self._count(of_segment.tolist())
             order = place.masked_fill(is_padding, torch.iinfo(place.dtype).max).argsort()
-            self._rows = order[: self._num_rows - int(is_padding.sum())]
+            self._rows = order[: sum(self.lengths)]
         else:
+            self._count([length for count, length in self._shapes for _ in range(count)])
             self._rows = place.argsort()
-        out_size = None if out_size is None else out_size.index_select(0, self._rows)
-        return x.index_select(0, self._rows), out_size, place.index_select(0, self._rows)
+        kept = self._rows
+        size, coherence = (None if part is None else part.index_select(0, kept) for part in (out_size, out_coherence))
+        return merged.index_select(0, kept), size, place.index_select(0, kept), coherence
+
+    def merge_again(self, x: Tensor, size: Tensor | None) -> Tensor:
+        """Merge other values (S, C) of the tokens that have merged, of sizes (S, 1), to (M, C)."""
+        assert self._rows is not None
+        merges = [merge.to(x.device) for merge in self.merges]
+        return self._merge(merges, x, size, None)[0].index_select(0, self._rows.to(x.device))
+
+    def _merge(
+        self, merges: Sequence[Merge], x: Tensor, size: Tensor | None, coherence: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what comes out of all merges, batch by batch and with padding: R tokens for M."""
+        none = [None] * len(merges)
+        sizes, coherences = (none if part is None else self.segments.split(part) for part in (size, coherence))
+        merged = [merge_with_coherence(*parts) for parts in zip(merges, self.segments.split(x), sizes, coherences)]
+        tokens, out_sizes, out_coherences = (  # (G, M_i, C) each -> (R, C)
+            [part.flatten(0, 1) for part in parts if part is not None] for parts in zip(*merged)
+        )
+        return (
+            torch.cat(tokens),
+            torch.cat(out_sizes) if out_sizes else None,
+            torch.cat(out_coherences) if out_coherences else None,
+        )
+
+    def _by_batch(self, rows: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Return the rows (R, ...) of each batch of segments, with the number of its segments and their length."""
+        return list(zip(rows.split([count * length for count, length in self._shapes]), self._shapes))
+
+    def _count(self, by_batch: Sequence[int]) -> None:
+        """Keep how many tokens each segment has left, given those of the segments batch by batch."""
+        members = [index for indices in self.segments.members for index in indices]
+        self.lengths = [count for _, count in sorted(zip(members, by_batch))]
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Give every token its merged token back, (M, C) -> (S, C)."""
         assert self._rows is not None
         rows = x.new_zeros((self._num_rows, x.shape[1])).index_copy(0, self._rows.to(x.device), x)
-        parts = rows.split([count * length for count, length in self._shapes])
         unmerged = [
             merge.to(x.device).unmerge(part.view(*shape, -1))
-            for merge, part, shape in zip(self.merges, parts, self._shapes)
+            for merge, (part, shape) in zip(self.merges, self._by_batch(rows))
         ]
         return self.segments.join(unmerged)
 

@@ -13,22 +13,22 @@ from torch.nn import functional as F
 
 from ....patching.patch import PatchedModule, context_of
 from ...encoders.attention import AttentionCall, attention_paid
-from ..packed.attention import PackedCall
+from ..packed.attention import SegmentCall
 from ..packed.segments import Segments
 
 if TYPE_CHECKING:
     from .family import WindowFamily
 
 
-@dataclass
-class WindowCall(PackedCall):
-    """What a block asks of its attention, and what it gets back (see `PackedCall`).
+@dataclass(kw_only=True)
+class WindowCall(SegmentCall):
+    """What a block asks of its attention, and what it gets back (see `SegmentCall`).
 
     Attributes:
         layout: the places of the tokens.
     """
 
-    layout: TokenLayout | None = None
+    layout: TokenLayout
 
 
 class TokenLayout:
@@ -116,13 +116,12 @@ class WindowAttention(PatchedModule):
         family: WindowFamily = context.target.plan.family
         num_heads = getattr(self, family.num_heads)
         query, key, value = _project(self, family, hidden_states, num_heads)
-        if call.feature is not None:
-            call.result = {"q": query, "k": key, "v": value}[call.feature]
+        call.take_feature(query, key, value)
+        value = call.scale_value(value)
         # What a pad's key and value are is what projections make of zeros.
         _, pad_key, pad_value = _project(self, family, hidden_states.new_zeros(1, hidden_states.shape[1]), num_heads)
         layout = call.layout
         tables: Any = kwargs.get("position_embeddings")
-        assert layout is not None
         rotate = None if tables is None else getattr(sys.modules[context.detail], str(family.rotary))
         if rotate is not None:
             query, key = _turned(rotate, query, key, tables, layout.place)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ....patching.patch import PatchedModel, PatchedModule, context_of
-from ...encoders.block import check_layers, running_pass
+from ...encoders.block import check_layers, running_pass, wanted_feature
 from ..packed.block import merge_tokens
 from .attention import WindowCall
 from .grid import WindowGrid
@@ -55,7 +55,7 @@ class WindowBlock(PatchedModule):
         if not state.merged[index]:
             x = state.grid.to_windows(_channels_last(plan, hidden_states))
         if call.feature == "x_pre":
-            call.feature, call.result = None, x
+            call.result = x
         if family.rotary is not None:
             kwargs["position_embeddings"] = self.rotary_emb(x, self.position_ids)
         normed = getattr(self, family.norm1)(x)
@@ -126,11 +126,9 @@ def _through(block: nn.Module, name: str | None, x: Tensor) -> Tensor:
 
 def _call(plan: WindowPlan, state: WindowState, index: int, window_size: int) -> WindowCall:
     layout = state.layout(index, window_size, plan.proportional)
-    matches = plan.merging[index]
-    feature = (plan.method.metric or plan.config.choice("metric")) if matches else None
     return WindowCall(
-        layout.segments,
-        feature=None if feature == "x" else feature,
-        attending=0 if matches and plan.config.protect_attended else None,
+        feature=wanted_feature(plan, index),
+        attending=0 if plan.merging[index] and plan.config.protect_attended else None,
+        value_scale=state.coherence[index],
         layout=layout,
     )

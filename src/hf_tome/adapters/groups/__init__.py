@@ -1,0 +1,1 @@
+"""Whole groups of patches, merged in packed towers and kept merged to the language model."""
