@@ -201,7 +201,7 @@ def test_a_callers_list_is_copied():
         ({"r": 1.5}, "`r` is 1.5; it takes an integer"),
         (
             {"where": "blocks"},
-            "`where` is 'blocks'; it takes one of 'auto', 'tower', 'projected', 'denoiser', 'cache'",
+            "`where` is 'blocks'; it takes one of 'auto', 'tower', 'groups', 'projected', 'denoiser', 'cache'",
         ),
         ({"r": True}, "`r` is True; it takes an integer"),
         ({"r": "8"}, "`r` is '8'; it takes an integer"),
@@ -311,7 +311,7 @@ def test_a_field_applies_or_is_refused(method, place, name):
 
 
 def test_r_applies_or_is_refused():
-    for place in ("auto", "tower", "projected"):
+    for place in ("auto", "tower", "groups", "projected"):
         assert MergeConfig(r=4, where=place).r == 4
     for place in ("denoiser", "cache"):
         with pytest.raises(ValueError, match=f"`r` is 4, but with `where='{place}'`"):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ....patching.patch import PatchedModel, PatchedModule, context_of
 from ....patching.plans import Target
 from ...encoders.attention import log_size
-from ...encoders.block import aggregated_heads, check_layers, match_tokens, running_pass, wanted_feature
+from ...encoders.block import check_layers, running_pass
+from ...encoders.matching import aggregated_heads, match_tokens, wanted_feature
 from .attention import PackedCall, SegmentCall
 from .segments import PackedMerge, Segments
 from .state import PackedState

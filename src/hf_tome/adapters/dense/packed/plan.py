@@ -163,7 +163,7 @@ def _group_size(module: nn.Module, family: PackedFamily) -> int:
             f"{family.no_groups}. Supported: {names}. Use `where='tower'`, or `where='projected'` for fewer tokens in "
             "the language model."
         )
-    return module.config.spatial_merge_size**2  # type: ignore[union-attr, operator]
+    return int(module.config.spatial_merge_size) ** 2  # type: ignore[union-attr, arg-type]
 
 
 def _patches_around(module: nn.Module, family: PackedFamily, unmerge: bool) -> list[Patch]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....merging import Merge
 from ....merging.base import HardMerge
-from ...encoders.block import merge_with_coherence
+from ...encoders.matching import merge_with_coherence
 
 
 class Segments:
@@ -124,14 +124,16 @@ class PackedMerge:
         none = [None] * len(merges)
         sizes, coherences = (none if part is None else self.segments.split(part) for part in (size, coherence))
         merged = [merge_with_coherence(*parts) for parts in zip(merges, self.segments.split(x), sizes, coherences)]
-        tokens, out_sizes, out_coherences = (  # (G, M_i, C) each -> (R, C)
-            [part.flatten(0, 1) for part in parts if part is not None] for parts in zip(*merged)
-        )
-        return (
-            torch.cat(tokens),
-            torch.cat(out_sizes) if out_sizes else None,
-            torch.cat(out_coherences) if out_coherences else None,
-        )
+        tokens, out_sizes, out_coherences = zip(*merged)
+        out_size = None if out_sizes[0] is None else torch.cat([part.flatten(0, 1) for part in out_sizes])
+        out_coherence = None
+        if any(part is not None for part in out_coherences):
+            # A batch in which nothing merges has none, which is 1.
+            ones = (part.new_ones(part.shape[:2]) for part in out_sizes)
+            filled = [one if part is None else part for part, one in zip(out_coherences, ones)]
+            out_coherence = torch.cat([part.flatten() for part in filled])
+        # (G, M_i, C) each -> (R, C)
+        return torch.cat([part.flatten(0, 1) for part in tokens]), out_size, out_coherence
 
     def _by_batch(self, rows: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
         """Return the rows (R, ...) of each batch of segments, with the number of its segments and their length."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ....patching.patch import PatchedModel, PatchedModule, context_of
-from ...encoders.block import check_layers, running_pass, wanted_feature
+from ...encoders.block import check_layers, running_pass
+from ...encoders.matching import wanted_feature
 from ..packed.block import merge_tokens
 from .attention import WindowCall
 from .grid import WindowGrid
