@@ -86,11 +86,50 @@ def test_keep_ratio(threshold, keep_ratio):
     assert torch.equal(alone.merge(x[1:2])[0][0], match.merge(x)[0][1])
 
 
-def test_gradients_take_the_matrices():
-    x = smooth_tokens(1, 60, 32).requires_grad_()
-    assert not isinstance(matrix_matching(x, 0.9, 1), SparseMatrixMerge)
-    match = matrix_matching(x.detach(), 0.8, 1)
-    assert isinstance(match, SparseMatrixMerge)
+def gradients(match, x, weight):
     merged, _ = match.merge(x)
-    merged.sum().backward()
-    assert x.grad.isfinite().all()
+    restored = match.unmerge(merged.sin())
+    loss = (merged * weight[:, : merged.shape[1]]).sum() + (restored.sin() * weight).sum()
+    return torch.autograd.grad(loss, x)[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_ratio": 0.6}, {"keep_ratio": 0.9}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_those_of_matrices(dtype, options):
+    x = smooth_tokens(3, 81, 24, noise=0.4).to(dtype).requires_grad_()
+    weight = torch.randn(x.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    match, expected = matrix_matching(x, 0.8, 1, **options), dense(x, 0.8, 1, **options)
+    assert isinstance(match, SparseMatrixMerge)
+    assert match.weights.requires_grad
+    rounding = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-9, "rtol": 1e-7}
+    constant = gradients(match.detach(), x, weight)
+    torch.testing.assert_close(constant, gradients(expected.detach(), x, weight), **rounding)
+    grad = gradients(match, x, weight)
+    torch.testing.assert_close(grad, gradients(expected, x, weight), **rounding)
+    assert not torch.allclose(constant, grad, rtol=1e-2)
+
+
+def test_gradients_of_tokens_alone():
+    x = smooth_tokens(2, 60, 32).requires_grad_()
+    match, expected = matrix_matching(x.detach(), 0.8, 1), dense(x.detach(), 0.8, 1)
+    assert match.weights_of_grad() is None
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(gradients(match, x, weight), gradients(expected, x, weight))
+
+
+def test_a_token_that_is_no_number_spoils_none_but_those_of_its_own():
+    metric = smooth_tokens(1, 60, 32)
+    x = metric.clone()
+    x[0, 1, 3] = torch.nan
+    match = matrix_matching(metric, 0.8, 1)
+    merged, _ = match.merge(x)
+    rows = match.source[0, 1].item()
+    assert merged[0, [row for row in range(merged.shape[1]) if row != rows]].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [None, torch.full((2, 20, 1), 3.0)], ids=["ones", "sizes"])
+def test_nothing_merges(size):
+    x = torch.eye(20).expand(2, -1, -1)
+    match = matrix_matching(x, 0.8, 1)
+    assert_same(match, dense(x, 0.8, 1), x, size)
+    assert match.num_output == 20

@@ -102,9 +102,9 @@ class ForwardState:
                 source = match.source if source is None else _follow(source, match.source)
             if plan.keeps_matches or (self.reads is not None and len(self.reads) > 1):
                 self.match[index], self._without_graph[index] = match, not torch.is_grad_enabled()
-            weights, grad = match.weights_of_grad(), self._weight_grads.pop(index, None)
-            if weights is not None and grad is not None:
-                hidden_states = _BringGrad.apply(hidden_states, weights, grad)
+            grad = self._weight_grads.pop(index, None)
+            if grad is not None:
+                hidden_states = _BringGrad.apply(hidden_states, match.weights_of_grad(), grad)
         self.position[index + 1], self.source[index + 1] = position, source
         return hidden_states
 

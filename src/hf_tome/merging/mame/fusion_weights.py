@@ -14,8 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..indexing import is_traced
-from .sparse import TIE
 
+TIE = 1e-6
+"""A weight that exceeds its column's threshold by no more than this is a tie, not a connection.
+
+By equations 5 to 8 a source with one destination above tau, or with equal weights, has W = zeta, so its column is zero
+and it is preserved. In floating point the sign of W - zeta is rounding noise there, and must not decide. (Without
+pruning the threshold is 0: a source that is just as similar as tau has weights of rounding noise alone.)
+"""
 CHUNK_BYTES = 1 << 19
 """Similarities of so many bytes are computed at a time on a CPU: what is made of them fits its second cache."""
 

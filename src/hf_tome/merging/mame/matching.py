@@ -78,7 +78,7 @@ def matrix_matching(
         num_merged = None if num_output is None else metric.shape[1] - num_output
         connections = find_connections(metric, threshold, num_special, eps, padding, num_merged)
         if connections is not None:
-            return SparseMatrixMerge(connections, padding, num_output)
+            return SparseMatrixMerge(connections, padding, num_output, checked=metric)
     if destinations is None:
         sources, destinations = split(
             metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding
@@ -106,8 +106,8 @@ def matrix_matching(
 
 
 def _is_eager(metric: Tensor) -> bool:
-    """Return whether shapes may depend on the data and no gradient runs through the matching, on a CPU."""
-    return has_cpu_values(metric) and not (torch.is_grad_enabled() and metric.requires_grad)
+    """Return whether what is computed may depend on the data, on a CPU."""
+    return has_cpu_values(metric)
 
 
 def _best_matched(

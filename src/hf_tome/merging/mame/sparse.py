@@ -1,40 +1,26 @@
-"""MaMe's matching without a graph: the few pairs of tokens above the threshold, instead of matrices of zeros.
+"""MaMe's matching on a CPU: the few pairs of tokens above the threshold, instead of matrices of zeros.
 
 In real images a source has one to four destinations above the threshold, of a hundred. A product in low precision
 finds the pairs that may be above it; equations 2 to 8 are computed in double precision for those pairs alone. So the
 choices are those of the dense form, ties included, and do not depend on what else is in the batch.
 
-What has an entry per pair or per token, and no channels, is in NumPy: its calls cost a quarter of PyTorch's, and a
-single image has so few pairs that little else counts.
+All but the product is in NumPy: a single image has so few pairs that little but the calls costs time, and after a
+block's products have filled the caches a call of PyTorch takes ten microseconds and more, one of NumPy one or two.
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..similarity import TOO_LONG, full_precision
+from ..similarity import TOO_LONG
+from .pair_weights import PairWeights, differentiable_weights, pair_weights
+from .scores import SHORTEST
+from .screen import Booleans, Floats, Integers, Singles, candidate_pairs
 
-Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Singles = NDArray[np.float32]
-Booleans = NDArray[np.bool_]
-
-TIE = 1e-6
-"""A weight that exceeds its column's threshold by no more than this is a tie, not a connection.
-
-By equations 5 to 8 a source with one destination above tau, or with equal weights, has W = zeta, so its column is zero
-and it is preserved. In floating point the sign of W - zeta is rounding noise there, and must not decide. (Without
-pruning the threshold is 0: a source that is just as similar as tau has weights of rounding noise alone.)
-"""
-BFLOAT16_MARGIN = 0.01
-"""By how much a cosine in bfloat16 may be wrong: 2^-8 by rounding the tokens, 2^-9 by rounding the cosine, and 2^-9 by
-rounding the threshold that it is compared with, which are 0.0078."""
 LOWEST_THRESHOLD = 0.1
 """Below this threshold most pairs are connected."""
 MOST_PAIRS = 1 / 16
@@ -42,32 +28,33 @@ MOST_PAIRS = 1 / 16
 
 Two pairs a source are few at any number of destinations.
 """
-FEWEST_PRODUCTS = 1 << 15
-"""Smaller products of matrices are done in single precision."""
-CACHED = 1 << 18
+CACHED = 1 << 17
 """Numbers in double precision that are worked on at a time, so that they stay in the processor's cache."""
-_NONE: Floats = np.empty(0)
 
 
-@dataclass(frozen=True)
-class Connections:
-    """The weights W^F of equation 8 that are not zero, ordered by image and source.
+class Connections(NamedTuple):
+    """Pairs of tokens with the weights W^F of equation 8, some of which may be zero; ordered by destination.
 
     Attributes:
-        image, source, destination: (E,), the image, and the numbers among its sources and destinations.
-        weight, share: (E,), W^F, and the same without epsilon, which sums to 1 in each column.
+        image, destination, source: (E,), the image of a pair, the number of its destination among those of all images
+            (B * T,), and of its source among theirs (B * S,).
+        rows: (2, E), the source and the destination among all tokens (B * N,).
+        weight, share: (E,), W^F, and the same without epsilon, which sums to 1 over the pairs of a fused source.
         gone: (B, S), the sources that are fused.
         num_special, num_destinations: how many leading tokens are set aside, and T.
+        differentiable: (E,), the weights again, through which gradients reach the tokens; `None` without a graph.
     """
 
     image: Integers
-    source: Integers
     destination: Integers
+    source: Integers
+    rows: Integers
     weight: Floats
     share: Floats
     gone: Booleans
     num_special: int
     num_destinations: int
+    differentiable: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -76,10 +63,11 @@ class Connections:
 
     def dense(self) -> Tensor:
         """Return W^F, (B, T, S)."""
+        weights = torch.from_numpy(self.weight) if self.differentiable is None else self.differentiable
         batch_size, num_sources = self.gone.shape
-        weights = np.zeros((batch_size, self.num_destinations, num_sources))
-        weights[self.image, self.destination, self.source] = self.weight
-        return torch.from_numpy(weights)
+        places = self.image, self.destination % self.num_destinations, self.source % num_sources
+        weights_at = tuple(torch.from_numpy(place) for place in places)
+        return weights.new_zeros((batch_size, self.num_destinations, num_sources)).index_put(weights_at, weights)
 
 
 def find_connections(
@@ -94,138 +82,100 @@ def find_connections(
 
     With `num_merged` so many sources of each image are connected, those with the most similar destinations.
 
-    `None` where the dense form is to be used: a token is broken, or too many pairs are above the threshold.
+    A token that is not a number is like no other: no comparison with it is true. `None` where the dense form is to be
+    used: too many pairs are above the threshold, or such a token is there and `num_merged` have to merge.
     """
-    metric = metric.to(torch.promote_types(metric.dtype, torch.float32)).contiguous()
-    batch_size, num_tokens, channels = metric.shape
+    has_graph = metric.requires_grad and torch.is_grad_enabled()
+    full = metric.detach()
+    if full.dtype not in (torch.float32, torch.float64):
+        full = full.float()
+    full = full.contiguous()
+    batch_size, num_tokens, channels = full.shape
     num_destinations = (num_tokens - num_special) // 2
     num_sources = num_tokens - num_special - num_destinations
-    sizes = num_special, num_destinations
     if num_destinations == 0 or batch_size == 0:
         return None
-    lengths = torch.linalg.vector_norm(metric, dim=-1).clamp_(min=1e-12).numpy()  # (B, N)
-    if not lengths.max() < TOO_LONG:
+    lengths = torch.linalg.vector_norm(full, dim=-1).numpy()  # (B, N)
+    if num_merged is not None and not lengths.max() < TOO_LONG:  # false where one is not a number, too
         return None
-    pairs = _screen(metric, lengths, threshold, num_special, padding, num_merged)
-    num_rows = batch_size * num_sources
-    if pairs.shape[0] > max(MOST_PAIRS * num_rows * num_destinations, 2 * num_rows, 64):
-        return None
-    row, destination = np.divmod(pairs, num_destinations)
-    if num_merged is None:
-        # A source with one destination has W = zeta, and is preserved.
-        several = np.bincount(row, minlength=num_rows)[row] > 1
-        row, destination = row[several], destination[several]
-    if row.shape[0] == 0:
-        return Connections(row, row, row, _NONE, _NONE, np.zeros((batch_size, num_sources), bool), *sizes)
-    image, source = np.divmod(row, num_sources)
-    first = image * num_tokens + num_special  # of the image's sources, among all tokens (B * N,)
-    cosine = _cosine(metric.view(-1, channels), first + 2 * source, first + 2 * destination + 1)
-    weight, share, gone = _fusion_weights(cosine, row, num_rows, threshold, eps)
-    if num_merged is not None:
-        weight, share, gone = _best_matched(cosine, row, (weight, share, gone), num_merged, batch_size)
-    kept = np.flatnonzero(weight)
-    pair = image[kept], source[kept], destination[kept], weight[kept], share[kept]
-    return Connections(*pair, gone.reshape(batch_size, num_sources), *sizes)
-
-
-def _screen(
-    metric: Tensor,
-    lengths: Singles,
-    threshold: float,
-    num_special: int,
-    padding: Tensor | None,
-    num_merged: int | None,
-) -> Integers:
-    """Return the pairs whose cosine may be above `threshold`, as ascending numbers of all (B * S * T,).
-
-    `lengths` (B, N) are those of the tokens. With `num_merged` they are pairs of those sources alone that may be among
-    so many with the most similar destinations, and what may be the most similar one is among them.
-    """
-    sources, destinations = slice(num_special, None, 2), slice(num_special + 1, None, 2)
-    halves = metric[:, sources], metric[:, destinations]  # (B, S, D), (B, T, D)
-    num_sources, channels = halves[0].shape[1:]
-    margin = channels * 2.0**-22  # of a sum of so many rounded products, and of two lengths
-    if num_sources**2 * channels >= FEWEST_PRODUCTS and _has_bfloat16_products():
-        margin, halves = BFLOAT16_MARGIN, (halves[0].bfloat16(), halves[1].bfloat16())
-    level = np.float32(threshold - margin)
-    with full_precision(metric.device):
-        scores = torch.bmm(halves[0], halves[1].transpose(1, 2)).float()  # (B, S, T)
-    of_sources, of_destinations = lengths[:, sources, None], lengths[:, None, destinations]  # (B, S, 1), (B, 1, T)
-    if num_merged is not None:
-        cosines = scores.div_(torch.from_numpy(of_sources * of_destinations))
-        best = cosines.amax(dim=-1).numpy()
-        return np.flatnonzero(cosines.numpy() > _bound_of_best(best, level, margin, num_merged)[..., None])
-    bound = of_sources * level * of_destinations
+    if num_merged is not None or padding is not None:
+        np.maximum(lengths, SHORTEST, out=lengths)
     if padding is not None:
-        is_padding = padding.numpy()
-        bound[is_padding[:, sources]] = np.inf
-        bound.transpose(0, 2, 1)[is_padding[:, destinations]] = np.inf
-    return np.flatnonzero(scores.numpy() > bound)
+        lengths[padding.numpy()] = np.inf  # like no other
+    candidates = candidate_pairs(full, lengths, threshold, num_special, num_merged)
+    selected = _select(candidates, is_fixed=num_merged is not None)
+    if selected is None:
+        return None
+    image, destination, source = selected
+    rows = np.empty((2, source.shape[0]), np.int64)
+    rows[0] = 2 * source + image * (num_tokens - 2 * num_sources)
+    rows[1] = 2 * destination + image * (num_tokens - 2 * num_destinations) + 1
+    rows += num_special
+    differentiable = None
+    if source.shape[0] == 0:
+        weights = PairWeights(*np.empty((2, 0)), np.zeros(batch_size * num_sources, bool), np.empty(0, bool))
+    else:
+        cosine = _cosines(full.view(-1, channels).numpy(), rows)
+        weights = pair_weights(cosine, source, batch_size * num_sources, threshold, eps)
+        if num_merged is not None:
+            weights = _best_matched(cosine, source, weights, num_merged, batch_size)
+        if has_graph:
+            differentiable = differentiable_weights(metric, rows, cosine, source, weights, threshold, eps)
+    weight, share, gone = weights.weight, weights.share, weights.gone.reshape(batch_size, num_sources)
+    sizes = num_special, num_destinations
+    return Connections(image, destination, source, rows, weight, share, gone, *sizes, differentiable)
 
 
-def _bound_of_best(best: Singles, level: np.float32, margin: float, num_merged: int) -> Singles:
-    """Return the cosine above which a source's pairs are looked at, (B, S), from the `best` of its pairs (B, S)."""
-    if num_merged == 0:
-        return np.full_like(best, np.inf)
-    doubt = np.float32(2 * margin)  # of a difference of two
-    least = np.partition(best, -num_merged, axis=1)[:, -num_merged, None] - doubt  # (B, 1)
-    return np.where(best < least, np.float32(np.inf), np.minimum(best - doubt, level))
+def _select(candidates: Booleans, is_fixed: bool) -> tuple[Integers, Integers, Integers] | None:
+    """Return image, destination and source of the candidate pairs (B, T, S) that count; `None` where they are many.
+
+    Where no number is fixed, a source with one destination has W = zeta, and is preserved: its pair does not count.
+    """
+    batch_size, num_destinations, num_sources = candidates.shape
+    num_rows, pairs = batch_size * num_sources, candidates.ravel().nonzero()[0]
+    if pairs.shape[0] > max(MOST_PAIRS * candidates.size, 2 * num_rows, 64):
+        return None
+    destination, source = np.divmod(pairs, num_sources)
+    image = destination // num_destinations
+    source += image * num_sources
+    if is_fixed:
+        return image, destination, source
+    several = (np.bincount(source, minlength=num_rows) > 1)[source]
+    return image[several], destination[several], source[several]
 
 
-@functools.cache
-def _has_bfloat16_products() -> bool:
-    """Return whether this CPU has instructions that multiply matrices in bfloat16, several times as fast."""
-    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name before torch 2.10
-    return torch.backends.mkldnn.is_available() and has_instructions is not None and has_instructions()
+def _cosines(tokens: Singles | Floats, rows: Integers) -> Floats:
+    """Return the cosine of pairs of tokens (R, D), whose `rows` are (2, E), in double precision, (E,)."""
+    step = max(CACHED // (2 * tokens.shape[1]), 1)
+    if rows.shape[1] <= step:
+        return _cosines_of_few(tokens, rows)
+    parts = range(0, rows.shape[1], step)
+    return np.concatenate([_cosines_of_few(tokens, rows[:, start : start + step]) for start in parts])
 
 
-def _cosine(tokens: Tensor, sources: Integers, destinations: Integers) -> Floats:
-    """Return the cosine of pairs of tokens (R, D), in double precision, (E,)."""
-    step = max(CACHED // tokens.shape[1], 1)
-    parts = [slice(start, start + step) for start in range(0, sources.shape[0], step)]
-    return np.concatenate([_cosine_of_rows(tokens, sources[part], destinations[part]) for part in parts])
-
-
-def _cosine_of_rows(tokens: Tensor, sources: Integers, destinations: Integers) -> Floats:
-    a, b = (tokens.index_select(0, torch.from_numpy(rows)).double().numpy() for rows in (sources, destinations))
-    squares = np.einsum("ij,ij->i", a, a) * np.einsum("ij,ij->i", b, b)
-    return np.einsum("ij,ij->i", a, b) / np.sqrt(np.maximum(squares, 1e-48))
-
-
-def _fusion_weights(
-    cosine: Floats, row: Integers, num_rows: int, threshold: float, eps: float
-) -> tuple[Floats, Floats, Booleans]:
-    """Return W^F of equations 3 to 8 for pairs (E,) of the source `row`, its shares, and which rows have any, (R,)."""
-    sparse = np.maximum(cosine - threshold, 0)
-    total = np.bincount(row, sparse, num_rows)
-    weights = sparse / (total + eps)[row]
-    count = np.bincount(row, weights / (weights + eps), num_rows)
-    zeta = total / ((total + eps) * (count + eps))
-    pruned = weights - zeta[row]
-    pruned[pruned <= TIE] = 0
-    total = np.bincount(row, pruned, num_rows)
-    total_of_pair = total[row]
-    return pruned / (total_of_pair + eps), pruned / np.maximum(total_of_pair, TIE), total > 0
+def _cosines_of_few(tokens: Singles | Floats, rows: Integers) -> Floats:
+    a, b = tokens.take(rows, axis=0).astype(np.float64, copy=False)
+    squares = np.vecdot(a, a) * np.vecdot(b, b)
+    return np.vecdot(a, b) / np.sqrt(np.maximum(squares, SHORTEST**4))
 
 
 def _best_matched(
-    cosine: Floats, row: Integers, weights: tuple[Floats, Floats, Booleans], num_merged: int, batch_size: int
-) -> tuple[Floats, Floats, Booleans]:
-    """Let the `num_merged` best matched sources of each image merge: their weights and shares (E,), and rows (R,).
+    cosine: Floats, row: Integers, weights: PairWeights, num_merged: int, batch_size: int
+) -> PairWeights:
+    """Let the `num_merged` best matched sources of each image merge: their weights, and which rows (R,) those are.
 
     One that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole. At least so
     many rows of each image have pairs.
     """
-    weight, share, gone = weights
-    first = np.flatnonzero(np.diff(row, prepend=-1))  # the first pair of each row that has any
+    weight, share, gone, _ = weights
     best = np.full(gone.shape, -np.inf)  # (R,)
-    best[row[first]] = np.maximum.reduceat(cosine, first)
+    np.maximum.at(best, row, cosine)
     order = np.argsort(-best.reshape(batch_size, -1), axis=1, kind="stable")[:, :num_merged]
     merged: Booleans = np.zeros(best.shape, dtype=np.bool_)
     merged[(order + np.arange(0, len(best), len(best) // batch_size)[:, None]).reshape(-1)] = True
-    best_pairs = np.flatnonzero(cosine == best[row])
-    whole = best_pairs[np.diff(row[best_pairs], prepend=-1) > 0]  # the first of equals
-    whole = whole[~gone[row[whole]]]
+    best_pairs = np.flatnonzero((cosine == best[row]) & ~gone[row])
+    whole = best_pairs[np.unique(row[best_pairs], return_index=True)[1]]  # the first of equals
     weight[whole] = share[whole] = 1
     is_merged = merged[row].astype(np.float64)
-    return weight * is_merged, share * is_merged, merged
+    is_fused = weights.is_fused & merged[row]
+    return PairWeights(weight * is_merged, share * is_merged, merged, is_fused)

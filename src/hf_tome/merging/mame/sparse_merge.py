@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import weakref
 
 import numpy as np
 import torch
@@ -10,21 +12,30 @@ from torch import Tensor
 
 from ..base import Merge, check_tokens, ones_or_checked
 from .matrix_merge import MatrixMerge, in_range
-from .sparse import Booleans, Connections, Floats, Integers
+from .row_sums import Members, weighted_means
+from .screen import Booleans, Integers
+from .sparse import Connections
 
 
 class SparseMatrixMerge(MatrixMerge):
     """A `MatrixMerge` on a CPU that touches the tokens of its pairs alone.
 
-    What only unmerging, tracing or a gradient reads, matrices and tensors of positions, is made where it is read.
+    What only unmerging or tracing reads, matrices and tensors of positions, is made where it is read.
 
     Args:
         connections (`Connections`): the pairs and their weights.
         padding (`Tensor`, *optional*): (B, N) bool, the input tokens that count for nothing.
         num_output (`int`, *optional*): M, where it is known beforehand.
+        checked (`Tensor`, *optional*): tokens that hold nothing but numbers.
     """
 
-    def __init__(self, connections: Connections, padding: Tensor | None = None, num_output: int | None = None):
+    def __init__(
+        self,
+        connections: Connections,
+        padding: Tensor | None = None,
+        num_output: int | None = None,
+        checked: Tensor | None = None,
+    ):
         self.connections, self.num_special = connections, connections.num_special
         self._rows, is_real = _output_rows(connections, padding, num_output)
         self.real = None if is_real is None else torch.from_numpy(is_real)
@@ -32,10 +43,12 @@ class SparseMatrixMerge(MatrixMerge):
         self.num_input, self.num_output = connections.num_tokens, self._rows.shape[1]
         self._kept = _grouped_positions(self.num_special, self.num_input)[self._rows]  # (B, M)
         self._positions = None
+        self._checked = _nothing if checked is None else weakref.ref(checked)
 
-    @functools.cached_property
+    @property
     def weights(self) -> Tensor:  # type: ignore[override]
         """See the base class."""
+        # Made anew each time: a block that checkpointing runs again has to save as many tensors as it did before.
         return self.connections.dense()
 
     @property
@@ -65,49 +78,47 @@ class SparseMatrixMerge(MatrixMerge):
 
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Fuse sources into destinations (equation 9) and concatenate (equation 10); see the base class."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            return super().merge(x, size)
         (batch_size, num_output), channels = self._kept.shape, x.shape[-1]
         check_tokens(x, batch_size, self.num_input)
-        size = ones_or_checked(size, x)
-        rows = self._kept if batch_size == 1 else self._kept + np.arange(batch_size)[:, None] * self.num_input
-        rows = rows.reshape(-1)  # (B*M,), of (B*N,)
-        tokens, sizes = x.reshape(-1, channels), size.detach().reshape(-1).numpy()
-        out, out_size = tokens.index_select(0, torch.from_numpy(rows)), sizes[rows]
-        if self.connections.weight.shape[0] > 0:
-            self._fuse_pairs(tokens, sizes, out, out_size)
-        merged_size = torch.from_numpy(out_size).view(batch_size, num_output, 1)
-        return out.view(batch_size, num_output, channels), self._real_sizes(merged_size)
+        pairs, members = self.connections, self._members()
+        tokens = x.reshape(-1, channels)
+        # In float32: a sum of tokens may be beyond half precision where their mean is not.
+        full = tokens if tokens.dtype in (torch.float32, torch.float64) else tokens.float()
+        out = weighted_means(full, members, pairs.differentiable)
+        if pairs.weight.shape[0] > 0 and x is not self._checked() and not math.isfinite(out.detach().sum().item()):
+            return super().merge(x, size)  # a source that is not a number spoils none but itself
+        if out.dtype != x.dtype:
+            out = in_range(out.to(x.dtype), tokens.index_select(0, torch.from_numpy(members.kept)))
+        # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
+        # columns a little short of 1; a source's size is shared out whole.
+        shares, rows = pairs.share, members.rows
+        sizes = None if size is None else ones_or_checked(size, x).detach().reshape(-1).numpy()
+        shares = shares if sizes is None else shares * sizes[rows[0]]
+        out_size = np.bincount(members.target, shares, batch_size * num_output)
+        out_size = out_size + (1 if sizes is None else sizes[members.kept])
+        dtype = np.float64 if x.dtype == torch.float64 else np.float32
+        merged_size = torch.from_numpy(out_size.astype(dtype if sizes is None else sizes.dtype))
+        merged_size = self._real_sizes(merged_size.view(batch_size, num_output, 1))
+        return out.view(batch_size, num_output, channels), merged_size
 
-    def _fuse_pairs(self, tokens: Tensor, sizes: Floats, out: Tensor, out_size: Floats) -> None:
-        """Bring the sources among `tokens` (B*N, C) into the destinations among `out` (B*M, C), and their sizes."""
-        pairs, num_rows = self.connections, out.shape[0]
-        target = pairs.image * self.num_output + (pairs.destination + self.num_special)  # (E,), of (B*M,)
-        source = pairs.image * self.num_input + (2 * pairs.source + self.num_special)  # (E,), of (B*N,)
-        # Normalised before the sum: a sum of tokens may be beyond half precision where their mean is not.
-        own = 1 / (1 + np.bincount(target, pairs.weight, num_rows))  # (B*M,)
-        takes_in = own < 1
-        place = np.cumsum(takes_in)[target] - 1  # the number of each pair's target among those that take something in
-        full = torch.promote_types(tokens.dtype, torch.float32)
-        # A source that is not a number spoils none but itself.
-        members = tokens.index_select(0, torch.from_numpy(source)).to(full).nan_to_num_(0.0, 0.0, 0.0)
-        members.mul_(torch.from_numpy(pairs.weight * own[target]).to(full)[:, None])
-        rows = torch.from_numpy(np.flatnonzero(takes_in))
-        destinations = out.index_select(0, rows)
-        mean = destinations.to(full) * torch.from_numpy(own[takes_in]).to(full)[:, None]
-        mean = mean.index_add_(0, torch.from_numpy(place), members).to(out.dtype)
-        out.index_copy_(0, rows, in_range(mean, destinations))
-        # Sizes are counts: they weight pooling. Epsilon in equation 8 leaves columns a little short of 1; a source's
-        # size is shared out whole.
-        out_size += np.bincount(target, pairs.share * sizes[source], num_rows).astype(out_size.dtype)
+    def _members(self) -> Members:
+        """Return which tokens (B * N,) go into each token that comes out, (B * M,)."""
+        pairs, (batch_size, num_output) = self.connections, self._kept.shape
+        target = pairs.destination + pairs.image * (num_output - pairs.num_destinations) + self.num_special
+        kept = self._kept if batch_size == 1 else self._kept + np.arange(batch_size)[:, None] * self.num_input
+        return Members(kept.reshape(-1), target, pairs.rows, pairs.weight)
 
     def weights_of_grad(self) -> Tensor | None:
-        """Return `None`: no gradient runs through the matching (see the base class)."""
-        return None
+        """Return the fusion weights where a gradient runs through them (see the base class)."""
+        return None if self.connections.differentiable is None else self.weights
 
     def to(self, device: torch.device) -> Merge:
         """Return the same merge of tokens on `device`; pairs become a matrix there (see the base class)."""
         return self if device.type == "cpu" else self.detach().to(device)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _output_rows(
@@ -118,15 +129,20 @@ def _output_rows(
     Real rows first, in order; where images differ in number, the shorter ones are filled up with rows that are gone.
     """
     batch_size, num_sources = connections.gone.shape
-    gone = np.zeros((batch_size, connections.num_tokens), dtype=bool)
-    gone[:, -num_sources:] = connections.gone
-    if padding is not None:
-        gone |= padding.numpy()[:, _grouped_positions(connections.num_special, connections.num_tokens)]
-    counts = connections.num_tokens - gone.sum(axis=1)
-    if padding is None and (counts == counts[0]).all():
-        return np.nonzero(~gone)[1].reshape(batch_size, -1), None
+    stays = np.empty((batch_size, connections.num_tokens), bool)
+    stays[:, :-num_sources] = True
+    np.logical_not(connections.gone, out=stays[:, -num_sources:])
+    if padding is None:
+        if batch_size == 1:
+            return stays.nonzero()[1][None], None
+        counts = stays.sum(axis=1)
+        if (counts == counts[0]).all():
+            return np.nonzero(stays)[1].reshape(batch_size, -1), None
+    else:
+        stays &= ~padding.numpy()[:, _grouped_positions(connections.num_special, connections.num_tokens)]
+        counts = stays.sum(axis=1)
     num_output = counts.max() if num_output is None else num_output
-    order = np.argsort(gone, axis=1, kind="stable")[:, :num_output]
+    order = np.argsort(~stays, axis=1, kind="stable")[:, :num_output]
     return order, np.arange(num_output) < counts[:, None]
 
 
