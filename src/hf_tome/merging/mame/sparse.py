@@ -113,7 +113,8 @@ def find_connections(
     rows += num_special
     differentiable = None
     if source.shape[0] == 0:
-        weights = PairWeights(*np.empty((2, 0)), np.zeros(batch_size * num_sources, bool), np.empty(0, bool))
+        none = np.empty(0)
+        weights = PairWeights(none, none, np.zeros(batch_size * num_sources, bool), np.empty(0, bool))
     else:
         cosine = _cosines(full.view(-1, channels).numpy(), rows)
         weights = pair_weights(cosine, source, batch_size * num_sources, threshold, eps)
