@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import small
-import speaking
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -335,70 +334,6 @@ def test_images_without_labels_in_python(tmp_path):
     assert "top1" not in results.rows[0]
     assert any("tuned without labels" in note for note in results.run["notes"])
     assert (tmp_path / "tuned" / "front.md").is_file()
-
-
-def many(folder, task):
-    """Write sixteen samples of a task and a small model; return the model's folder and the task's own options."""
-    labels = ("cat", "thunder") if task == "audio-classification" else ("cat", "dog", "tree")
-    for number in range(16):
-        place = folder / "data" / "validation" / labels[number % len(labels)]
-        place.mkdir(parents=True, exist_ok=True)
-        if task == "audio-classification":
-            small.write_sound(place / f"{number}.wav", 110.0 * (number + 1))
-        elif task == "image-to-text":
-            small.picture(number).save(folder / "data" / f"{number}.png")
-        else:
-            small.picture(number).save(place / f"{number}.png")
-    if task == "image-to-text":
-        lines = [json.dumps({"image": f"{number}.png", "captions": ["a cat"]}) for number in range(16)]
-        (folder / "data" / "validation.jsonl").write_text("\n".join(lines))
-    make = {"audio-classification": small.ast, "image-to-text": speaking.llava}.get(task, small.dual)
-    make(folder / "model")
-    return folder / "model"
-
-
-def test_projected_tokens_are_tuned_by_the_share_of_them_that_is_left(tmp_path):
-    model = many(tmp_path, "image-to-text")
-    options = {**QUICK, "max_evaluations": 9, "front": (0.7, 0.3), "methods": ["tome", "mame"], "max_new_tokens": 2}
-    del options["controls"]
-    config, results = hf_tome.tune(
-        *(str(model), str(tmp_path / "data")),
-        **{"budget": 0.5, "task": "image-to-text", "where": "projected", "by_block": True, **options},
-        **{"image_size": "free", "out": tmp_path / "tuned"},
-    )
-    tuned = results.run["tuned"]
-    assert config.where == "projected"
-    assert config.ratio == 0.5 or config.keep_ratio == 0.5
-    assert [(point["budget"], point["share"]) for point in tuned["front"]] == [(0.7, 0.7), (0.5, 0.5), (0.3, 0.3)]
-    assert tuned["unit"] == "image tokens"
-    row = next(row for row in results.rows if row["name"] == tuned["name"])
-    assert row["tokens"] == pytest.approx(results.rows[0]["tokens"] / 2, abs=1)
-    assert "share of the image tokens" in (tmp_path / "tuned" / "front.md").read_text()
-    assert any("no picture of the blocks" in note for note in results.run["notes"])
-    assert any("the image size is no choice" in note for note in results.run["notes"])
-
-
-def test_projected_tokens_and_a_largest_drop(tmp_path, capsys):
-    model = many(tmp_path, "image-to-text")
-    out = tmp_path / "tuned"
-    arguments = ["tune", "--task", "image-to-text", "--model", str(model), "--data", str(tmp_path / "data")]
-    arguments += ["--where", "projected", "--max-drop", "1000", "--not-sure", "--method", "tome", "--choose", "8"]
-    assert run([*arguments, "--max-new-tokens", "2", "--batch-size", "8", "--out", str(out), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["run"]["tuned"]["front"]
-    assert MergeConfig.from_pretrained(out).where == "projected"
-
-
-@pytest.mark.parametrize("task", ["zero-shot-image-classification", "audio-classification", "image-to-text"])
-def test_other_tasks(tmp_path, task):
-    model = many(tmp_path, task)
-    options = {key: value for key, value in QUICK.items() if key not in ("controls", "front")}
-    extra = {"max_new_tokens": 2} if task == "image-to-text" else {}
-    config, results = hf_tome.tune(
-        str(model), str(tmp_path / "data"), budget=0.7, task=task, front=(), out=tmp_path / "tuned", **options, **extra
-    )
-    assert config.r or config.keep_ratio
-    row = next(row for row in results.rows if row["name"] == results.run["tuned"]["name"])
-    assert row["gflops"] <= 0.7 * results.rows[0]["gflops"]
 
 
 def test_a_data_set_in_memory_and_a_tower_without_a_head(tmp_path):

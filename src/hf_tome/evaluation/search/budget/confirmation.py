@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ....config import format_config
 from ...metrics.bootstrap import unchanged_bound
+from ...reporting.tables import quality
 from ...store.results import Results
 from ...store.run_store import Records
 from ...variants import UNMERGED, Variant
@@ -70,7 +71,8 @@ class Confirmation:
         chosen, rows = self.variants["tuned"].name, {row["name"]: row for row in self.results.rows}
         sizes = [name for name, row in rows.items() if row.get("control") == IMAGES and name != chosen]
         seconds = {name: 1 / rows[name]["speedup"] for name in (chosen, *sizes) if rows[name]["speedup"]}
-        if chosen not in seconds or not values[chosen]:
+        measure = quality(rows[chosen]).key
+        if chosen not in seconds or measure not in values[chosen]:  # average precisions are no means over samples
             return
         order = sorted((name for name in sizes if name in seconds), key=seconds.__getitem__)
         faster = [name for name in order if seconds[name] <= seconds[chosen]]
@@ -80,12 +82,12 @@ class Confirmation:
         pair = faster[-1], slower[0]
         share = share_of_slower(seconds[chosen], *(seconds[name] for name in pair))
         mixed = mixed_values(values[pair[0]], values[pair[1]], share)
-        row = mixed_row(rows[pair[0]], rows[pair[1]], share, mixed, values[UNMERGED])
+        row = mixed_row(rows[pair[0]], rows[pair[1]], share, mixed, values[UNMERGED], measure)
         self.results.rows.append(row)
         self.rows[MIXED] = row["name"]
-        measures = {"points": next(iter(mixed)), "agreement": "agreement"}
         self.gains[MIXED] = {
-            name: mean_gain(values[chosen][measure], mixed[measure]) for name, measure in measures.items()
+            name: mean_gain(values[chosen][key], mixed[key])
+            for name, key in {"points": measure, "agreement": "agreement"}.items()
         }
 
     def choice(self) -> Variant:

@@ -31,6 +31,7 @@ class Controls:
     """The variants of one choice.
 
     Attributes:
+        is_supported: whether a model can run with a variant: one that needs every token cannot with random pruning.
         seconds: the time of variants on one batch, as a share of the unmerged model's.
         against: of `CONTROLS`.
         folder: where what was timed is kept, as another timing would give other controls, whose samples would have
@@ -38,6 +39,7 @@ class Controls:
     """
 
     space: Space | ProjectedSpace
+    is_supported: Callable[[Variant], bool]
     seconds: Callable[[Mapping[str, Variant]], dict[str, float]]
     against: Sequence[str] = CONTROLS
     folder: Path | None = None
@@ -78,7 +80,7 @@ class Controls:
         return {
             name: replace(variant, control=name)
             for name, variant in controls.items()
-            if variant is not None and name in self.against
+            if variant is not None and name in self.against and self.is_supported(variant)
         }
 
     def _at_time(self, chosen: Variant, at_cost: Mapping[str, Variant]) -> dict[str, Variant]:

@@ -32,10 +32,7 @@ def samples_to_tell(best: Trial, other: Trial) -> int | None:
 
 
 def sample_values(scorer: Scorer, done: Sequence[Record], unmerged: Sequence[Record]) -> Values:
-    """Return the measures that are means over the samples, by sample; none where a scorer has no such measure.
-
-    The first is what points are lost of, unless a drop is that of another measure, as with several labels.
-    """
+    """Return the measures that are means over the samples, by sample; none where a scorer has no such measure."""
     by_sample = getattr(scorer, "by_sample", None)
     return {} if by_sample is None else by_sample(done, unmerged)
 
@@ -43,7 +40,8 @@ def sample_values(scorer: Scorer, done: Sequence[Record], unmerged: Sequence[Rec
 def gains(scorer: Scorer, mine: Sequence[Record], theirs: Sequence[Record], unmerged: Sequence[Record]) -> Gains:
     """Return by how much one variant is better than another over the same samples."""
     metrics = scorer.metrics(mine, theirs)
-    points = [-metrics["drop"], -metrics["drop_high"], -metrics["drop_low"]] if "drop" in metrics else None
+    drops = ("drop", "drop_high", "drop_low")
+    points = [0.0 - metrics[name] for name in drops] if "drop" in metrics else None  # 0 - 0 has no minus sign
     values = [sample_values(scorer, records, unmerged).get("agreement") for records in (mine, theirs)]
     return {
         **({} if points is None else {"points": points}),
@@ -74,9 +72,21 @@ def mixed_values(faster: Values, slower: Values, share: float) -> Values:
 
 
 def mixed_row(
-    faster: Mapping[str, Any], slower: Mapping[str, Any], share: float, mixed: Values, unmerged: Values
+    faster: Mapping[str, Any],
+    slower: Mapping[str, Any],
+    share: float,
+    mixed: Values,
+    unmerged: Values,
+    measure: str,
 ) -> dict[str, Any]:
-    """Return the row of a mix: costs and measures are means over the samples, the speed-up that of the mean time."""
+    """Return the row of a mix: costs and measures are means over the samples, the speed-up that of the mean time.
+
+    Args:
+        faster, slower: the rows of both variants.
+        share: of the samples that get the slower one.
+        mixed, unmerged: by sample.
+        measure: what points are lost of.
+    """
     row = {**slower, "config": MergeConfig().to_dict(), "control": "smaller images, mixed"}
     row["name"] = f"{1 - share:.1%} at {faster['name']}, {share:.1%} at {slower['name']}"
     row.pop("image_size", None)
@@ -86,5 +96,4 @@ def mixed_row(
     for name in ("samples_per_second", "speedup", "speedup_low", "speedup_high"):
         row[name] = 1 / ((1 - share) / faster[name] + share / slower[name])
     row |= {name: float(values.mean()) for name, values in mixed.items()}
-    quality = next(iter(mixed))
-    return {**row, **mean_drop(mixed[quality], unmerged[quality])}
+    return {**row, **mean_drop(mixed[measure], unmerged[measure])}

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ....api import plan_targets
+from ....errors import UnsupportedModelError
 from ....merging.methods import get_method
 from ...job import Job
 from ...running.batches import Batch
@@ -195,7 +197,7 @@ class TuningRun:
             against: what these controls are.
             also: budgets of the front whose winners are confirmed too.
         """
-        controls = Controls(self.space, self.seconds, against, self.out)
+        controls = Controls(self.space, self._is_supported, self.seconds, against, self.out)
         named = controls.beside(point.trial.variant, point.budget, at)
         for budget in also:
             if budget in self.finder.points:
@@ -205,6 +207,13 @@ class TuningRun:
             points = {f"{value:g}": other.trial.variant for value, other in self.finder.points.items()}
             self.front_seconds = self.seconds({**exact, **points})
         return named
+
+    def _is_supported(self, variant: Variant) -> bool:
+        try:
+            plan_targets(self.job.model, variant.config)
+        except UnsupportedModelError:
+            return False
+        return True
 
     def front(self) -> list[Variant]:
         """Return the winners of all budgets, from mild to strong."""
