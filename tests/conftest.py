@@ -40,6 +40,15 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
+@pytest.fixture
+def costs_hardly_measured(monkeypatch):
+    """Let evaluations time two rounds and measure no memory: for tests that do not look at either."""
+    from hf_tome.evaluation.running import loop
+
+    monkeypatch.setattr(loop, "ROUNDS", 2)
+    monkeypatch.setattr(loop, "peak_memory_mib", lambda run, model, device: 0.0)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data and weights.

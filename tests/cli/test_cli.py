@@ -19,6 +19,8 @@ from hf_tome.cli.groups import GROUPS, ORDER
 from hf_tome.evaluation.data.digits import MODEL_DIR
 from hf_tome.evaluation.reporting.tables import FORMATS
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 
 def fails(capsys, *arguments, status=1):
     """Run the command in this process; return its error, which is one line on standard error and nothing else."""

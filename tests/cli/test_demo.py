@@ -23,10 +23,12 @@ from hf_tome.evaluation.store.results import Results
 from hf_tome.merging import bipartite_soft_matching
 from hf_tome.merging import tome as matching
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 MIB = 2**20
 LARGEST = {"digits-llava": 4 * MIB}
 """Bytes that a model's folder may take, where not 1 MiB."""
-SAMPLES = 120
+SAMPLES = 64
 """Of 540 held-out digits, always the same ones."""
 
 
@@ -114,7 +116,7 @@ def test_masks_stay_where_they_are(tmp_path, monkeypatch):
 @pytest.mark.parametrize("task", sorted({demo.task for demo in DEMOS.values()}))
 def test_demo_of_a_task_writes_everything(capsys, tmp_path, task):
     names = [name for name, demo in DEMOS.items() if demo.task == task]
-    assert run(["demo", "--task", task, "--limit", "6", "--out", str(tmp_path / "demo"), "--format", "json"]) == 0
+    assert run(["demo", "--task", task, "--limit", "3", "--out", str(tmp_path / "demo"), "--format", "json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     for name in names:
         folder = tmp_path / "demo" / name if len(names) > 1 else tmp_path / "demo"
@@ -122,12 +124,12 @@ def test_demo_of_a_task_writes_everything(capsys, tmp_path, task):
         assert {file.name for file in folder.iterdir()} == {"results.json", "report.md", "pareto.png"} | drawn
         results = printed[name] if len(names) > 1 else printed
         assert results == json.loads((folder / "results.json").read_text())
-        assert results["data"]["num_samples"] == 6
+        assert results["data"]["num_samples"] == 3
         assert [row["name"] for row in results["rows"]] == ["unmerged", *DEMOS[name].configs]
 
 
 def test_several_models_are_one_table(capsys, tmp_path):
-    arguments = ["demo", "--task", "zero-shot-image-classification", "--limit", "4", "--out", str(tmp_path)]
+    arguments = ["demo", "--task", "zero-shot-image-classification", "--limit", "2", "--out", str(tmp_path)]
     assert run([*arguments, "--format", "csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     expected = [

@@ -12,6 +12,12 @@ from hf_tome.cli.app import run  # noqa: E402
 from hf_tome.media.image import read_image  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """Let a row stay in one line, however long the paths of temporary folders are."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small model of each kind, and something for it to look at."""

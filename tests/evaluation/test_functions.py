@@ -12,6 +12,8 @@ import hf_tome
 from hf_tome import MergeConfig
 from hf_tome.evaluation.data.digits import MODEL_DIR, load_digits
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -17,6 +17,8 @@ from hf_tome.cli.app import run
 from hf_tome.evaluation.tasks.registry import TASKS
 from hf_tome.merging import methods as matching
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(

@@ -23,7 +23,7 @@ from hf_tome import (
 from hf_tome.adapters.encoders.families.registry import TOWERS
 from hf_tome.api import targets
 from hf_tome.merging.methods import METHODS
-from hf_tome.patching.patch import CONTEXT, is_patched
+from hf_tome.patching.patch import CONTEXT, is_patched, mixin_of
 
 CONFIGS = {
     "tome": MergeConfig(r=6),
@@ -229,9 +229,28 @@ def test_checkpointed_gradients_equal_plain_ones(zoo, config):
 COMPILED = [(zoo, "tome") for zoo in ZOO if "siglip2" not in zoo.name] + [
     (zoo, "mame-fixed") for zoo in ZOO if zoo.name in ("vit", "dinov3", "beit", "siglip", "videomae")
 ]
+QUICKLY_COMPILED = (
+    *("vit", "vit_mae", "dinov3", "clip", "internvl", "ijepa", "beit", "data2vec-vision", "data2vec-vision-shared"),
+    *("siglip", "siglip-classifier", "aimv2", "kosmos-2", "videomae"),
+)
+"""Compiled by `make test` too: one family at least for each set of patched classes."""
 
 
-@pytest.mark.parametrize(("zoo", "name"), COMPILED, ids=[f"{zoo.name}-{name}" for zoo, name in COMPILED])
+def compiled_cases():
+    for zoo, name in COMPILED:
+        marks = () if zoo.name in QUICKLY_COMPILED else pytest.mark.slow
+        yield pytest.param(zoo, name, marks=marks, id=f"{zoo.name}-{name}")
+
+
+def test_every_set_of_patched_classes_is_compiled():
+    patched = {}
+    for zoo in {zoo.name: zoo for zoo, _ in COMPILED}.values():
+        classes = {mixin_of(module) for module in merged(zoo, MergeConfig(r=6)).modules()}
+        patched.setdefault(frozenset(classes), set()).add(zoo.name)
+    assert all(names & set(QUICKLY_COMPILED) for names in patched.values()), patched
+
+
+@pytest.mark.parametrize(("zoo", "name"), compiled_cases())
 def test_compiles_without_a_graph_break(zoo, name):
     if zoo.name == "kosmos-2" and Version("2.9") > TORCH:
         pytest.skip("transformers makes its cache within the graph, which older dynamos do not trace")

@@ -29,6 +29,8 @@ from hf_tome.evaluation.tasks.generation.generation import Generator, read_by_la
 from hf_tome.evaluation.tasks.generation.prompts import Prompts, image_token_id
 from hf_tome.evaluation.tasks.registry import build_job
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 R8 = MergeConfig(r=8)
 TASK = "image-to-text"
 SENTENCES = {

@@ -25,6 +25,8 @@ from hf_tome.evaluation.metrics.detection import DetectionScorer
 from hf_tome.evaluation.reporting import tables
 from hf_tome.evaluation.tasks.registry import build_job
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 R8 = MergeConfig(r=8)
 
 

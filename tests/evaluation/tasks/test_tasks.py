@@ -31,6 +31,8 @@ from hf_tome.media.audio import read_audio
 from hf_tome.media.video import read_frames
 from hf_tome.pipelines import pipeline
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 R8 = MergeConfig(r=8)
 
 

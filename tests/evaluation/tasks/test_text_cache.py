@@ -23,6 +23,8 @@ from hf_tome.evaluation.reporting.plots import panels
 from hf_tome.evaluation.reporting.tables import notes, to_markdown
 from hf_tome.evaluation.tasks.registry import build_job
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 HALF = MergeConfig(where="cache", keep_ratio=0.5, size="fitted", protect=(2, 8))
 RANDOM = MergeConfig(where="cache", keep_ratio=0.5, method="random_prune", protect=(2, 8))
 

@@ -19,6 +19,8 @@ from hf_tome.evaluation.running.runner import evaluate
 from hf_tome.evaluation.tasks.generation.vqa import vqa_job
 from hf_tome.evaluation.tasks.registry import build_job
 
+pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
+
 TASK = "visual-question-answering"
 R8 = MergeConfig(r=8)
 ANIMALS = ["cat", "a big dog", "tree"]
