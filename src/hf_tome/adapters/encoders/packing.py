@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,13 +47,14 @@ class PackedLayout(PaddedLayout):
 
     def __init__(self, size: Tensor, per_image: bool):
         self.per_image = per_image
-        real = size[..., 0] > 0  # (B, N)
-        self.shape = real.shape
+        self.shape = size.shape[:2]
+        # The lengths have to be known on the host, and there a call of NumPy costs a tenth of one of PyTorch.
+        real = size.detach()[..., 0].cpu().numpy() > 0  # (B, N)
         flat = real.reshape(-1)
-        self.rows = flat.nonzero()[:, 0]  # (R,)
-        self._padding = flat.logical_not().nonzero()[:, 0]  # (B*N - R,)
-        self._place = (flat.cumsum(0) - 1).clamp_(min=0)  # (B*N,), the row of each real token, any of padding
-        self.lengths: tuple[int, ...] = tuple(real.sum(dim=1).tolist())
+        rows, padding = flat.nonzero()[0], (~flat).nonzero()[0]  # (R,), (B*N - R,)
+        place = np.maximum(flat.cumsum() - 1, 0)  # (B*N,), the row of each real token, any of padding
+        self.rows, self._padding, self._place = (torch.from_numpy(x).to(size.device) for x in (rows, padding, place))
+        self.lengths: tuple[int, ...] = tuple(real.sum(axis=1).tolist())
 
     def pack(self, x: Tensor) -> Tensor:
         """See the base class."""

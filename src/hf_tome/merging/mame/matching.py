@@ -70,15 +70,16 @@ def matrix_matching(
         raise ValueError(f"`keep_ratio` is {keep_ratio!r}; it takes None, or a number from 0.5 to 1.")
     if eps <= 0:
         raise ValueError(f"`eps` is {eps!r}; it takes a number above 0.")
-    padding = None if size is None else size[..., 0] == 0  # (B, N)
     num_output = None if keep_ratio is None else num_special + kept_tokens(metric.shape[1] - num_special, keep_ratio)
     is_plain = destinations is None and not causal and (distance, partition) == ("cosine", "alternating")
-    is_plain = is_plain and adaptive_pruning and batching == "pad" and (keep_ratio is None or padding is None)
+    is_plain = is_plain and adaptive_pruning and batching == "pad" and (keep_ratio is None or size is None)
     if is_plain and threshold >= LOWEST_THRESHOLD and _is_eager(metric):
         num_merged = None if num_output is None else metric.shape[1] - num_output
-        connections = find_connections(metric, threshold, num_special, eps, padding, num_merged)
+        is_padding = None if size is None else size.detach()[..., 0].numpy() == 0  # (B, N)
+        connections = find_connections(metric, threshold, num_special, eps, is_padding, num_merged)
         if connections is not None:
-            return SparseMatrixMerge(connections, padding, num_output, checked=metric)
+            return SparseMatrixMerge(connections, is_padding, num_output, checked=metric)
+    padding = None if size is None else size[..., 0] == 0  # (B, N)
     if destinations is None:
         sources, destinations = split(
             metric.shape[1], num_special, partition, metric.device, first=num_special, seed=seed, padding=padding

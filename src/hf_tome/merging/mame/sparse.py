@@ -75,10 +75,10 @@ def find_connections(
     threshold: float,
     num_special: int,
     eps: float,
-    padding: Tensor | None,
+    padding: Booleans | None,
     num_merged: int | None = None,
 ) -> Connections | None:
-    """Return the connections of tokens (B, N, D), even sources to odd destinations; `padding` is (B, N) bool.
+    """Return the connections of tokens (B, N, D), even sources to odd destinations; `padding` is (B, N).
 
     With `num_merged` so many sources of each image are connected, those with the most similar destinations.
 
@@ -101,7 +101,7 @@ def find_connections(
     if num_merged is not None or padding is not None:
         np.maximum(lengths, SHORTEST, out=lengths)
     if padding is not None:
-        lengths[padding.numpy()] = np.inf  # like no other
+        lengths[padding] = np.inf  # like no other
     candidates = candidate_pairs(full, lengths, threshold, num_special, num_merged)
     selected = _select(candidates, is_fixed=num_merged is not None)
     if selected is None:

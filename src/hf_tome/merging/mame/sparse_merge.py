@@ -24,7 +24,7 @@ class SparseMatrixMerge(MatrixMerge):
 
     Args:
         connections (`Connections`): the pairs and their weights.
-        padding (`Tensor`, *optional*): (B, N) bool, the input tokens that count for nothing.
+        padding (*optional*): (B, N), the input tokens that count for nothing.
         num_output (`int`, *optional*): M, where it is known beforehand.
         checked (`Tensor`, *optional*): tokens that hold nothing but numbers.
     """
@@ -32,13 +32,13 @@ class SparseMatrixMerge(MatrixMerge):
     def __init__(
         self,
         connections: Connections,
-        padding: Tensor | None = None,
+        padding: Booleans | None = None,
         num_output: int | None = None,
         checked: Tensor | None = None,
     ):
         self.connections, self.num_special = connections, connections.num_special
-        self._rows, is_real = _output_rows(connections, padding, num_output)
-        self.real = None if is_real is None else torch.from_numpy(is_real)
+        self._rows, self._is_real = _output_rows(connections, padding, num_output)
+        self.real = None if self._is_real is None else torch.from_numpy(self._is_real)
         self._lengths = [self.num_special, connections.num_destinations, connections.gone.shape[1]]
         self.num_input, self.num_output = connections.num_tokens, self._rows.shape[1]
         self._kept = _grouped_positions(self.num_special, self.num_input)[self._rows]  # (B, M)
@@ -97,9 +97,10 @@ class SparseMatrixMerge(MatrixMerge):
         out_size = np.bincount(members.target, shares, batch_size * num_output)
         out_size = out_size + (1 if sizes is None else sizes[members.kept])
         dtype = np.float64 if x.dtype == torch.float64 else np.float32
+        if self._is_real is not None:
+            out_size *= self._is_real.reshape(-1)
         merged_size = torch.from_numpy(out_size.astype(dtype if sizes is None else sizes.dtype))
-        merged_size = self._real_sizes(merged_size.view(batch_size, num_output, 1))
-        return out.view(batch_size, num_output, channels), merged_size
+        return out.view(batch_size, num_output, channels), merged_size.view(batch_size, num_output, 1)
 
     def _members(self) -> Members:
         """Return which tokens (B * N,) go into each token that comes out, (B * M,)."""
@@ -122,7 +123,7 @@ def _nothing() -> None:
 
 
 def _output_rows(
-    connections: Connections, padding: Tensor | None, num_output: int | None
+    connections: Connections, padding: Booleans | None, num_output: int | None
 ) -> tuple[Integers, Booleans | None]:
     """Return which rows of [special, destinations, sources] come out, (B, M), and which of those are real, (B, M).
 
@@ -139,7 +140,7 @@ def _output_rows(
         if (counts == counts[0]).all():
             return np.nonzero(stays)[1].reshape(batch_size, -1), None
     else:
-        stays &= ~padding.numpy()[:, _grouped_positions(connections.num_special, connections.num_tokens)]
+        stays &= ~padding[:, _grouped_positions(connections.num_special, connections.num_tokens)]
         counts = stays.sum(axis=1)
     num_output = counts.max() if num_output is None else num_output
     order = np.argsort(~stays, axis=1, kind="stable")[:, :num_output]
