@@ -101,6 +101,9 @@ def matrix_matching(
         if padding is not None:
             merges = merges | take(padding, sources)[:, None]
         weights = weights * merges.all(dim=0, keepdim=True)
+    if padding is None and num_output == num_special + destinations.shape[-1]:  # all sources are fused
+        order = torch.arange(num_output, device=metric.device).expand(metric.shape[0], -1)
+        return MatrixMerge(weights, sources, destinations, order, num_special)
     gone = weights.detach().sum(dim=1) > 0  # (B, S)
     order, real = _order(gone, sources, destinations, num_special, padding, num_output)
     return MatrixMerge(weights, sources, destinations, order, num_special, real)
@@ -131,13 +134,12 @@ def _best_matched(
         share = num_rest_real.to(torch.float32 if scores.device.type == "mps" else torch.float64)
         share = torch.ceil(keep_ratio * share).long()
         num_merged = num_rest_real - torch.maximum(share, num_rest_real // 2)
-    rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    merged = rank < num_merged
     # A chosen source that no weight holds (nothing above the threshold, or a tie) goes to its best destination whole.
     is_empty = weights.detach().sum(dim=1) == 0  # (B, S)
     weights = weights.scatter_add(1, partner[:, None], is_empty[:, None].to(weights.dtype))
     if padding is not None or num_rest - num_kept < num_sources:
-        weights = weights * merged[:, None]
+        rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        weights = weights * (rank < num_merged)[:, None]
     return weights, num_special + num_kept
 
 

@@ -133,9 +133,10 @@ def _select(candidates: Booleans, is_fixed: bool) -> tuple[Integers, Integers, I
     Where no number is fixed, a source with one destination has W = zeta, and is preserved: its pair does not count.
     """
     batch_size, num_destinations, num_sources = candidates.shape
-    num_rows, pairs = batch_size * num_sources, candidates.ravel().nonzero()[0]
-    if pairs.shape[0] > max(MOST_PAIRS * candidates.size, 2 * num_rows, 64):
+    num_rows = batch_size * num_sources
+    if np.count_nonzero(candidates) > max(MOST_PAIRS * candidates.size, 2 * num_rows, 64):
         return None
+    pairs = candidates.ravel().nonzero()[0]
     destination, source = np.divmod(pairs, num_sources)
     image = destination // num_destinations
     source += image * num_sources
