@@ -14,7 +14,7 @@ IMAGE, LABEL = ("img", "image"), ("label", "labels")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Training and test images (N, 3, 32, 32) with their labels (N,)."""
 
     train_images: Tensor
@@ -23,7 +23,7 @@ class Pictures:
     test_labels: Tensor
 
     @classmethod
-    def load(cls, folder: Path) -> Pictures:
+    def load(cls, folder: Path) -> Images:
         """Read the parquet files `train*` and `test*` of a folder."""
         files = {split: sorted(map(str, folder.glob(f"{split}*.parquet"))) for split in ("train", "test")}
         missing = [split for split, paths in files.items() if not paths]
@@ -33,12 +33,17 @@ class Pictures:
         return cls(*_tensors(splits["train"]), *_tensors(splits["test"]))
 
     @classmethod
-    def random(cls, num_train: int = 100, num_test: int = 50) -> Pictures:
+    def random(cls, num_train: int = 100, num_test: int = 50) -> Images:
         """Make noise of ten classes: to see that everything runs."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(num_train + num_test, 3, 32, 32, generator=generator)
         labels = torch.arange(num_train + num_test) % 10
         return cls(images[:num_train], labels[:num_train], images[num_train:], labels[num_train:])
+
+    def hold_out(self, num_images: int) -> Images:
+        """Return the last training images as the test images of the others: to choose settings on."""
+        images, labels = self.train_images, self.train_labels
+        return Images(images[:-num_images], labels[:-num_images], images[-num_images:], labels[-num_images:])
 
     def batch(self, seed: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return the batch of a step: each epoch in an order of its own, images flipped at random."""

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_tome.files import write_whole
+from hf_tome.training.settings import describe_changes
 
 SETTINGS = "recipe.json"
 
@@ -33,12 +34,10 @@ def check_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> str
     if not path.is_file():
         raise RunError(f"There is no run in {folder} to resume (no {SETTINGS}). Leave out --resume, or mend --out.")
     before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    current = json.loads(json.dumps(settings))
-    changed = [name for name in current if current[name] != before.get(name)]
-    if changed:
-        details = "; ".join(f"{name} was {before.get(name)!r} and is {current[name]!r}" for name in changed)
+    changes = describe_changes(settings, before)
+    if changes:
         raise RunError(
-            f"The run in {folder} was begun with other settings: {details}. Resume it with the same ones, or begin "
+            f"The run in {folder} was begun with other settings: {changes}. Resume it with the same ones, or begin "
             "another with another --out."
         )
     return get_last_checkpoint(str(folder))

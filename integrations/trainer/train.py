@@ -141,12 +141,11 @@ def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
 
 def evaluate(trainer: Trainer, suffix: str = "") -> dict[str, float]:
     """Return the accuracy of the model as it merges and, where it does, unmerged."""
-    key, config = f"accuracy{suffix}", hf_tome.get_config(trainer.model)
+    key = f"accuracy{suffix}"
     measured = {key: trainer.evaluate()["eval_accuracy"]}
-    if config is not None:
-        hf_tome.remove(trainer.model)
-        measured[f"{key}_unmerged"] = trainer.evaluate()["eval_accuracy"]
-        hf_tome.apply(trainer.model, config)
+    if hf_tome.is_merged(trainer.model):
+        with hf_tome.merged(trainer.model, hf_tome.MergeConfig()):
+            measured[f"{key}_unmerged"] = trainer.evaluate()["eval_accuracy"]
     return measured
 
 

@@ -263,6 +263,8 @@ def test_nothing_is_overwritten(recipes, models, tmp_path):
     before = files(out)
     with pytest.raises(SystemExit, match="not empty, and nothing in it is overwritten: go on with --resume"):
         run(recipes, "tome-finetune", out, *options)
-    with pytest.raises(SystemExit, match=r"other settings: config was None and is 'r=8'; epochs was 2.0 and is 3.0"):
+    with pytest.raises(
+        SystemExit, match=r"other settings: `config` was None and is 'r=8'; `epochs` was 2.0 and is 3.0"
+    ):
         run(recipes, "tome-finetune", out, *options, "--resume", "--config", "r=8", "--epochs", "3")
     assert files(out) == before

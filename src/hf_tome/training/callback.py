@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..hub.save_load import CONFIG_KEY
 from ..hub.sources import ADAPTER_CONFIG_NAME
 from ..patching.unwrap import unwrap
 from .schedule import MergeSchedule
+from .settings import describe_changes
 
 ROUNDING = 1e-9  # epochs are sums of fractions
 
@@ -162,12 +162,10 @@ class MergeCallback(TrainerCallback, ExportableState):
         stored = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if not isinstance(stored, Mapping):
             return
-        own, before = json.loads(json.dumps(self.state()["args"])), stored.get("args", {})
-        changed = [name for name in own if own[name] != before.get(name)]
-        if changed:
-            details = "; ".join(f"`{name}` was {before.get(name)} and is {own[name]}" for name in changed)
+        changes = describe_changes(self.state()["args"], stored.get("args", {}))
+        if changes:
             raise ValueError(
-                f"The checkpoint of step {state.global_step} was trained with other merge settings: {details}. Resume "
+                f"The checkpoint of step {state.global_step} was trained with other merge settings: {changes}. Resume "
                 "with the same MergeCallback, or start a new run from the checkpoint's weights in another folder."
             )
 

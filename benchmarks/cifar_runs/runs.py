@@ -1,0 +1,111 @@
+"""Which runs there are: models trained from scratch, what unmerged ones are trained on to, and candidates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hf_tome import MergeConfig
+from hf_tome.config.text import is_unmerged
+
+BATCH_SIZE = 25
+WARMUP_EPOCHS = 0.25
+DECAY_SHARE = 0.4
+"""The share of a run from scratch, at its end, in which the learning rate falls to zero; it is constant before."""
+
+CHOICE_EPOCHS = 1.0
+
+HALF = {
+    "tome": MergeConfig(r=64),
+    "mame": MergeConfig(method="mame", threshold=0.5, keep_ratio=0.5, layers=[0]),
+}
+"""About half of the GFLOPs."""
+STRONG = {
+    "tome-strong": MergeConfig(r=[128, 64, 32, 16]),
+    "mame-strong": MergeConfig(method="mame", threshold=0.5, keep_ratio=0.5, layers=[0, 1, 2]),
+}
+"""A third of the GFLOPs, where merging off the shelf costs more."""
+WAYS = {"tuned": "fine-tuned", "last-block": "last block alone", "distilled": "distilled"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        name: of its files.
+        model: a key of `CONFIGS`.
+        config: what merges.
+        epochs: how long, with what it continues.
+        start: the run whose weights it begins with, of the same seed; from scratch where there is none.
+        continues: the run from scratch that it goes on from, where the learning rate of that one begins to fall.
+        last_block: whether the last block alone is trained.
+        distils: whether the model that it starts from, unmerged, teaches it.
+        learning_rate: the highest.
+    """
+
+    name: str
+    model: str = "vit"
+    config: MergeConfig = field(default_factory=MergeConfig)
+    epochs: float = 1.0
+    start: str | None = None
+    continues: str | None = None
+    last_block: bool = False
+    distils: bool = False
+    learning_rate: float = 2e-3
+
+    @property
+    def merges(self) -> bool:
+        """Whether anything merges."""
+        return not is_unmerged(self.config)
+
+    def describe(self) -> dict[str, Any]:
+        """Return its settings as JSON values."""
+        return {**asdict(self), "config": self.config.to_dict()}
+
+    def rate_at(self, epoch: float) -> float:
+        """Return the learning rate after so many epochs: a trapezoid from scratch, else falling from the beginning."""
+        warmup = WARMUP_EPOCHS if self.start is None else WARMUP_EPOCHS / 5
+        decay = self.epochs * DECAY_SHARE if self.start is None else self.epochs - warmup
+        return self.learning_rate * max(0.0, min(1.0, epoch / warmup, (self.epochs - epoch) / decay))
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether another run may continue it to the time that the unmerged model takes."""
+        return self.merges and self.start is None and self.continues is None
+
+    @property
+    def decays_from(self) -> float:
+        """The epoch from which the learning rate falls, of a run from scratch."""
+        return self.epochs * (1 - DECAY_SHARE)
+
+    def longer(self, name: str, times: float) -> Run:
+        """Return the run that continues this one to so many times its length."""
+        return replace(self, name=name, epochs=self.epochs * times, continues=self.name)
+
+
+def list_runs(share: float = 1.0) -> list[Run]:
+    """Return all runs but those at equal time, in their order; `share` of the epochs."""
+    scratch, tuned, swin = (epochs * share for epochs in (3.0, 0.5, 2.0))
+    tune: dict[str, Any] = {"epochs": tuned, "start": "unmerged", "learning_rate": 1e-3}
+    runs = [Run("unmerged", epochs=scratch)]
+    runs += [Run(name, config=config, epochs=scratch) for name, config in HALF.items()]
+    runs += [Run("unmerged-tuned", **tune)]
+    for name, config in {**HALF, **STRONG}.items():
+        runs += [
+            Run(f"{name}-tuned", config=config, **tune),
+            Run(f"{name}-last-block", config=config, last_block=True, **tune),
+            Run(f"{name}-distilled", config=config, distils=True, **tune),
+        ]
+    return [*runs, Run("swin", "swin", epochs=swin), Run("mame-swin", "mame_swin", epochs=swin)]
+
+
+def list_candidates() -> list[Run]:
+    """Return short runs that compare the settings of MaMe."""
+    runs = [Run("unmerged", epochs=CHOICE_EPOCHS), Run("tome", config=HALF["tome"], epochs=CHOICE_EPOCHS)]
+    for layers in ([0], [0, 2]):
+        for threshold in (0.5, 0.9):
+            config = MergeConfig(method="mame", threshold=threshold, keep_ratio=0.5, layers=layers)
+            name = f"mame-{threshold}-blocks-{'-'.join(map(str, layers))}"
+            runs.append(Run(name, config=config, epochs=CHOICE_EPOCHS))
+    return runs
