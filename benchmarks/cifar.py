@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", action="store_true", help="run nothing: the table of what has been run")
     parser.add_argument("--choose", action="store_true", help="candidates, on training images that are held out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=11, help="of the timing of a step")
+    parser.add_argument("--rounds", type=int, default=31, help="of the timing of a step")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:

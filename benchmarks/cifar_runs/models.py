@@ -18,9 +18,9 @@ POSITION_SCALE = 0.15
 
 CONFIGS = {
     "vit": ViTConfig(
-        hidden_size=48, num_hidden_layers=4, num_attention_heads=1, intermediate_size=96, **IMAGE, **NARROW
+        hidden_size=48, num_hidden_layers=4, num_attention_heads=3, intermediate_size=96, **IMAGE, **NARROW
     ),
-    "swin": SwinConfig(embed_dim=24, num_heads=(1, 2, 4), **SWIN, **IMAGE, **NARROW),
+    "swin": SwinConfig(embed_dim=24, num_heads=(2, 4, 8), **SWIN, **IMAGE, **NARROW),
     "mame_swin": MameSwinConfig(embed_dim=36, num_heads=(3, 3, 3), **SWIN, **IMAGE, **NARROW),
 }
 CLASSES = {

@@ -10,19 +10,19 @@ from hf_tome.config.text import is_unmerged
 
 BATCH_SIZE = 25
 WARMUP_EPOCHS = 0.25
-DECAY_SHARE = 0.4
+DECAY_SHARE = 0.3
 """The share of a run from scratch, at its end, in which the learning rate falls to zero; it is constant before."""
 
 CHOICE_EPOCHS = 1.0
 
 HALF = {
     "tome": MergeConfig(r=64),
-    "mame": MergeConfig(method="mame", threshold=0.5, keep_ratio=0.5, layers=[0]),
+    "mame": MergeConfig(method="mame", threshold=0.8, keep_ratio=0.5, layers=[0]),
 }
 """About half of the GFLOPs."""
 STRONG = {
     "tome-strong": MergeConfig(r=[128, 64, 32, 16]),
-    "mame-strong": MergeConfig(method="mame", threshold=0.5, keep_ratio=0.5, layers=[0, 1, 2]),
+    "mame-strong": MergeConfig(method="mame", threshold=0.8, keep_ratio=0.5, layers=[0, 1, 2]),
 }
 """A third of the GFLOPs, where merging off the shelf costs more."""
 WAYS = {"tuned": "fine-tuned", "last-block": "last block alone", "distilled": "distilled"}
@@ -52,7 +52,7 @@ class Run:
     continues: str | None = None
     last_block: bool = False
     distils: bool = False
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
 
     @property
     def merges(self) -> bool:
@@ -86,8 +86,8 @@ class Run:
 
 def list_runs(share: float = 1.0) -> list[Run]:
     """Return all runs but those at equal time, in their order; `share` of the epochs."""
-    scratch, tuned, swin = (epochs * share for epochs in (3.0, 0.5, 2.0))
-    tune: dict[str, Any] = {"epochs": tuned, "start": "unmerged", "learning_rate": 1e-3}
+    scratch, tuned, swin = (epochs * share for epochs in (2.5, 0.5, 1.5))
+    tune: dict[str, Any] = {"epochs": tuned, "start": "unmerged", "learning_rate": 5e-4}
     runs = [Run("unmerged", epochs=scratch)]
     runs += [Run(name, config=config, epochs=scratch) for name, config in HALF.items()]
     runs += [Run("unmerged-tuned", **tune)]
