@@ -1,10 +1,10 @@
 """Training with merging on small images: ViTs of 256 tokens on CIFAR-10, and MaMe-Swin beside Swin.
 
-From scratch: AdamW, small batches, flips alone, a learning rate that is constant and then falls to zero. A merged
-model is trained for as many epochs as the unmerged one; and, from where its learning rate began to fall, on until it
-has taken the unmerged one's processor time, by the speed-up of a step that is measured before. Then the unmerged model
-merged off the shelf, fine-tuned with merging, in its last block alone, and distilled from itself unmerged; and, for
-comparison, trained on unmerged. FLOPs are multiply-adds.
+From scratch: AdamW, small batches, flips alone, a learning rate that is constant and then falls to zero. The unmerged
+model is trained for as many epochs as a merged one, and for as long: for as many epochs less as a step that merges is
+faster, by processor time measured before. Then the unmerged model merged off the shelf, fine-tuned with merging, in
+its last block alone, and distilled from itself unmerged; and, for comparison, trained on unmerged. FLOPs are
+multiply-adds.
 
 Every run leaves a record and its weights in the folder `--work`, and is resumed where it was cut off. With `--choose`
 candidates are compared on training images that are held out, with a seed of their own.
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from cifar_runs.data import Images
-from cifar_runs.runs import list_candidates, list_runs
+from cifar_runs.runs import HALF, list_candidates, list_runs
 from cifar_runs.table import Work, accuracy_row, make_rows
 from cifar_runs.train import train
 from common import SHARED_DATA, Row, run
@@ -33,6 +33,7 @@ COLUMNS = {
     "deviation": "deviation",
     "seeds": "seeds",
     "points": "points above unmerged",
+    "points_at_equal_time": "at equal time",
     "won_back": "won back",
     "won_back_of_trained_on": "won back, of trained on",
     "seconds": "s an epoch",
@@ -49,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, default=SHARED_DATA / "cifar10_sample", help="train*.parquet, test*.parquet"
     )
     parser.add_argument("--work", type=Path, help="where records and checkpoints are; by default a temporary folder")
-    parser.add_argument("--runs", nargs="+", help="only these, and what continues them")
+    parser.add_argument("--runs", nargs="+", help="only these")
     parser.add_argument("--table", action="store_true", help="run nothing: the table of what has been run")
     parser.add_argument("--choose", action="store_true", help="candidates, on training images that are held out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -77,10 +78,10 @@ def run_all(work: Work, names: list[str]) -> None:
     """Train what has not been trained yet: all runs of a seed, then those of the next."""
     for seed in work.seeds:
         for name in names:
-            entry = work.runs[name]
-            train(entry, seed, work.images, work.folder)
-            if entry.is_continued:
-                train(work.equal_time(entry), seed, work.images, work.folder)
+            shorter = [work.equal_time(merged) for merged in HALF] if name == "unmerged" else []
+            train(work.runs[name], seed, work.images, work.folder, shorter)
+            for entry in shorter:
+                train(entry, seed, work.images, work.folder)
 
 
 def choose(options: argparse.Namespace, images: Images, folder: Path) -> list[Row]:

@@ -19,6 +19,11 @@ def weights_path(folder: Path, name: str, seed: int) -> Path:
     return folder / f"{name}-{seed}.pt"
 
 
+def checkpoint_path(folder: Path, name: str, seed: int) -> Path:
+    """Return where a run is kept that has not ended."""
+    return folder / f"{name}-{seed}.checkpoint"
+
+
 def read_record(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what was measured before with these settings, or `None` where nothing was.
 
@@ -50,11 +55,6 @@ def settings_of(run: Run, seed: int, images: Images) -> dict[str, Any]:
 def stored_record(run: Run, seed: int, images: Images, folder: Path) -> dict[str, Any] | None:
     """Return the record of a run that has ended, or `None`."""
     return read_record(folder / f"{run.name}-{seed}.json", settings_of(run, seed, images))
-
-
-def branch_path(folder: Path, name: str, seed: int) -> Path:
-    """Return where a run is kept as it was when its learning rate began to fall."""
-    return folder / f"{name}-{seed}.branch"
 
 
 def stored(path: Path, settings: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

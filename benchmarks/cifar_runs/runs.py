@@ -36,9 +36,8 @@ class Run:
         name: of its files.
         model: a key of `CONFIGS`.
         config: what merges.
-        epochs: how long, with what it continues.
+        epochs: how long.
         start: the run whose weights it begins with, of the same seed; from scratch where there is none.
-        continues: the run from scratch that it goes on from, where the learning rate of that one begins to fall.
         last_block: whether the last block alone is trained.
         distils: whether the model that it starts from, unmerged, teaches it.
         learning_rate: the highest.
@@ -49,7 +48,6 @@ class Run:
     config: MergeConfig = field(default_factory=MergeConfig)
     epochs: float = 1.0
     start: str | None = None
-    continues: str | None = None
     last_block: bool = False
     distils: bool = False
     learning_rate: float = 1.5e-3
@@ -65,28 +63,23 @@ class Run:
 
     def rate_at(self, epoch: float) -> float:
         """Return the learning rate after so many epochs: a trapezoid from scratch, else falling from the beginning."""
-        warmup = WARMUP_EPOCHS if self.start is None else WARMUP_EPOCHS / 5
+        warmup = WARMUP_EPOCHS if self.start is None else WARMUP_EPOCHS / 10
         decay = self.epochs * DECAY_SHARE if self.start is None else self.epochs - warmup
         return self.learning_rate * max(0.0, min(1.0, epoch / warmup, (self.epochs - epoch) / decay))
-
-    @property
-    def is_continued(self) -> bool:
-        """Whether another run may continue it to the time that the unmerged model takes."""
-        return self.merges and self.start is None and self.continues is None
 
     @property
     def decays_from(self) -> float:
         """The epoch from which the learning rate falls, of a run from scratch."""
         return self.epochs * (1 - DECAY_SHARE)
 
-    def longer(self, name: str, times: float) -> Run:
-        """Return the run that continues this one to so many times its length."""
-        return replace(self, name=name, epochs=self.epochs * times, continues=self.name)
+    def shorter(self, name: str, times: float) -> Run:
+        """Return a run that is so many times shorter, and the same as this one until its learning rate falls."""
+        return replace(self, name=name, epochs=self.epochs / times)
 
 
 def list_runs(share: float = 1.0) -> list[Run]:
-    """Return all runs but those at equal time, in their order; `share` of the epochs."""
-    scratch, tuned, swin = (epochs * share for epochs in (2.5, 0.5, 1.5))
+    """Return all runs but the unmerged ones at equal time, in their order; `share` of the epochs."""
+    scratch, tuned, swin = (epochs * share for epochs in (2.0, 0.25, 1.0))
     tune: dict[str, Any] = {"epochs": tuned, "start": "unmerged", "learning_rate": 5e-4}
     runs = [Run("unmerged", epochs=scratch)]
     runs += [Run(name, config=config, epochs=scratch) for name, config in HALF.items()]

@@ -73,9 +73,9 @@ class Work:
         measure = partial(measure_step, config, images, self.rounds)
         return stored(self.folder / f"speed-{name}.json", settings, measure)
 
-    def equal_time(self, run: Run) -> Run:
-        """Return the run that goes on from a merged one until it has taken the unmerged one's time."""
-        return run.longer(f"{run.name}-equal-time", max(self.speed(run.name)["speedup"], 1.0))
+    def equal_time(self, name: str) -> Run:
+        """Return the unmerged run that takes no more time than a merged one."""
+        return self.runs["unmerged"].shorter(f"unmerged-as-{name}", max(self.speed(name)["speedup"], 1.0))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,11 +115,12 @@ def scratch_rows(work: Work, unmerged: Accuracies) -> list[Row]:
         row |= {"peak_mib": speed["peak_mib"]["merged"], "oracle_mib": speed["peak_mib"]["oracle"]}
         rows[0] |= {"seconds": row["seconds_unmerged"], "peak_mib": speed["peak_mib"]["unmerged"]}
         rows.append(row)
-        longer = work.equal_time(work.runs[name])
-        accuracies = work.accuracies(longer)
-        if accuracies:
-            row = accuracy_row(name, "from scratch, as long as unmerged", longer.epochs, accuracies)
-            rows.append(row | {"points": mean_difference(accuracies, unmerged), "mflops": mflops(config)})
+        shorter = work.equal_time(name)
+        at_equal_time = work.accuracies(shorter)
+        if at_equal_time:
+            row["points_at_equal_time"] = mean_difference(accuracies, at_equal_time)
+            rows.append(accuracy_row("unmerged", f"from scratch, as long as {name}", shorter.epochs, at_equal_time))
+            rows[-1]["mflops"] = rows[0]["mflops"]
     return rows
 
 

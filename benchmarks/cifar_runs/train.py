@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from hf_tome.files import replacing, write_whole
 
 from .data import Images
 from .models import build, class_token_and_logits, train_last_block_alone
-from .records import branch_path, check_settings, settings_of, stored_record, weights_path
+from .records import check_settings, checkpoint_path, settings_of, stored_record, weights_path
 from .runs import BATCH_SIZE, Run
 
 STEPS_BETWEEN_CHECKPOINTS = 100
@@ -24,7 +25,7 @@ WEIGHT_DECAY = 0.05
 TEMPERATURE = 2.0
 
 
-def train(run: Run, seed: int, images: Images, folder: Path) -> None:
+def train(run: Run, seed: int, images: Images, folder: Path, shorter: Sequence[Run] = ()) -> None:
     """Train, or go on with a run that was cut off, and write its record, unless there is one.
 
     Args:
@@ -32,6 +33,7 @@ def train(run: Run, seed: int, images: Images, folder: Path) -> None:
         seed: of the weights and of the order of images.
         images: what to train and test on.
         folder: where records, weights and checkpoints are.
+        shorter: runs that begin as this one does; each finds a checkpoint where its learning rate begins to fall.
 
     Raises:
         SystemExit: the folder has a run of this name with other settings, or lacks the one that this begins from.
@@ -43,15 +45,16 @@ def train(run: Run, seed: int, images: Images, folder: Path) -> None:
     while training.step < training.num_steps:
         training.train_step()
         training.save_where_due()
+        training.save_beginnings(shorter)
     record = {
-        "settings": training.settings,
+        "settings": settings_of(run, seed, images),
         "accuracy": accuracy(training.model, images),
         "processor_seconds_per_epoch": training.seconds / training.step * training.steps_per_epoch,
     }
     with replacing(weights_path(folder, run.name, seed)) as path:
         torch.save(training.model.state_dict(), path)
     write_whole(folder / f"{run.name}-{seed}.json", json.dumps(record, indent=1) + "\n")
-    training.checkpoint.unlink(missing_ok=True)
+    checkpoint_path(folder, run.name, seed).unlink(missing_ok=True)
     print(f"{run.name} seed {seed}: accuracy {record['accuracy']:.2f} %", file=sys.stderr)
 
 
@@ -71,11 +74,9 @@ class _Training:
 
     def __init__(self, run: Run, seed: int, folder: Path, images: Images):
         self.run, self.seed, self.folder, self.images = run, seed, folder, images
-        self.settings = settings_of(run, seed, images)
         self.steps_per_epoch = images.steps_per_epoch(BATCH_SIZE)
         self.num_steps = max(1, round(run.epochs * self.steps_per_epoch))
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
-        self.checkpoint = folder / f"{run.name}-{seed}.checkpoint"
         self.model = build(run.model, seed)
         self.teacher: nn.Module | None = None
         if run.start is not None:
@@ -127,33 +128,32 @@ class _Training:
         return cross_entropy(logits, labels) + TEMPERATURE**2 * soft + (1 - similar)
 
     def save_where_due(self) -> None:
-        """Write a checkpoint every so many steps, and the one that the run at equal time continues from."""
-        if self.run.is_continued and self.step == int(self.run.decays_from * self.steps_per_epoch):
-            self._save(branch_path(self.folder, self.run.name, self.seed))
+        """Write a checkpoint every so many steps."""
         if self.step % STEPS_BETWEEN_CHECKPOINTS == 0 and self.step < self.num_steps:
-            self._save(self.checkpoint)
+            self._save(self.run)
             place = f"step {self.step} of {self.num_steps}, loss {self.loss:.3f}"
             print(f"{self.run.name} seed {self.seed}: {place}", file=sys.stderr)
 
-    def _save(self, path: Path) -> None:
-        values = {"step": self.step, "seconds": self.seconds, "settings": self.settings}
-        with replacing(path) as unfinished:
-            torch.save(
-                {**values, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, unfinished
-            )
+    def save_beginnings(self, shorter: Sequence[Run]) -> None:
+        """Write the checkpoints of shorter runs whose learning rate begins to fall here."""
+        for run in shorter:
+            if self.step == int(run.decays_from * self.steps_per_epoch):
+                self._save(run)
+
+    def _save(self, run: Run) -> None:
+        settings = settings_of(run, self.seed, self.images)
+        values = {"step": self.step, "seconds": self.seconds, "settings": settings}
+        values |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        with replacing(checkpoint_path(self.folder, run.name, self.seed)) as unfinished:
+            torch.save(values, unfinished)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, or from where the learning rate of the run that this continues begins to fall."""
-        path = self.checkpoint
+        """Go on from the checkpoint, where there is one."""
+        path = checkpoint_path(self.folder, self.run.name, self.seed)
         if not path.is_file():
-            if self.run.continues is None:
-                return
-            path = branch_path(self.folder, self.run.continues, self.seed)
-            if not path.is_file():
-                raise SystemExit(f"{self.run.name} needs {path}. Run {self.run.continues} first.")
+            return
         values = torch.load(path, weights_only=True)
-        if path == self.checkpoint:
-            check_settings(path, self.settings, values["settings"])
+        check_settings(path, settings_of(self.run, self.seed, self.images), values["settings"])
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         self.step, self.seconds = values["step"], values["seconds"]
