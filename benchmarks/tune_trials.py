@@ -39,8 +39,9 @@ from hf_tome.evaluation.tasks.registry import build_job
 
 BATCH = 16
 BUDGET = 0.5
-CLOSE = 0.003
+CLOSE = 0.005
 """Thresholds are calibrated until the GFLOPs are this near to the budget, as a share of the unmerged model's."""
+CORRECTIONS = 4
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Lab:
         """Calibrate MaMe's thresholds by block for merged tokens with these weights at the budget."""
         config, scale = MergeConfig(method="mame_by_block", threshold=0.5), 1.0
         start = sum(self.scheduled(weights).r)  # type: ignore[arg-type]
-        for _ in range(10):
+        for _ in range(CORRECTIONS):
             schedule = [scale * start * weight / sum(weights) for weight in weights]
             calibrate(schedule, lambda: self.outputs(config, self.choosing))
             _, share = self.outputs(config, self.choosing)
@@ -220,6 +221,6 @@ if __name__ == "__main__":
         add_options=lambda parser: (
             parser.add_argument("--choose", type=int, default=96),
             parser.add_argument("--confirm", type=int, default=None, help="of the other photographs; all by default"),
-            parser.add_argument("--epochs", type=int, default=5, help="of the rates that are learned"),
+            parser.add_argument("--epochs", type=int, default=3, help="of the rates that are learned"),
         ),
     )

@@ -15,7 +15,7 @@ from hf_tome.merging.methods import METHODS
 
 ALPHA, MARGIN = 1.0, 0.9
 """PiToMe's energy: the slope below the margin, and the margin in the first block, which falls to 0."""
-HALVINGS = 10
+HALVINGS = 8
 
 
 def _pitome(inputs: MatchInputs) -> Merge:

@@ -59,7 +59,7 @@ class Confirmation:
         chosen_at = {label.rpartition(", ")[2]: label for label in self.variants if label.startswith("tuned, ")}
         for label, variant in self.variants.items():
             choice = self.variants[chosen_at.get(label.rpartition(", ")[2], "tuned")]
-            if not label.startswith("tuned") and variant.name != choice.name:
+            if not label.startswith("tuned") and variant.name != choice.name and label != EXACT:
                 self.gains[label] = gains(scorer, done[choice.name], done[variant.name], done[UNMERGED])
         self._mix_images({name: sample_values(scorer, done[name], done[UNMERGED]) for name in names})
 
