@@ -20,7 +20,7 @@ from hf_tome.evaluation.search.budget import budget as budget_module
 from hf_tome.evaluation.search.budget.budget import Budget, tune_to_budget
 from hf_tome.evaluation.search.budget.front import CONSTANT, MAME, START
 from hf_tome.evaluation.search.budget.objective import DISTRIBUTIONS, divergence, label_divergence
-from hf_tome.evaluation.search.budget.paired import mixed_values, samples_to_tell, share_of_slower
+from hf_tome.evaluation.search.budget.paired import break_even, mixed_values, samples_to_tell, share_of_slower
 from hf_tome.evaluation.search.budget.samples import split_samples
 from hf_tome.evaluation.search.budget.spaces.costs import Costs
 from hf_tome.evaluation.search.budget.spaces.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
@@ -247,6 +247,13 @@ def test_the_mean_of_a_mix():
     assert share_of_slower(0.6, 0.5, 0.9) == pytest.approx(0.25)
     assert share_of_slower(1.0, 0.5, 0.9) == 1
     assert mixed_values(*values, 0.25)["top1"].tolist() == [100, 25, 0, 75]
+
+
+def test_break_even_is_where_the_front_begins_to_be_faster():
+    front = [(0.9, 1.0), (0.7, 0.8), (0.5, 0.6)]
+    assert break_even(front, 0.95) == pytest.approx(0.85)
+    assert break_even(front, 1.1) == 0.9
+    assert break_even(front, 0.5) is None
 
 
 def test_a_budget_of_time_is_met_where_time_goes_with_the_cost(monkeypatch):

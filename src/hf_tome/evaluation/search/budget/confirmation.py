@@ -17,6 +17,7 @@ from .front import CONSTANT
 from .paired import (
     Gains,
     Values,
+    break_even,
     describe_gains,
     gains,
     mean_gain,
@@ -189,17 +190,19 @@ class Confirmation:
         )
 
     def _pays_from(self) -> str | None:
-        """Return from which budget of the front on merging is faster than what the unmerged model can do itself."""
+        """Return from which budget on merging is faster than what the unmerged model can do itself."""
         seconds = self.tuning.front_seconds
         if not seconds:
             return None
-        to_beat = seconds.get(EXACT, 1.0)
-        budgets = sorted(self.tuning.finder.points, reverse=True)
-        pays = [budget for budget in budgets if seconds[f"{budget:g}"] < to_beat]
-        times = ", ".join(f"{seconds[f'{budget:g}']:.3f} at {budget:g}" for budget in budgets)
+        to_beat, unit = seconds.get(EXACT, 1.0), self.tuning.space.unit
+        front = [(budget, seconds[f"{budget:g}"]) for budget in sorted(self.tuning.finder.points, reverse=True)]
+        start = break_even(front, to_beat)
+        first = "nowhere on the front" if start is None else f"from about {start:.2f} of the {unit} on"
         alone = "the unmerged model" if EXACT not in seconds else "the unmerged model with its exact last block"
-        first = f"from {pays[0]:g} of the {self.tuning.space.unit} on" if pays else "nowhere on the front"
-        return f"merging pays {first}: {alone} takes {to_beat:.3f} of the unmerged model's time, the front {times}"
+        times = ", ".join(f"{taken:.3f} at {budget:g}" for budget, taken in front)
+        return (
+            f"merging pays {first}: {alone} takes {to_beat:.3f} of the unmerged model's time, the front takes {times}"
+        )
 
     def _doubts(self) -> list[str]:
         """Return a warning where the samples cannot tell the choice from the constant schedule."""

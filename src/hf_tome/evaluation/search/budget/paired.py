@@ -61,6 +61,22 @@ def mean_gain(mine: np.ndarray, theirs: np.ndarray) -> list[float]:
     return [drop["drop"], drop["drop_low"], drop["drop_high"]]
 
 
+def break_even(front: Sequence[tuple[float, float]], to_beat: float) -> float | None:
+    """Return the budget from which on a front takes less time than what it has to beat; `None` where it nowhere does.
+
+    Args:
+        front: budgets and times, from mild to strong; in between, times are interpolated.
+        to_beat: a time.
+    """
+    for at, (budget, seconds) in enumerate(front):
+        if seconds < to_beat:
+            if at == 0:
+                return budget
+            before, longer = front[at - 1]
+            return budget + (before - budget) * (to_beat - seconds) / (longer - seconds)
+    return None
+
+
 def share_of_slower(seconds: float, faster: float, slower: float) -> float:
     """Return the share of the samples with which a mix of two variants takes `seconds` a sample on average."""
     return min(max((seconds - faster) / (slower - faster), 0.0), 1.0) if slower > faster else 0.0
