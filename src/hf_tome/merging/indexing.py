@@ -16,8 +16,14 @@ def flat_rows(num_tokens: int, *indices: Tensor) -> list[Tensor]:
     return [(index + first).reshape(-1) for index in indices]
 
 
-def take(x: Tensor, positions: Tensor) -> Tensor:
-    """Return the tokens of (B, N, ...) at positions (K,), the same in every image, or (B, K), each image's own."""
+Positions = Tensor | slice
+"""Which tokens: (K,), the same in every image, (B, K), each image's own, or a slice, which copies nothing."""
+
+
+def take(x: Tensor, positions: Positions) -> Tensor:
+    """Return the tokens of (B, N, ...) at positions, (B, K, ...)."""
+    if isinstance(positions, slice):
+        return x[:, positions]
     if positions.ndim == 1:
         return x.index_select(1, positions)
     batch_size, num_tokens, *rest = x.shape

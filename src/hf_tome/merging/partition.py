@@ -51,6 +51,12 @@ def split(
     return _split_each(order, half, padding)
 
 
+def alternating(num_tokens: int, num_special: int, first: int = 0) -> tuple[slice, slice]:
+    """Return the alternating sets of `split` as slices of all tokens."""
+    start = num_special + (first - num_special) % 2
+    return slice(start, num_tokens, 2), slice(2 * num_special + 1 - start, num_tokens, 2)
+
+
 def sources_beside(destinations: Tensor, num_tokens: int) -> Tensor:
     """Return the tokens that are no destinations, (B, T) -> (B, num_tokens - T), ascending."""
     chosen = torch.zeros(destinations.shape[0], num_tokens, dtype=torch.bool, device=destinations.device)

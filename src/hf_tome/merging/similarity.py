@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .indexing import has_cpu_values, is_traced, take
+from .indexing import Positions, has_cpu_values, is_traced, take
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -25,8 +25,8 @@ STRETCH = 32
 
 def similarity(
     metric: Tensor,
-    sources: Tensor,
-    destinations: Tensor,
+    sources: Positions,
+    destinations: Positions,
     distance: str,
     padding: Tensor | None = None,
     *,
@@ -41,7 +41,7 @@ def similarity(
 
     Args:
         metric (`Tensor`): (B, N, D).
-        sources, destinations (`Tensor`): positions, (S,) and (T,), or (B, S) and (B, T).
+        sources, destinations (`Tensor` or `slice`): positions, (S,) and (T,), (B, S) and (B, T), or slices of all.
         distance (`str`): a name in `DISTANCES`.
         padding (`Tensor`, *optional*): (B, N) bool.
         importance (`Tensor`, *optional*): (B, N), by which the distance of a pair is multiplied: by 1 and what both of
@@ -53,13 +53,15 @@ def similarity(
     """
     table = BOUNDED_DISTANCES if bounded else DISTANCES
     metric, bias = _prepare(metric, distance, table, padding)
-    a, b, added = take(metric, sources), take(metric, destinations), take(bias, destinations)[:, None]
+    a, b = take(metric, sources), take(metric, destinations)
+    added = None if bias is None else take(bias, destinations)[:, None]
+    of_sources = a.new_zeros(a.shape[:2]) if bias is None else take(bias, sources)
     if importance is None:
-        return _scores(a, b, added, distance, table), take(bias, sources)
+        return _scores(a, b, added, distance, table), of_sources
     scores = _scores(a, b, None, distance, table)  # (B, S, T)
-    of_source, of_destination = (take(importance.to(bias), rows) for rows in (sources, destinations))
+    of_source, of_destination = (take(importance.to(metric), rows) for rows in (sources, destinations))
     scores = _weighted(scores, of_source, of_destination, distance)
-    return scores if is_zero(added) else scores + added, take(bias, sources)
+    return scores if added is None else scores + added, of_sources
 
 
 def best_matches(
@@ -76,7 +78,7 @@ def best_matches(
     As `similarity` would, a block of sources at a time; `causal` leaves out destinations that come before a source.
     """
     metric, bias = _prepare(metric, distance, DISTANCES, padding)
-    b, added = take(metric, destinations), take(bias, destinations)[:, None]
+    b, added = take(metric, destinations), None if bias is None else take(bias, destinations)[:, None]
     num_rows = max(BLOCK // (b.shape[0] * b.shape[1]), 1)
     best, partner = [], []
     for block in sources.split(num_rows, dim=-1):
@@ -84,7 +86,7 @@ def best_matches(
         if causal:
             scores = scores.masked_fill(block[..., :, None] > destinations[..., None, :], -torch.inf)
         highest, index = _maximum(scores)
-        best.append(highest + take(bias, block))
+        best.append(highest if bias is None else highest + take(bias, block))
         partner.append(index)
     return torch.cat(best, dim=1), torch.cat(partner, dim=1)
 
@@ -115,12 +117,13 @@ def is_large(num_sources: int, num_destinations: int) -> bool:
 
 def _prepare(
     metric: Tensor, distance: str, table: Mapping[str, Distance], padding: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the metric without broken tokens, and the bias of every token; see `similarity`."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return the metric without broken tokens, and the bias of every token, `None` for no bias; see `similarity`."""
     if distance not in table:
         raise ValueError(f"`distance` is {distance!r}; it takes one of {', '.join(map(repr, table))}.")
-    metric, bias = sound(metric, unit=distance == "cosine")
+    metric, bias = _sound(metric, unit=distance == "cosine")
     if padding is not None:
+        bias = metric.new_zeros(padding.shape) if bias is None else bias
         bias = bias.masked_fill(padding, -torch.inf)
     return metric, bias
 
@@ -128,7 +131,7 @@ def _prepare(
 def _scores(a: Tensor, b: Tensor, bias: Tensor | None, distance: str, table: Mapping[str, Distance]) -> Tensor:
     """Return the scores of (B, S, D) and (B, T, D), (B, S, T), with a bias (B, 1, T) added."""
     with full_precision(a.device):
-        if distance == "cosine" and (bias is None or is_zero(bias)):
+        if distance == "cosine" and bias is None:
             return torch.bmm(a, b.transpose(1, 2))
         return table[distance](a, b, a.new_zeros((a.shape[0], 1, b.shape[1])) if bias is None else bias)
 
@@ -166,7 +169,17 @@ def sound(metric: Tensor, *, unit: bool = False) -> tuple[Tensor, Tensor]:
 
     `unit` brings the others to length 1.
     """
+    metric, bias = _sound(metric, unit)
+    return metric, metric.new_zeros(metric.shape[:2]) if bias is None else bias
+
+
+def _sound(metric: Tensor, unit: bool) -> tuple[Tensor, Tensor | None]:
+    """Return what `sound` does, with a bias of `None` where no token is broken: on a CPU looking is cheap."""
     metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    if has_cpu_values(metric):
+        length = torch.linalg.vector_norm(metric, dim=-1)
+        if bool((length < TOO_LONG).all()):
+            return metric * (1 / length.clamp(min=1e-12))[..., None] if unit else metric, None
     metric = metric.nan_to_num(torch.finfo(metric.dtype).max)
     length = torch.linalg.vector_norm(metric, dim=-1)
     is_sound = length < TOO_LONG

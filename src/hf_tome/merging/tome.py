@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import HardMerge, Merge, check_arguments, identity_merge, pair_merge
 from .indexing import take
 from .method import Fields, GridInputs, MatchInputs, Method, two_halves
-from .partition import sources_beside, split
+from .partition import alternating, sources_beside, split
 from .similarity import best_matches, is_large, similarity
 from .tiles import tiled_matching
 
@@ -80,7 +80,9 @@ def bipartite_soft_matching(
             partner = partner.gather(1, order[:, :r])
         else:
             # (B, |A|, |B|), (B, |A|)
-            scores, bias = similarity(metric, a, b, distance, padding, importance=importance)
+            is_alternating = partition == "alternating" and destinations is None
+            sources, others = alternating(num_tokens, num_special) if is_alternating else (a, b)
+            scores, bias = similarity(metric, sources, others, distance, padding, importance=importance)
             if causal:
                 scores = scores.masked_fill(a[..., :, None] > b[..., None, :], -torch.inf)
             order = (scores.amax(dim=-1) + bias).argsort(dim=-1, descending=True, stable=True)
