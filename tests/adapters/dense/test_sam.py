@@ -9,10 +9,12 @@ import transformers as tf
 from installed import checkpoint_activations
 from reversible import check_reversible
 from segment_zoo import SAM, WINDOW_ZOO, with_weights
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
+from hf_tome.adapters.dense.sam import attention
 from hf_tome.adapters.dense.sam.attention import RelativePositions
 from hf_tome.adapters.dense.sam.family import WINDOW_TOWERS
 from hf_tome.adapters.dense.sam.grid import WindowGrid
@@ -27,6 +29,7 @@ CONFIGS = {
     "kmeans": MergeConfig(method="kmeans", r=10),
     "greedy": MergeConfig(method="greedy", r=10),
     "attended": MergeConfig(r=10, protect_attended=0.5),
+    "keep-norm": MergeConfig(r=10, combine="keep_norm"),
 }
 BY_NAME = {zoo.module: zoo for zoo in WINDOW_ZOO}
 NAMES = [zoo.tower for zoo in WINDOW_ZOO]
@@ -91,6 +94,33 @@ def test_images_of_a_batch_are_as_if_alone(zoo, config):
     assert target.recorder.result() is None, "tensors of a pass that nobody reads any more"
 
 
+@pytest.mark.parametrize("name", ["sam", "sam3"])
+def test_values_follow_the_coherence_of_tokens_that_keep_their_norm(name, monkeypatch):
+    """A merged token of full length gives to others what its members would: less, the less they agree."""
+    zoo, given, projected = BY_NAME[name], [], []
+    model = apply(zoo.make(), MergeConfig(r=[10, 0, 10], combine="keep_norm"))
+    attend = F.scaled_dot_product_attention
+
+    def spy(query, key, value, **kwargs):
+        given.append(value)
+        return attend(query, key, value, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    layers = model.get_submodule(targets(model)[0].path).layers
+    attention = getattr(layers[-1], "attn" if name == "sam" else "attention")  # over the whole grid, without pads
+    attention.get_submodule("qkv" if name == "sam" else "v_proj").register_forward_hook(
+        lambda module, args, out: projected.append(out)
+    )
+    with torch.no_grad():
+        zoo.run(model, zoo.inputs()[:1])
+    values = given[-1][0].transpose(0, 1).flatten(1)  # (1, H, M, d) -> (M, H * d)
+    scale = values / projected[0][:, -values.shape[1] :]
+    torch.testing.assert_close(scale, scale[:, :1].expand_as(scale), atol=1e-4, rtol=1e-4)
+    assert scale.shape[0] == 80
+    assert scale.max().item() == pytest.approx(1, abs=1e-4)
+    assert 0 < scale.min() < 0.99
+
+
 def test_positions_of_any_places_are_exact():
     """Against SAM's own bias for whole grids."""
     attention = BY_NAME["sam"].make().layers[1].attn
@@ -105,6 +135,26 @@ def test_positions_of_any_places_are_exact():
         torch.testing.assert_close(whole, own, atol=1e-5, rtol=1e-5)
         chosen = RelativePositions(place[:, some], place, (10, 10), bias).bias(attention, query[:, :, some])
         torch.testing.assert_close(chosen, own[:, :, some] + bias[:, None, None], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", [1, 2000, 10**9])
+def test_a_bias_may_be_made_in_parts(part, monkeypatch):
+    """Of one query, of some, or of all queries of all heads: the same attention."""
+    zoo, seen, attend = BY_NAME["sam"], [], F.scaled_dot_product_attention
+    model, pixels = apply(zoo.make(), MergeConfig(ratio=0.4, layers=[0])), zoo.inputs()
+
+    def spy(query, *args, **kwargs):
+        seen.append(tuple(query.shape[1:3]))  # heads and queries
+        return attend(query, *args, **kwargs)
+
+    with torch.no_grad():
+        expected = zoo.run(model, pixels)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+        monkeypatch.setattr(attention, "BIAS_PART", part)
+        torch.testing.assert_close(zoo.run(model, pixels), expected, atol=1e-5, rtol=1e-5)
+    heads = {heads for heads, _ in seen}
+    assert heads == {1} if part == 1 else 2 in heads
+    assert any(heads == 1 and queries > 1 for heads, queries in seen) == (part == 2000)
 
 
 def test_windows_go_there_and_back():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ....merging.indexing import has_cpu_values
 from ....patching.patch import PatchedModule, context_of
 from ...encoders.attention import AttentionCall, attention_paid
 from ..packed.attention import SegmentCall
@@ -18,6 +19,9 @@ from ..packed.segments import Segments
 
 if TYPE_CHECKING:
     from .family import WindowFamily
+
+BIAS_PART = 2**21
+"""Entries of a bias that a thread of a CPU makes at once: they stay in its cache, where the whole bias does not."""
 
 
 @dataclass(kw_only=True)
@@ -96,13 +100,21 @@ class RelativePositions:
 
     def bias(self, module: Any, query: Tensor) -> Tensor:
         """Return the bias (G, H, N, M) of queries (G, H, N, d) by the tables of an attention."""
+        return self.by_key(self.by_side(module, query))
+
+    def by_side(self, module: Any, query: Tensor) -> Tensor:
+        """Return what rows and columns of the segment add to queries (G, H, N, d), (G, H, N, rows + columns)."""
         added = []
         for side, offset, table in zip(self.sides, self._offsets, (module.rel_pos_h, module.rel_pos_w)):
             products = query @ relative_table(table, side).to(query.dtype).T  # (G, H, N, 2 * side - 1)
             added.append(products.gather(-1, offset.expand(-1, query.shape[1], -1, -1)))
         if self.has_bias:
             added.append(torch.ones_like(query[..., :1]))
-        return torch.cat(added, dim=-1) @ self._chosen.to(query.dtype)
+        return torch.cat(added, dim=-1)
+
+    def by_key(self, added: Tensor) -> Tensor:
+        """Return the bias (G, H, N, M) from what `by_side` returns for queries, or some of them."""
+        return added @ self._chosen.to(added.dtype)
 
 
 class WindowAttention(PatchedModule):
@@ -141,16 +153,49 @@ class WindowAttention(PatchedModule):
                 if rotate is not None:
                     k = _with_turned_pads(rotate, k, num_real, tables, pads.flatten())
             mask = None if bias is None else bias[:, None, None].to(q.dtype)  # (G, N + P) -> (G, 1, 1, N + P)
-            mask = mask if relative is None else relative.bias(self, q)
             if call.attending is not None:
-                pairs = None if mask is None else mask[..., :num_real].expand(*q.shape[:3], -1)
+                pairs = mask if relative is None else relative.bias(self, q)
+                pairs = None if pairs is None else pairs[..., :num_real].expand(*q.shape[:3], -1)
                 inner = AttentionCall(attending=call.attending)  # (0: the mean of all queries)
                 paid.append(attention_paid(q, k[:, :, :num_real], scale, inner, pairs))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+            if relative is None:
+                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+            else:
+                out = _attend_by_places(self, q, k, v, relative, dropout, scale)
             outputs.append(out.transpose(1, 2))
         if call.attending is not None:
             call.attended = segments.join([part[..., None] for part in paid])[:, 0]
         return getattr(self, family.out)(segments.join(outputs).flatten(1)), None
+
+
+def _attend_by_places(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, relative: RelativePositions, dropout: float, scale: float
+) -> Tensor:
+    """Attend from queries (G, H, N, d) to keys (G, H, M, d) with a bias by places, which is made in parts."""
+    added = relative.by_side(module, query)
+    groups, num_heads, num_queries, _ = query.shape
+    heads, queries = num_heads, num_queries
+    if has_cpu_values(query):
+        rows = max(BIAS_PART * torch.get_num_threads() // (groups * key.shape[2]), 1)  # of the bias of each group
+        heads = min(max(rows // num_queries, 1), num_heads)
+        queries = num_queries if heads > 1 else min(rows, num_queries)
+
+    def attend(head: int, start: int) -> Tensor:
+        of_heads, part = slice(head, head + heads), slice(start, start + queries)
+        return F.scaled_dot_product_attention(
+            query[:, of_heads, part],
+            key[:, of_heads],
+            value[:, of_heads],
+            attn_mask=relative.by_key(added[:, of_heads, part]),
+            dropout_p=dropout,
+            scale=scale,
+        )
+
+    parts = [
+        torch.cat([attend(head, start) for start in range(0, num_queries, queries)], dim=2)
+        for head in range(0, num_heads, heads)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def _project(module: Any, family: WindowFamily, x: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
