@@ -27,6 +27,7 @@ from hf_tome.evaluation.search.budget.spaces.schedules import FLOOR, constant, d
 from hf_tome.evaluation.search.budget.spaces.space import Space
 from hf_tome.evaluation.search.budget.trials import FILE, Trial, Trials
 from hf_tome.evaluation.search.budget.tuning_run import TuningRun
+from hf_tome.evaluation.search.tuning import forget
 from hf_tome.evaluation.store.results import Results
 from hf_tome.evaluation.tasks.classification.image_classification import digits_classification
 from hf_tome.evaluation.variants import Variant, as_variants
@@ -256,17 +257,24 @@ def test_break_even_is_where_the_front_begins_to_be_faster():
     assert break_even(front, 0.5) is None
 
 
-def test_a_budget_of_time_is_met_where_time_goes_with_the_cost(monkeypatch):
-    """However much of the time merging itself takes."""
+def test_a_budget_of_time_is_met_where_time_goes_with_the_cost(monkeypatch, tmp_path):
+    """However much of the time merging itself takes; a run that resumes keeps its choice, whatever it would time."""
+    slower = [0.1]
 
     def seconds(self, variants):
-        return {name: 0.1 + self.space.share(variant) for name, variant in variants.items()}
+        return {name: slower[0] + self.space.share(variant) for name, variant in variants.items()}
 
     monkeypatch.setattr(TuningRun, "seconds", seconds)
-    _, results = tune_to_budget(digits(), Budget(0.7, by="time"), **QUICK)
+    options = {**QUICK, "methods": ["tome"], "max_evaluations": 3, "out": tmp_path}
+    config, results = tune_to_budget(digits(), Budget(0.7, by="time"), **options)
     assert results.run["tuned"]["by"] == "time"
     gflops = next(row["gflops"] for row in results.rows if row["name"] == results.run["tuned"]["name"])
     assert 0.97 * 0.7 <= 0.1 + gflops / results.rows[0]["gflops"] <= 0.7
+    slower[0] = 0.2
+    assert tune_to_budget(digits(), Budget(0.7, by="time"), **options)[0] == config
+    forget(tmp_path)
+    assert tune_to_budget(digits(), Budget(0.7, by="time"), **{**options, "out": None})[0] != config
+    assert not list(tmp_path.glob("*.json*"))
 
 
 def test_the_front_is_nowhere_worse_than_the_constant_schedule():

@@ -112,13 +112,12 @@ def _write_failure(results: Results, out: Path) -> None:
 
 def _tune(arguments: JobArguments, out: Path, format: Format, budget: Budget, options: dict[str, Any]) -> None:
     from ...evaluation.search.budget.budget import tune_to_budget
-    from ...evaluation.search.budget.trials import FILE
-    from ...evaluation.search.tuning import job_with_or_without_labels, save
+    from ...evaluation.search.tuning import forget, job_with_or_without_labels, save
     from ...evaluation.variants import UNMERGED
 
     with arguments.build(out, job_with_or_without_labels) as (job, batch_size), common.progress("tune") as update:
         if arguments.restart:
-            (out / FILE).unlink(missing_ok=True)
+            forget(out)
             common.forget_samples(out / "confirmed")
         config, results = tune_to_budget(
             job,

@@ -15,6 +15,7 @@ from ..reporting.writers import markdown_table
 from ..store.results import Results
 from ..tasks.registry import build_job
 from ..tasks.unlabelled import TASK_NAME, unlabelled_images
+from .budget import controls, trials, tuning_run
 from .budget.sensitivity import plot_sensitivities
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,12 @@ def save(config: MergeConfig, results: Results, folder: Path) -> None:
     if tuned["sensitivities"]:
         plot_sensitivities(tuned["sensitivities"], folder / "blocks.png")
     write_whole(folder / "front.md", markdown_table(columns, rows, num_left=2))
+
+
+def forget(folder: Path) -> None:
+    """Delete what an earlier run of tuning kept in a folder to resume from; the samples that it confirmed on stay."""
+    for name in (trials.FILE, controls.FILE, tuning_run.FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def job_with_or_without_labels(task: str, options: JobOptions) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ....api import plan_targets
 from ....errors import UnsupportedModelError
+from ....files import write_whole
 from ....merging.methods import get_method
 from ...job import Job
 from ...running.batches import Batch
@@ -29,6 +31,7 @@ from .trials import Progress, Trials
 if TYPE_CHECKING:
     from .budget import Budget
 
+FILE = "time_budget.json"
 SMALLEST = 0.7
 """Image sizes are tried down to this share of the side."""
 CORRECTIONS = 3
@@ -162,12 +165,17 @@ class TuningRun:
         """Return the point for the budget, corrected where it is one of time.
 
         The time is taken to change with the cost as it did between the last two points; the unmerged model is the
-        first of them.
+        first of them. The share that it comes to is kept, as another timing would give another choice.
         """
-        point = self.finder.nearest(self.budget.share)
+        point, wanted = self.finder.nearest(self.budget.share), self.budget.share
         if self.budget.by == "gflops" or self.budget.max_drop is not None:
             return point
-        wanted, before = self.budget.share, (1.0, 1.0)
+        path = None if self.out is None else self.out / FILE
+        if path is not None and path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["budget"] == wanted:
+                return self._point_at(kept["share"]) or point
+        before = (1.0, 1.0)
         for _ in range(CORRECTIONS):
             share, seconds = point.budget, self.seconds({"tuned": point.trial.variant})["tuned"]
             if CLOSE * wanted <= seconds <= wanted:
@@ -175,16 +183,21 @@ class TuningRun:
             slope = (before[1] - seconds) / (before[0] - share) if before[0] != share else 1.0
             aimed = wanted * (1 + CLOSE) / 2  # the middle of what is near enough
             before = (share, seconds)
-            share = min(share + (aimed - seconds) / slope, 1.0) if slope > 0 else share * aimed / seconds
-            near = self.finder.nearest(share)
-            variant = self.space.variant(near.settings, share) if share > 0 else None
-            if variant is None:
-                self.notes.append(
-                    f"the budget of {wanted:g} of the time is not met: {seconds:.2f} is as near as it is"
-                )
+            corrected = self._point_at(share + (aimed - seconds) / slope if slope > 0 else share * aimed / seconds)
+            if corrected is None:
+                self.notes.append(f"the budget of {wanted:g} of the time is not met; {seconds:.2f} is the nearest")
                 break
-            point = Point(share, near.settings, replace(near.trial, variant=variant))
+            point = corrected
+        if path is not None:
+            write_whole(path, json.dumps({"budget": wanted, "share": point.budget}) + "\n")
         return point
+
+    def _point_at(self, share: float) -> Point | None:
+        """Return the winner at the nearest budget, scaled to a share of the cost; `None` where it cannot be."""
+        share = min(share, 1.0)
+        near = self.finder.nearest(share)
+        variant = self.space.variant(near.settings, share) if share > 0 else None
+        return None if variant is None else Point(share, near.settings, replace(near.trial, variant=variant))
 
     def variants(
         self, point: Point, at: Sequence[str], against: Sequence[str], also: Sequence[float]
