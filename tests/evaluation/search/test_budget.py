@@ -25,6 +25,7 @@ from hf_tome.evaluation.search.budget.samples import split_samples
 from hf_tome.evaluation.search.budget.spaces.costs import Costs
 from hf_tome.evaluation.search.budget.spaces.schedules import FLOOR, constant, decreasing, fit, peaked, scaled
 from hf_tome.evaluation.search.budget.spaces.space import Space
+from hf_tome.evaluation.search.budget.timing import share_for
 from hf_tome.evaluation.search.budget.trials import FILE, Trial, Trials
 from hf_tome.evaluation.search.budget.tuning_run import TuningRun
 from hf_tome.evaluation.search.tuning import forget
@@ -248,6 +249,14 @@ def test_the_mean_of_a_mix():
     assert share_of_slower(0.6, 0.5, 0.9) == pytest.approx(0.25)
     assert share_of_slower(1.0, 0.5, 0.9) == 1
     assert mixed_values(*values, 0.25)["top1"].tolist() == [100, 25, 0, 75]
+
+
+def test_the_cost_for_a_time_stays_between_what_was_measured():
+    assert share_for(0.6, [(1.0, 1.0), (0.6, 0.7)]) == pytest.approx(0.6 - 0.1 / 0.75)
+    assert share_for(0.6, [(1.0, 1.0), (0.6, 0.7), (0.4, 0.5)]) == pytest.approx(0.5)
+    assert share_for(0.6, [(1.0, 1.0), (0.5, 0.55)]) == pytest.approx(0.5 + 0.5 * 0.05 / 0.45)
+    assert share_for(0.6, [(1.0, 1.0), (0.6, 0.62), (0.59, 0.5)]) == pytest.approx(0.59 + 0.01 / 0.12 * 0.1)
+    assert share_for(0.6, [(1.0, 1.0), (0.8, 1.2)]) == pytest.approx(0.4)
 
 
 def test_break_even_is_where_the_front_begins_to_be_faster():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import median
 
@@ -29,3 +29,21 @@ def relative_seconds(job: Job, batch: Batch, variants: Mapping[str, Variant]) ->
         seconds = interleave(runs, ROUNDS, warmup=1, device=job.model.device)
     pairs = {name: zip(seconds[name], seconds[UNMERGED]) for name in variants}
     return {name: median(merged / whole for merged, whole in both) for name, both in pairs.items()}
+
+
+def share_for(seconds: float, measured: Sequence[tuple[float, float]]) -> float:
+    """Return the share of the cost that should take a share of the time.
+
+    Between what was measured to take more and to take less it is interpolated, so that noise cannot lead far away;
+    where nothing took less, the line from the unmerged model is followed.
+
+    Args:
+        seconds: the share of the time, below 1.
+        measured: shares of the cost and of the time, the unmerged model's (1, 1) among them.
+    """
+    share, longer = min(pair for pair in measured if pair[1] > seconds)
+    faster = max((pair for pair in measured if pair[1] <= seconds), default=None)
+    if faster is not None:
+        return faster[0] + (share - faster[0]) * (seconds - faster[1]) / (longer - faster[1])
+    slope = (1 - longer) / (1 - share) if share < 1 else 0.0
+    return share - (longer - seconds) / slope if slope > 0 else share * seconds / longer

@@ -25,7 +25,7 @@ from .spaces.costs import Costs
 from .spaces.images import num_tokens_of, smaller_sizes
 from .spaces.projected import PROJECTED, ProjectedSpace, projected_starts
 from .spaces.space import Size, Space
-from .timing import relative_seconds
+from .timing import relative_seconds, share_for
 from .trials import Progress, Trials
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ class TuningRun:
     def choose(self) -> Point:
         """Return the point for the budget, corrected where it is one of time.
 
-        The time is taken to change with the cost as it did between the last two points; the unmerged model is the
-        first of them. The share that it comes to is kept, as another timing would give another choice.
+        The share of the cost that it comes to is kept, as another timing would give another choice.
         """
         point, wanted = self.finder.nearest(self.budget.share), self.budget.share
         if self.budget.by == "gflops" or self.budget.max_drop is not None:
@@ -175,15 +174,13 @@ class TuningRun:
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["budget"] == wanted:
                 return self._point_at(kept["share"]) or point
-        before = (1.0, 1.0)
+        measured = [(1.0, 1.0)]  # shares of the cost and of the time
         for _ in range(CORRECTIONS):
-            share, seconds = point.budget, self.seconds({"tuned": point.trial.variant})["tuned"]
+            seconds = self.seconds({"tuned": point.trial.variant})["tuned"]
             if CLOSE * wanted <= seconds <= wanted:
                 break
-            slope = (before[1] - seconds) / (before[0] - share) if before[0] != share else 1.0
-            aimed = wanted * (1 + CLOSE) / 2  # the middle of what is near enough
-            before = (share, seconds)
-            corrected = self._point_at(share + (aimed - seconds) / slope if slope > 0 else share * aimed / seconds)
+            measured.append((point.budget, seconds))
+            corrected = self._point_at(share_for((1 + CLOSE) / 2 * wanted, measured))
             if corrected is None:
                 self.notes.append(f"the budget of {wanted:g} of the time is not met; {seconds:.2f} is the nearest")
                 break
