@@ -238,6 +238,12 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "sweep_merging": sweep_merging,
     "side_by_side": side_by_side,
     "tune": tune,
+    "tune_trials": _section("tune_trials", markdown, lambda result: f"; {_machine(result, 'one thread, float32')}"),
+    "tune_shipped": _section(
+        "tune_shipped",
+        markdown,
+        lambda result: f"; {_machine(result, 'one thread, float32')} Target: {result['target']}.",
+    ),
     "kv_cache": _section("kv_cache", _kv_cache_table, _kv_cache_sentence),
     "kv_cache_2048": _section("kv_cache_2048", _kv_cache_table, _kv_cache_sentence, command="kv_cache.py"),
     "diffusion": _denoisers("diffusion"),
