@@ -116,8 +116,12 @@ lengths. Tokens merge within each image or frame, within each window where some 
 given back after the last block (see [Dense models](dense.md#packed-towers)). Any model around one of these towers is
 supported. `r` counts the tokens of an image, or frame.
 
-| model types | tower | merges within | unmerged between the blocks |
-|---|---|---|---|
+With `where="groups"` whole groups of patches merge, `r` of them, and stay merged to the language model: in the towers
+below that say so, and the models around them whose projected tokens can be merged (see the table of vision-language
+models). Around others `restore=True` gives every group back.
+
+| model types | tower | merges within | unmerged between the blocks | `where="groups"` |
+|---|---|---|---|---|
 """
 
 WINDOWS_INTRODUCTION = """\
@@ -197,7 +201,9 @@ def packed_table() -> list[str]:
     for family in PACKED_FAMILIES:
         types = ", ".join(f"`{name}`" for name in family.model_types)
         within = "windows" if family.windows else "images, or frames"
-        lines.append(f"| {types} | `{family.tower}` | {within} | {'deepstack features' if family.readers else '-'} |")
+        read = "deepstack features" if family.readers else "-"
+        groups = "supported" if family.no_groups is None else f"unsupported: {family.no_groups}"
+        lines.append(f"| {types} | `{family.tower}` | {within} | {read} | {groups} |")
     return lines
 
 
