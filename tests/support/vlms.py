@@ -60,6 +60,7 @@ QWEN_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate
 QWEN_VISION |= {"window_size": 16, "fullatt_block_indexes": [1]}
 QWEN3_VISION = {**PACKED, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+EDGE_VISION = {**SMALL, "patch_size": 4, "num_patches": 64, "spatial_merge_size": 2}
 EXAONE_VISION = {**QWEN_VISION, "num_key_value_heads": 2}
 ERNIE_VIT = {**PACKED, "hidden_size": 32, "intermediate_size": 48}
 PADDLE = {**SMALL, **SQUARE}
@@ -397,6 +398,7 @@ def image_types(is_image: list[bool]) -> list[int]:
 
 
 QWEN_VIDEO = {"video_token_id": VIDEO_TOKEN}
+EDGE = {**QWEN_VIDEO, "projector_hidden_size": 32}
 WITH_VIDEO = {"video_token_index": VIDEO_TOKEN}
 OLD = "image_token_index"
 
@@ -420,6 +422,9 @@ VLMS: tuple[Vlm, ...] = (
     Vlm("Qwen2_5_VL", QWEN_VISION, "qwen2_5_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen3VL", QWEN3_VISION, "qwen3_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
     Vlm("Qwen3VLMoe", QWEN3_VISION, "qwen3_vl_moe_text", QWEN_VIDEO, images=patches, types=image_types, rope=EXPERTS),
+    Vlm("Cosmos3Omni", QWEN3_VISION, "qwen3_vl_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),
+    Vlm("Cosmos3Edge", EDGE_VISION, "cosmos3_edge_text", EDGE, images=flat_patches, types=image_types, rope=MROPE),
+    Vlm("HyperCLOVAXVisionV2", QWEN_VISION, "hyperclovax", QWEN_VIDEO, images=patches),
     Vlm("Qwen3_5", QWEN3_VISION, "qwen3_5_text", QWEN_VIDEO, images=patches, types=image_types, rope=HYBRID),
     Vlm("Qwen3_5Moe", QWEN3_VISION, "qwen3_5_moe_text", QWEN_VIDEO, patches, types=image_types, rope=HYBRID_EXPERTS),
     Vlm("Glm4v", GLM_VISION, "glm4v_text", QWEN_VIDEO, images=patches, types=image_types, rope=MROPE),

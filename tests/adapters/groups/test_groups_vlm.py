@@ -5,13 +5,26 @@ import copy
 import pytest
 import torch
 from installed import CACHE
-from vlms import BY_NAME, CLOSE, IMAGE_TOKEN, IMAGES, NEW, VIDEO_TOKEN, smooth, texts_for
+from vlms import (
+    BY_NAME,
+    CLOSE,
+    GLM_VISION,
+    IMAGE_TOKEN,
+    IMAGES,
+    NEW,
+    VIDEO_TOKEN,
+    Vlm,
+    patches,
+    smooth,
+    texts_for,
+)
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, from_pretrained, remove, report, save_pretrained
 from hf_tome.adapters.vision_language.vlm import FULL, PLACES
 from hf_tome.patching.patch import is_patched
 
 TOME = MergeConfig(r=2, where="groups")
+RESTORED = MergeConfig(r=2, where="groups", restore=True)
 CONFIGS = {
     "tome": TOME,
     "mame": MergeConfig(method="mame", threshold=0.2, layers=range(2), where="groups"),
@@ -21,9 +34,9 @@ CONFIGS = {
 
 NAMES = (
     *("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe", "CohereCompass", "Exaone4_5_"),
-    *("Glm4v", "Glm4vMoe", "Glm46V", "GlmOcr", "Ernie4_5_VLMoe"),
+    *("Glm4v", "Glm4vMoe", "Glm46V", "GlmOcr", "Ernie4_5_VLMoe", "Cosmos3Omni", "Cosmos3Edge", "HyperCLOVAXVisionV2"),
 )
-QUICK = ("Qwen2_5_VL", "Qwen3VL", "Glm4v", "Ernie4_5_VLMoe", "Exaone4_5_")
+QUICK = ("Qwen2_5_VL", "Qwen3VL", "Glm4v", "Cosmos3Edge", "Exaone4_5_")
 every_vlm = pytest.mark.parametrize(
     "vlm",
     [pytest.param(BY_NAME[name], id=name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES],
@@ -83,9 +96,7 @@ def test_each_group_that_is_left_stands_for_its_own(vlm):
     unmerged, model = merged(vlm)
     images = vlm.images([[0, 1]])
     out = model.base_model.get_image_features(**images, return_dict=True)
-    every = apply(unmerged, MergeConfig(r=2, where="groups", restore=True)).base_model.get_image_features(
-        **images, return_dict=True
-    )
+    every = apply(unmerged, RESTORED).base_model.get_image_features(**images, return_dict=True)
     assert getattr(out, FULL) == [len(rows) for rows in every.pooler_output]
     for rows, full, places in zip(out.pooler_output, every.pooler_output, getattr(out, PLACES)):
         torch.testing.assert_close(rows, full[places], **CLOSE)
@@ -222,3 +233,15 @@ def test_models_without_groups_are_told_why(name):
     with pytest.raises(UnsupportedModelError, match=reason):
         apply(model, TOME)
     assert not any(is_patched(module) for module in model.modules())
+
+
+def test_models_that_are_not_known_to_follow_are_told_why():
+    vlm = Vlm("Glm5Next", GLM_VISION, "glm5_next_text", {"video_token_id": VIDEO_TOKEN}, images=patches)
+    model = vlm.make()
+    reason = r"fewer image tokens.*Glm5NextModel is not supported there: hf_tome has no row.*`restore=True`"
+    with pytest.raises(UnsupportedModelError, match=reason):
+        apply(model, TOME)
+    assert not any(is_patched(module) for module in model.modules())
+    plain, merged_features = vlm.features(model, [[0]]), vlm.features(apply(model, RESTORED), [[0]])
+    assert [rows.shape for rows in plain] == [rows.shape for rows in merged_features]
+    assert not torch.allclose(plain[0], merged_features[0], atol=1e-3)
