@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import sys
 
 import pytest
 import torch
@@ -220,6 +221,29 @@ def test_shares_add_up(total, lengths):
     shares = shared_out(total, lengths)
     assert sum(shares) == total
     assert all(abs(share - total * length / sum(lengths)) <= 1 for share, length in zip(shares, lengths))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "count"),
+    [
+        ("qwen3_vl", MergeConfig(r=4), 1),  # of images
+        ("qwen2_5_vl", MergeConfig(r=4), 2),  # and of windows
+        ("qwen3_vl", MergeConfig(method="mame", threshold=0.3, layers=range(3)), 1 + 3),  # and what each merge left
+    ],
+)
+def test_lengths_are_read_from_the_device_once(name, config, count, monkeypatch):
+    """Each read waits for the device; what a merge leaves is known without, but where the images decide."""
+    zoo, readers, read = BY_NAME[name], [], torch.Tensor.tolist
+    model = apply(zoo.make(), config)
+
+    def spy(tensor):
+        readers.append(sys._getframe(1).f_globals["__name__"])
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", spy)
+    with torch.no_grad():
+        zoo.run(model)
+    assert len([module for module in readers if ".packed." in module]) == count
 
 
 def test_segments_go_there_and_back():

@@ -21,7 +21,7 @@ CONFIGS = {
     "tome": MergeConfig(r=2, where="groups"),
     "tome-exhausted": MergeConfig(r=100, where="groups"),
     "ratio": MergeConfig(ratio=0.4, layers=[0, 2], where="groups"),
-    "mame": MergeConfig(method="mame", threshold=0.2, layers=range(3), where="groups"),
+    "mame": MergeConfig(method="mame", threshold=0.0, layers=range(3), where="groups"),
     "kmeans": MergeConfig(method="kmeans", r=2, where="groups"),
     "attended": MergeConfig(r=2, protect_attended=0.5, where="groups"),
     "keep-norm": MergeConfig(r=2, combine="keep_norm", where="groups"),

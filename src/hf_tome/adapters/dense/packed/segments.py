@@ -34,6 +34,7 @@ class Segments:
         order = [index for indices in members.values() for index in indices]
         self._rows: Tensor | None = None  # (S,), the rows of the sequence batch by batch; `None` where they are so
         self._back: Tensor | None = None
+        self._cumulative: Tensor | None = None
         if order != sorted(order):
             starts = [0, *accumulate(self.lengths)]
             rows = [torch.arange(starts[index], starts[index + 1]) for index in order]
@@ -58,7 +59,10 @@ class Segments:
 
     def cumulative(self, device: torch.device) -> Tensor:
         """Return the cumulative lengths, as flash attention takes them."""
-        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=device)
+        if self._cumulative is None:
+            self._cumulative = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+        self._cumulative = self._cumulative.to(device)
+        return self._cumulative
 
 
 def shared_out(total: int, lengths: Sequence[int]) -> list[int]:

@@ -100,6 +100,8 @@ class PackedState:
     @torch.compiler.disable  # lengths are data, which torch 2.8 cannot branch on in a graph
     def attention_segments(self, index: int, bounds: Tensor) -> Segments:
         """Return the segments of the tokens going into block `index`, by the cumulative lengths it was called with."""
+        if self.image_bounds is not None and len(bounds) == len(self.image_bounds):
+            bounds = self.image_bounds  # nothing is finer than images but windows inside them
         before = self.merge_bounds[index - 1] if index else None
         self.merge_bounds[index] = bounds if before is None or len(before) < len(bounds) else before
         lengths = tuple(length * self.group_size for length in self._lengths(index, bounds) if length)
