@@ -228,7 +228,7 @@ def test_shares_add_up(total, lengths):
     [
         ("qwen3_vl", MergeConfig(r=4), 1),  # of images
         ("qwen2_5_vl", MergeConfig(r=4), 2),  # and of windows
-        ("qwen3_vl", MergeConfig(method="mame", threshold=0.3, layers=range(3)), 1 + 3),  # and what each merge left
+        ("qwen3_vl", MergeConfig(method="mame", threshold=0.3, layers=[1]), 1 + 1),  # and what the merge left
     ],
 )
 def test_lengths_are_read_from_the_device_once(name, config, count, monkeypatch):
@@ -242,7 +242,7 @@ def test_lengths_are_read_from_the_device_once(name, config, count, monkeypatch)
 
     monkeypatch.setattr(torch.Tensor, "tolist", spy)
     with torch.no_grad():
-        zoo.run(model)
+        zoo.run(model, zoo.inputs([[1, 8, 8], [1, 8, 8], [1, 4, 4]]))
     assert len([module for module in readers if ".packed." in module]) == count
 
 
