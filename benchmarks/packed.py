@@ -129,7 +129,7 @@ def measure(quick: bool) -> list[Row]:
         model, inputs = build(name)
         for config in CONFIGS[:: 4 if quick else 1]:
             rows.append({"model": f"{name}, tower", **tower_row(config, time_tower(model, inputs, config, rounds))})
-    for config in WHOLE_CONFIGS[1 : 2 if quick else None]:
+    for config in WHOLE_CONFIGS[1:2] if quick else WHOLE_CONFIGS:
         rows.append(measure_whole(config, rounds))
     return rows
 

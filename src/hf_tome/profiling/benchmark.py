@@ -106,7 +106,9 @@ def benchmark(
     tower_reports = merge_report.towers
     is_exact = any(target.describe().last_queries is not None for target in targets(merged))
     paths = [_path(tower) for tower in tower_reports]
-    oracle = make_oracle(shallow_copy(root), paths, where=config.where, exact_last_block=is_exact)
+    oracle = make_oracle(
+        shallow_copy(root), paths, where=config.where, restore=config.restore, exact_last_block=is_exact
+    )
     variants: dict[str, nn.Module] = {"unmerged": shallow_copy(root), "merged": merged, "oracle": oracle}
     exact = make_exact(shallow_copy(root)) if is_exact else None
     if exact is not None:

@@ -60,7 +60,12 @@ SLICE = Method("slice", _slice, metric="x", proportional=False, drops_tokens=Tru
 
 
 def make_oracle(
-    model: ModelT, tokens: Sequence[Sequence[float]], where: str = "auto", *, exact_last_block: bool = True
+    model: ModelT,
+    tokens: Sequence[Sequence[float]],
+    where: str = "auto",
+    *,
+    restore: bool = False,
+    exact_last_block: bool = True,
 ) -> ModelT:
     """Turn a model, in place, into the oracle of a schedule; returns the same object.
 
@@ -68,10 +73,14 @@ def make_oracle(
         model: an unmerged transformers model.
         tokens: for each tower, the tokens into each block and, last, those out of the last one.
         where: the place where they are cut, as in `MergeConfig`.
-        exact_last_block: as in the `MergeConfig` of the model that it is compared with.
+        restore, exact_last_block: as in the `MergeConfig` of the model that it is compared with.
     """
     # The config only makes every block a merging one; what it does is set below.
-    fields: dict[str, Any] = {"proportional_attention": False, "exact_last_block": exact_last_block}
+    fields: dict[str, Any] = {
+        "proportional_attention": False,
+        "restore": restore,
+        "exact_last_block": exact_last_block,
+    }
     fields = {name: value for name, value in fields.items() if name not in PLACES[where].omits}
     planned = plan_targets(model, MergeConfig(r=1, where=where, **fields))
     return replace_targets(model, [_sliced(target, counts) for target, counts in zip(planned, tokens)])

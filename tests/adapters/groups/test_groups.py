@@ -16,6 +16,7 @@ from hf_tome.adapters.dense.packed.rows import PACKED_TOWERS
 from hf_tome.api import targets
 from hf_tome.patching.patch import is_patched
 from hf_tome.profiling.benchmark import benchmark
+from hf_tome.profiling.slice_oracle import make_oracle
 
 CONFIGS = {
     "tome": MergeConfig(r=2, where="groups"),
@@ -204,6 +205,10 @@ def test_the_benchmark_cuts_whole_groups_for_the_oracle():
     result = benchmark(zoo.make(), inputs, CONFIGS["tome"], rounds=2, warmup=1, memory=False)
     assert result.tokens == (64, 32)
     assert result.gflops < result.gflops_unmerged
+    for restore in (False, True):  # what is restored is restored in the oracle, too
+        oracle = make_oracle(zoo.make(), [[64, 56, 48, 40, 32]], "groups", restore=restore)
+        assert report(oracle).towers[0].group_size == 4
+        assert targets(oracle)[0].describe().unmerged is restore
 
 
 # ------------------------------------------------------------------------------------------------ what is unsupported
