@@ -40,12 +40,15 @@ demo: install
 	$(BIN)/hf-tome demo --task all --out demo
 
 # On a machine with a GPU, in its own environment (torch 2.11 or later): under ten minutes, unattended, no network.
-# What it records is shown by docs/performance.md after `python scripts/make_docs.py`.
+# What it records is shown by docs/performance.md after `python scripts/make_docs.py`. On a CPU, to see that it works:
+# make gpu GPU_OPTIONS="--quick --device cpu" GPU_OUT=/tmp/gpu
+GPU_OPTIONS ?=
+GPU_OUT ?= benchmarks/measured
 gpu:
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --minutes 5 --out benchmarks/measured/gpu.json
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu_attention.py --out benchmarks/measured/gpu_attention.json
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu_step.py --out benchmarks/measured/gpu_step.json
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu_diffusion.py --minutes 3 --out benchmarks/measured/gpu_diffusion.json
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --minutes 5 $(GPU_OPTIONS) --out $(GPU_OUT)/gpu.json
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_attention.py $(GPU_OPTIONS) --out $(GPU_OUT)/gpu_attention.json
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_step.py $(GPU_OPTIONS) --out $(GPU_OUT)/gpu_step.json
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_diffusion.py --minutes 3 $(GPU_OPTIONS) --out $(GPU_OUT)/gpu_diffusion.json
 
 # One config a row and test, so that every row, every config and nearly every pair runs in some test.
 test: install

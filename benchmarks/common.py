@@ -13,10 +13,11 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,6 +30,7 @@ from hf_tome.evaluation.reporting.writers import markdown_table
 from hf_tome.files import write_whole
 from hf_tome.profiling.benchmark import Benchmark, benchmark
 
+CaseT = TypeVar("CaseT")
 Row = dict[str, Any]
 Columns = Mapping[str, str]
 """Key of a row -> header; the values tell how they are printed (see `show`)."""
@@ -130,6 +132,40 @@ def _given(arguments: Sequence[str]) -> list[str]:
             kept.append(argument)
         skip = argument in PATHS
     return kept
+
+
+def add_gpu_options(parser: argparse.ArgumentParser) -> None:
+    """Add what benchmarks of a GPU take besides; their cases run through `measure_cases`."""
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
+    parser.add_argument("--minutes", type=float, default=8, help="cases that do not begin by then are not run")
+
+
+def check_gpu(device: str) -> None:
+    """Exit where `device` is a GPU that torch does not see."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        sys.exit(f"{sys.argv[0]} needs a GPU that torch sees; `--quick --device cpu` shows that it works.")
+
+
+def measure_cases(
+    options: argparse.Namespace, cases: Iterable[CaseT], measure_case: Callable[[CaseT, bool, str], Row]
+) -> list[Row]:
+    """Return what is measured of each case; of one that fails, or for which there is no time, why."""
+    check_gpu(options.device)
+    measured: list[Row] = []
+    stop = time.monotonic() + 60 * options.minutes
+    for case in cases:
+        if time.monotonic() > stop:
+            row: Row = {"why": f"not run: the {options.minutes:g} minutes are over"}
+        else:
+            try:
+                row = measure_case(case, options.quick, options.device)
+            except Exception as error:  # e.g. flash attention is not installed, or out of memory
+                row = {"why": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
+        measured.append(row)
+        print(case, row, file=sys.stderr, flush=True)
+        if options.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+    return measured
 
 
 def plain(row: Row) -> Row:

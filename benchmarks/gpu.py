@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from common import Row, run
+from common import Row, add_gpu_options, measure_cases, run
 from torch import nn
 from transformers import PreTrainedModel, VideoMAEConfig, VideoMAEForVideoClassification, ViTConfig
 from transformers import ViTForImageClassification as ViT
@@ -137,28 +135,10 @@ def measure_case(case: Case, quick: bool, device: str) -> Row:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    if options.device != "cpu" and not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py needs a GPU that torch sees; `--device cpu --quick` shows that the script works.")
-    rows: list[Row] = []
-    stop = time.monotonic() + 60 * options.minutes
-    for case in dict.fromkeys(cases(options.quick)):
-        if time.monotonic() > stop:
-            measured = {"why": f"not run: the {options.minutes:g} minutes are over"}
-            rows.append({**vars(case), "config": format_config(config_of(case, MODELS[case.model][1])), **measured})
-            continue
-        try:
-            measured = measure_case(case, options.quick, options.device)
-        except Exception as error:  # e.g. flash attention is not installed, or out of memory: a row that says so
-            measured = {"why": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
-        rows.append({**vars(case), "config": format_config(config_of(case, MODELS[case.model][1])), **measured})
-        print(rows[-1], file=sys.stderr)
-        torch.cuda.empty_cache()
-    return rows
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
-    parser.add_argument("--minutes", type=float, default=8, help="cases that do not begin by then are not run")
+    chosen = list(dict.fromkeys(cases(options.quick)))
+    configs = [{"config": format_config(config_of(case, MODELS[case.model][1]))} for case in chosen]
+    rows = measure_cases(options, chosen, measure_case)
+    return [{**vars(case), **config, **row} for case, config, row in zip(chosen, configs, rows)]
 
 
 if __name__ == "__main__":
@@ -169,5 +149,5 @@ if __name__ == "__main__":
         target="at least 97 % of the oracle's speed-up in the median",
         reached=lambda row: row["oracle_share"].median >= 0.97 if "oracle_share" in row else None,
         device=lambda options: options.device,
-        add_options=add_options,
+        add_options=add_gpu_options,
     )

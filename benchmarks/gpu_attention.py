@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import Row, run
+from common import Row, check_gpu, run
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attend
@@ -99,8 +99,7 @@ def measure_case(batch_size: int, num_tokens: int, dtype: torch.dtype, device: s
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> list[Row]:
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("benchmarks/gpu_attention.py needs a GPU that torch sees; --device cpu shows that it works.")
+    check_gpu(options.device)
     cases, dtypes = CASES, (torch.float16, torch.bfloat16)
     if options.quick:
         cases, dtypes = CASES[:1], (torch.bfloat16,)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Row, run
+from common import Row, add_gpu_options, measure_cases, run
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusion_unet import slicing
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -186,31 +185,8 @@ def time_step(model: Any, inputs: Inputs, device: str) -> tuple[float, float]:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    if options.device != "cpu" and not torch.cuda.is_available():
-        sys.exit(
-            "benchmarks/gpu_diffusion.py needs a GPU that torch sees; `--device cpu --quick` shows that it works."
-        )
-    rows: list[Row] = []
-    stop = time.monotonic() + 60 * options.minutes
-    for case in cases(options.quick):
-        measured: Row
-        if time.monotonic() > stop:
-            measured = {"why": f"not run: the {options.minutes:g} minutes are over"}
-        else:
-            try:
-                measured = measure_case(case, options.quick, options.device)
-            except Exception as error:  # e.g. out of memory, or no flash attention here: a row that says so
-                measured = {"why": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
-        rows.append({**vars(case), **measured})
-        print(rows[-1], file=sys.stderr, flush=True)
-        if options.device != "cpu":
-            torch.cuda.empty_cache()
-    return rows
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
-    parser.add_argument("--minutes", type=float, default=8, help="cases that do not begin by then are not run")
+    chosen = list(cases(options.quick))
+    return [{**vars(case), **row} for case, row in zip(chosen, measure_cases(options, chosen, measure_case))]
 
 
 if __name__ == "__main__":
@@ -233,5 +209,5 @@ if __name__ == "__main__":
         target="95 % of the oracle's speed, 92 % for Flux",
         reached=lambda row: row["share"] >= (0.92 if row["model"] == "Flux" else 0.95) if "share" in row else None,
         device=lambda options: options.device,
-        add_options=add_options,
+        add_options=add_gpu_options,
     )

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from common import Row, run
+from common import Row, check_gpu, run
 from torch import Tensor
 from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer
@@ -77,8 +77,7 @@ def measure_case(
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> list[Row]:
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("benchmarks/gpu_step.py needs a GPU that torch sees; --device cpu shows that it works.")
+    check_gpu(options.device)
     rows = []
     for model, batch_size, *size, heads, r in CASES[:1] if options.quick else CASES:
         shape = (1 if options.quick else batch_size, *size)

@@ -175,8 +175,10 @@ def _best_matched(
     order = np.argsort(-best.reshape(batch_size, -1), axis=1, kind="stable")[:, :num_merged]
     merged: Booleans = np.zeros(best.shape, dtype=np.bool_)
     merged[(order + np.arange(0, len(best), len(best) // batch_size)[:, None]).reshape(-1)] = True
-    best_pairs = np.flatnonzero((cosine == best[row]) & ~gone[row])
-    whole = best_pairs[np.unique(row[best_pairs], return_index=True)[1]]  # the first of equals
+    (whole,) = ((cosine == best[row]) & ~gone[row]).nonzero()
+    first = np.full(best.shape, -1)
+    first[row[whole[::-1]]] = whole[::-1]  # of equals the one that is written last stays, which is the first of them
+    whole = first[first >= 0]
     weight[whole] = share[whole] = 1
     is_merged = merged[row].astype(np.float64)
     is_fused = weights.is_fused & merged[row]
