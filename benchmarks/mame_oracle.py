@@ -86,7 +86,8 @@ def measure_batch(model: PreTrainedModel, images: Tensor, config: MergeConfig, r
     merged = apply(shallow_copy(model), config)
     merged(pixel_values=images)
     (tower,) = report(merged).towers
-    assert tower.tokens is not None and tower.gflops is not None
+    assert tower.tokens is not None
+    assert tower.gflops is not None
     assert tower.gflops_unmerged is not None
     path = [tower.tokens[0][0], *(after for _, after in tower.tokens)]
     variants = {"unmerged": model, "merged": merged, "oracle": make_oracle(shallow_copy(model), [path])}
