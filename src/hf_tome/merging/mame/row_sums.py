@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from torch.autograd.function import once_differentiable
 from .screen import Floats, Integers
 
 
-@dataclass(frozen=True)
-class Members:
+class Members(NamedTuple):
     """The rows that go into each row that comes out: one that it starts from, and those that join it.
 
     Attributes:

@@ -138,8 +138,11 @@ def _select(candidates: Booleans, is_fixed: bool) -> tuple[Integers, Integers, I
         return None
     pairs = candidates.ravel().nonzero()[0]
     destination, source = np.divmod(pairs, num_sources)
-    image = destination // num_destinations
-    source += image * num_sources
+    if batch_size == 1:
+        image = np.zeros_like(destination)
+    else:
+        image = destination // num_destinations
+        source += image * num_sources
     if is_fixed:
         return image, destination, source
     several = (np.bincount(source, minlength=num_rows) > 1)[source]

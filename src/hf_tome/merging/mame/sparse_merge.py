@@ -80,18 +80,20 @@ class SparseMatrixMerge(MatrixMerge):
         """Fuse sources into destinations (equation 9) and concatenate (equation 10); see the base class."""
         (batch_size, num_output), channels = self._kept.shape, x.shape[-1]
         check_tokens(x, batch_size, self.num_input)
-        pairs, members = self.connections, self._members()
+        pairs = self.connections
+        (joining,) = pairs.weight.nonzero()
+        members, weights = self._members(joining), pairs.differentiable
         tokens = x.reshape(-1, channels)
         # In float32: a sum of tokens may be beyond half precision where their mean is not.
         full = tokens if tokens.dtype in (torch.float32, torch.float64) else tokens.float()
-        out = weighted_means(full, members, pairs.differentiable)
-        if pairs.weight.shape[0] > 0 and x is not self._checked() and not math.isfinite(out.detach().sum().item()):
+        out = weighted_means(full, members, None if weights is None else weights[torch.from_numpy(joining)])
+        if joining.shape[0] > 0 and x is not self._checked() and not math.isfinite(out.detach().sum().item()):
             return super().merge(x, size)  # a source that is not a number spoils none but itself
         if out.dtype != x.dtype:
             out = in_range(out.to(x.dtype), tokens.index_select(0, torch.from_numpy(members.kept)))
         # Sizes are counts: they weight pooling, but no gradient runs through them. Epsilon in equation 8 leaves
         # columns a little short of 1; a source's size is shared out whole.
-        shares, rows = pairs.share, members.rows
+        shares, rows = pairs.share[joining], members.rows
         sizes = None if size is None else ones_or_checked(size, x).detach().reshape(-1).numpy()
         shares = shares if sizes is None else shares * sizes[rows[0]]
         out_size = np.bincount(members.target, shares, batch_size * num_output)
@@ -102,12 +104,13 @@ class SparseMatrixMerge(MatrixMerge):
         merged_size = torch.from_numpy(out_size.astype(dtype if sizes is None else sizes.dtype))
         return out.view(batch_size, num_output, channels), merged_size.view(batch_size, num_output, 1)
 
-    def _members(self) -> Members:
-        """Return which tokens (B * N,) go into each token that comes out, (B * M,)."""
+    def _members(self, joining: Integers) -> Members:
+        """Return which tokens (B * N,) go into each token that comes out, (B * M,), by the pairs `joining`."""
         pairs, (batch_size, num_output) = self.connections, self._kept.shape
-        target = pairs.destination + pairs.image * (num_output - pairs.num_destinations) + self.num_special
+        target = pairs.destination[joining] + self.num_special
+        target += pairs.image[joining] * (num_output - pairs.num_destinations)
         kept = self._kept if batch_size == 1 else self._kept + np.arange(batch_size)[:, None] * self.num_input
-        return Members(kept.reshape(-1), target, pairs.rows, pairs.weight)
+        return Members(kept.reshape(-1), target, pairs.rows[:, joining], pairs.weight[joining])
 
     def weights_of_grad(self) -> Tensor | None:
         """Return the fusion weights where a gradient runs through them (see the base class)."""
