@@ -36,6 +36,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_public_names_are_imported_when_first_used():
     used = "assert hf_tome.MergeConfig(r=8).r == 8\nassert hf_tome.merging.Merge\nassert 'torch' in sys.modules\n"
+    used += "assert 'torch._dynamo' not in sys.modules, 'it takes a second'\n"
     all_names = "from hf_tome import *\nassert apply and pipeline\n"
     assert "torch" in imported_by(f"import sys, hf_tome\nassert 'torch' not in sys.modules\n{used}{all_names}")
 

@@ -12,6 +12,8 @@ from .indexing import Positions, has_cpu_values, is_traced, take
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia")
+"""Types of devices that have autocast in every supported version of torch."""
 TOO_LONG = 1e18
 """A token of this length is broken: products of two such would come near what single precision holds."""
 LOWEST = -8e37
@@ -159,9 +161,9 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
-@torch.compiler.assume_constant_result  # dynamo before torch 2.9 cannot trace the call
 def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
+    # Dynamo before torch 2.9 cannot trace the call; marking it as constant would import dynamo here, which takes long.
+    return device_type in AUTOCAST_DEVICES or (not is_traced() and torch.amp.is_autocast_available(device_type))
 
 
 def sound(metric: Tensor, *, unit: bool = False) -> tuple[Tensor, Tensor]:
