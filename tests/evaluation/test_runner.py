@@ -323,6 +323,7 @@ def test_plot_labels_do_not_overlap():
 # The real numbers
 
 
+@pytest.mark.usefixtures("costs_hardly_measured")
 def test_deit_on_photographs(data):
     """Forty photographs drawn at random; the slow test below takes all."""
     folder = data / "imagenet_sample"

@@ -17,6 +17,7 @@ import transformers
 from runs import lines, results_in, without_time
 
 from hf_tome import MergeConfig
+from hf_tome.cli.app import run
 from hf_tome.evaluation.data import digits
 from hf_tome.evaluation.data.image_text import ImageTexts
 from hf_tome.evaluation.data.splits import DataError
@@ -205,17 +206,19 @@ def test_two_processes_give_what_one_gives(digit_folder, tmp_path):
     assert without_time(json.loads(again.stdout)) == without_time(single)
 
 
-def test_a_process_that_is_killed_loses_nothing(digit_folder, tmp_path):
-    run = [sys.executable, "-m", "hf_tome", *command(digit_folder, tmp_path)]
-    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+def test_a_process_that_is_killed_loses_nothing(digit_folder, tmp_path, capsys):
+    arguments = command(digit_folder, tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_tome", *arguments], stdout=subprocess.DEVNULL, env=ENVIRONMENT
+    )
     file = tmp_path / "samples.jsonl"
     while process.poll() is None and not (file.exists() and file.read_text().count("ranked") >= 8):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = results_in(tmp_path)
-    done = subprocess.run(run, capture_output=True, text=True, env=ENVIRONMENT, check=True)
-    assert json.loads(done.stdout)["data"]["num_samples"] == 22
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["num_samples"] == 22
     after = results_in(tmp_path)
     assert after[: len(before)] == before
     assert len(after) == len(set(after)) == 44
