@@ -298,6 +298,7 @@ def test_checkpointed_gradients_equal_plain_ones(name):
 
 
 @pytest.mark.parametrize("name", ["sam", pytest.param("sam3", marks=pytest.mark.slow)])
+@torch._dynamo.config.patch(recompile_limit=2)  # each window's size would be a graph more, and seconds
 def test_compiles(name):
     zoo = BY_NAME[name]
     model = apply(zoo.make(), MergeConfig(r=10))

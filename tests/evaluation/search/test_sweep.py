@@ -23,8 +23,6 @@ from hf_tome.evaluation.tasks.classification.image_classification import digits_
 from hf_tome.evaluation.tasks.generation.captioning import captioning_job
 from hf_tome.evaluation.tasks.registry import build_job
 
-pytestmark = pytest.mark.usefixtures("costs_hardly_measured")
-
 
 @pytest.fixture(scope="module")
 def swept(digit_folder, tmp_path_factory):
