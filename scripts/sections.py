@@ -18,6 +18,7 @@ from composition import table as composition
 from hf_tome.config.text import short_name
 from hf_tome.evaluation.reporting.tables import to_markdown
 from hf_tome.evaluation.reporting.writers import markdown_table
+from hf_tome.evaluation.search.budget.paired import break_even
 from hf_tome.evaluation.store.results import Results
 from hf_tome.merging.methods import METHODS
 
@@ -99,36 +100,46 @@ def tune() -> str:
     if not TUNE.is_file():
         return "Not run yet: `python benchmarks/tune.py`.\n"
     cases = {name: Results(**values) for name, values in json.loads(TUNE.read_text(encoding="utf-8")).items()}
-    header = "| | top-1 % | points lost | same class as unmerged % | GFLOPs (MACs), of unmerged | speed-up |"
-    lines = []
-    for name, results in cases.items():
-        tuned = results.run["tuned"]
-        lines += [f"**{TUNE_CASES[name]}**", "", header, "|---|---:|---:|---:|---:|---:|"]
-        labels = {"unmerged": "unmerged", **{variant: label for label, variant in tuned["rows"].items()}}
-        by_name = {row["name"]: row for row in results.rows}
-        lines += [_tuned_row(label, by_name[variant], results.rows[0]) for variant, label in labels.items()]
-        labelled = f"{tuned['labels']} labels" if tuned["labels"] else "no labels"
-        lines += [
-            "",
-            f"Chosen: `{tuned['name']}`, by {tuned['evaluations']} evaluations of {tuned['choosing']} photographs "
-            f"({labelled}) in {tuned['seconds']:.0f} s of processor time; the figures are those of the "
-            f"{results.data['num_samples']} others."
-            f"{_gains(tuned['gains'])}",
-            "",
-        ]
+    parts = [_tune_case(TUNE_CASES[name], results) for name, results in cases.items()]
     first = next(iter(cases.values()))
     environment, packages = first.environment, first.environment["packages"]
-    exact = first.run["tuned"]["gflops_unmerged_exact_last_block"] / first.rows[0]["gflops"]
-    lines.append(
+    conditions = (
         f"DeiT-Tiny and 1,000 ImageNet photographs, one a class, from EliSchwartz/imagenet-sample-images on GitHub. "
-        f"Differences of up to two points are within the noise. The unmerged model with its exact last block takes "
-        f"{exact:.3f} of the GFLOPs. `python benchmarks/tune.py --model facebook/deit-tiny-patch16-224 --data "
-        f"PHOTOGRAPHS --against 'constant ToMe' 'smaller images'`; {first.run['dtype']}, {first.run['attention']}, "
+        f"Differences of up to two points are within the noise. `python benchmarks/tune.py --model "
+        f"facebook/deit-tiny-patch16-224 --data PHOTOGRAPHS --against 'constant ToMe' 'smaller images'`; "
+        f"{first.run['dtype']}, {first.run['attention']}, "
         f"batches of {first.run['batch_size']}, {environment['device_name']}, {environment['threads']} thread, "
         f"processor time of a busy machine, torch "
         f"{packages['torch']}, transformers {packages['transformers']}, {environment['date'][:10]}."
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*parts, conditions]) + "\n"
+
+
+def _tune_case(title: str, results: Results) -> str:
+    """Return what one case chose, the table beside it, and the differences in pairs."""
+    tuned, by_name = results.run["tuned"], {row["name"]: row for row in results.rows}
+    labels = {"unmerged": "unmerged", **{variant: label for label, variant in tuned["rows"].items()}}
+    header = ("", "top-1 %", "points lost", "same class as unmerged %", "GFLOPs (MACs), of unmerged", "speed-up")
+    rows = [_tuned_row(label, by_name[variant], results.rows[0]) for variant, label in labels.items()]
+    labelled = f"{tuned['labels']} labels" if tuned["labels"] else "no labels"
+    notes = [
+        f"Chosen: `{tuned['name']}`, by {tuned['evaluations']} evaluations of {tuned['choosing']} photographs "
+        f"({labelled}) in {tuned['seconds']:.0f} s of processor time; the figures are those of the "
+        f"{results.data['num_samples']} others."
+    ]
+    mixed = tuned["rows"].get("smaller images, mixed to equal time")
+    if mixed is not None:
+        notes.append(
+            f"Mixed: each photograph is drawn for one of two sizes, {mixed}, so that the mean time is that of the "
+            "choice; the figures are those expected of the draw."
+        )
+    notes += _pays_from(tuned)
+    parts = [f"**{title}**", "", markdown_table(header, rows, num_left=1), " ".join(notes), ""]
+    if tuned["gains"]:
+        parts.append(
+            markdown_table(("tuned against, in pairs", *GAINS), map(_gain, tuned["gains"].items()), num_left=1)
+        )
+    return "\n".join(parts)
 
 
 TUNE = MEASURED / "tune.json"
@@ -140,16 +151,31 @@ TUNE_CASES = {
 }
 
 
-def _tuned_row(label: str, row: dict[str, Any], unmerged: dict[str, Any]) -> str:
+def _pays_from(tuned: dict[str, Any]) -> list[str]:
+    """Return where on the front merging begins to be faster than the unmerged model with its exact last block."""
+    front = [(point["budget"], point["time"]) for point in tuned["front"] if point.get("time") is not None]
+    if not front:
+        return []
+    to_beat = tuned["time_unmerged_exact_last_block"]
+    start = break_even(front, to_beat)
+    first = "nowhere on the front" if start is None else f"from {start:.2f} of the GFLOPs on"
+    times = ", ".join(f"{seconds:.2f} at {budget:g}" for budget, seconds in front)
+    return [f"Merging pays {first}: the exact last block alone takes {to_beat:.2f} of the time, the front {times}."]
+
+
+GAINS = ("points of top-1", "agreement, points")
+
+
+def _tuned_row(label: str, row: dict[str, Any], unmerged: dict[str, Any]) -> tuple[str, ...]:
     lost = f"{row['drop']:.1f} ({row['drop_low']:.1f} to {row['drop_high']:.1f})"
     speedup = "-" if row["speedup"] is None else f"{row['speedup']:.2f}"
     share = row["gflops"] / unmerged["gflops"]
-    return f"| {label} | {row['top1']:.1f} | {lost} | {row['agreement']:.1f} | {share:.3f} | {speedup} |"
+    return (label, f"{row['top1']:.1f}", lost, f"{row['agreement']:.1f}", f"{share:.3f}", speedup)
 
 
-def _gains(gains: dict[str, list[float]]) -> str:
-    told = [f"{gain:+.1f} ({low:+.1f} to {high:+.1f}) against {name}" for name, (gain, low, high) in gains.items()]
-    return f" In pairs, points of top-1: {'; '.join(told)}." if told else ""
+def _gain(labelled: tuple[str, dict[str, list[float]]]) -> tuple[str, ...]:
+    label, measures = labelled
+    return (label, *(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})" for gain, low, high in measures.values()))
 
 
 def _section(
