@@ -284,6 +284,9 @@ def test_a_budget_of_time_is_met_where_time_goes_with_the_cost(monkeypatch, tmp_
     forget(tmp_path)
     assert tune_to_budget(digits(), Budget(0.7, by="time"), **{**options, "out": None})[0] != config
     assert not list(tmp_path.glob("*.json*"))
+    slower[0] = 1.0
+    _, results = tune_to_budget(digits(), Budget(0.7, by="time"), **{**options, "out": None})
+    assert any("the budget of 0.7 of the time is not met" in note for note in results.run["notes"])
 
 
 def test_the_front_is_nowhere_worse_than_the_constant_schedule():

@@ -49,7 +49,9 @@ class Budget:
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 100:
             raise ValueError(f"`min_agreement` is {self.min_agreement!r}; it takes a percentage, 0 to 100.")
         if self.min_agreement is not None and self.max_drop is None:
-            raise ValueError("`min_agreement` holds beside a `max_drop`, not with a budget; give both, or none.")
+            raise ValueError(
+                "`min_agreement` holds beside a `max_drop` or alone, not with a budget; leave the budget out."
+            )
 
     @classmethod
     def of(

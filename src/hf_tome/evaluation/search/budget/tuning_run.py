@@ -175,14 +175,18 @@ class TuningRun:
             if kept["budget"] == wanted:
                 return self._point_at(kept["share"]) or point
         measured = [(1.0, 1.0)]  # shares of the cost and of the time
-        for _ in range(CORRECTIONS):
+        for step in range(CORRECTIONS + 1):
             seconds = self.seconds({"tuned": point.trial.variant})["tuned"]
             if CLOSE * wanted <= seconds <= wanted:
                 break
             measured.append((point.budget, seconds))
-            corrected = self._point_at(share_for((1 + CLOSE) / 2 * wanted, measured))
+            aimed = share_for((1 + CLOSE) / 2 * wanted, measured)
+            corrected = self._point_at(aimed) if step < CORRECTIONS else None
             if corrected is None:
-                self.notes.append(f"the budget of {wanted:g} of the time is not met; {seconds:.2f} is the nearest")
+                if seconds > wanted:
+                    self.notes.append(
+                        f"the budget of {wanted:g} of the time is not met: the choice takes {seconds:.3f}"
+                    )
                 break
             point = corrected
         if path is not None:
