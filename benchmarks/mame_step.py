@@ -21,6 +21,8 @@ CASES = ((1, 197, 192), (16, 197, 192), (8, 197, 768), (2, 577, 1024), (1, 1568,
 NOISE = (0.35, 0.6)
 """Of the noise that is added, as a share of the field: many pairs above the threshold, and few."""
 THRESHOLD = 0.8
+SMALL = 1 << 16
+"""Fewer numbers take less than a millisecond, of which many have to be timed."""
 COLUMNS = {
     "shape": "B, N, C",
     "noise": "noise",
@@ -64,7 +66,8 @@ def measure(quick: bool) -> list[Row]:
                 "merge": lambda: matrix_matching(x, THRESHOLD, 1).merge(x),  # noqa: B023
             }
             with torch.inference_mode():
-                seconds = interleave(runs, 5 if quick else 30, warmup=3, clock="process")
+                rounds = 5 if quick else 300 if x.numel() < SMALL else 30
+                seconds = interleave(runs, rounds, warmup=3, clock="process")
                 match = matrix_matching(x, THRESHOLD, 1)
             rows.append(
                 {
