@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import itertools
 import json
 import statistics
 import subprocess
@@ -84,13 +85,14 @@ def load(site: Path) -> tuple[Any, Any] | None:
     return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
-def texts() -> list[str]:
-    """Return long texts that come with Python and the system, in a fixed order."""
+def texts() -> Iterator[str]:
+    """Yield texts that come with Python and the system, in a fixed order."""
     from pydoc_data.topics import topics
 
-    manual = [text for _, text in sorted(topics.items())]
-    licences = [path.read_text(errors="ignore") for path in sorted(Path("/usr/share/common-licenses").glob("*"))]
-    return [*manual, *licences, *docstrings()]
+    yield from (text for _, text in sorted(topics.items()))
+    for path in sorted(Path("/usr/share/common-licenses").glob("*")):
+        yield path.read_text(errors="ignore")
+    yield from docstrings()
 
 
 def docstrings() -> Iterator[str]:
@@ -108,14 +110,11 @@ def docstrings() -> Iterator[str]:
         yield "\n\n".join(parts)
 
 
-def documents(tokenizer: Any, num_tokens: int) -> Iterator[Tensor]:
-    """Yield the tokens (1, n) of the texts that are measured, those long enough."""
-    long_enough = []
-    for text in texts():
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        if ids.shape[1] >= num_tokens + NUM_NEXT:
-            long_enough.append(ids)
-    yield from long_enough[::2]
+def documents(tokenizer: Any, num_tokens: int, first: int = 0) -> Iterator[Tensor]:
+    """Yield the tokens (1, n) of every other text that is long enough; from the `first` one on: 0 or 1."""
+    encoded = (tokenizer(text, return_tensors="pt").input_ids for text in texts())
+    long_enough = (ids for ids in encoded if ids.shape[1] >= num_tokens + NUM_NEXT)
+    yield from itertools.islice(long_enough, first, None, 2)
 
 
 def with_needles(ids: Tensor, tokenizer: Any, num_tokens: int, number: int) -> Haystack:

@@ -184,7 +184,7 @@ def test_coherence_is_what_is_left_of_the_length_of_the_members():
 def test_a_maximum_is_where_it_comes_first():
     scores = torch.randint(40, (2, 30, 1100), generator=torch.Generator().manual_seed(0)).float()
     scores[0, 3] = -torch.inf
-    highest, place = similarity._maximum(scores)
+    highest, place = similarity.row_maximum(scores)
     assert torch.equal(highest, scores.amax(dim=-1))
     first = [[row.index(max(row)) for row in image] for image in scores.tolist()]
     assert place.tolist() == first

@@ -22,7 +22,7 @@ BLOCK = 2**20
 """Scores that are computed at once where an image, or a head of a cache, has more of them: those of a block stay in a
 processor's cache, and memory grows with the tokens instead of with their square."""
 STRETCH = 32
-"""Scores of a row among which a maximum is looked for at once; see `_maximum`."""
+"""Scores of a row among which a maximum is looked for at once; see `row_maximum`."""
 
 
 def similarity(
@@ -87,13 +87,13 @@ def best_matches(
         scores = _scores(take(metric, block), b, added, distance, DISTANCES)
         if causal:
             scores = scores.masked_fill(block[..., :, None] > destinations[..., None, :], -torch.inf)
-        highest, index = _maximum(scores)
+        highest, index = row_maximum(scores)
         best.append(highest if bias is None else highest + take(bias, block))
         partner.append(index)
     return torch.cat(best, dim=1), torch.cat(partner, dim=1)
 
 
-def _maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
+def row_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maximum of each row (B, S, T) and the first place that has it.
 
     Finding a place costs a CPU several times finding a maximum, so that it is looked for in the best stretch alone.

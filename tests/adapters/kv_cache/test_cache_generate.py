@@ -16,6 +16,7 @@ import hf_tome
 from hf_tome import MergeConfig, UnsupportedModelError, apply, remove, report
 from hf_tome.adapters.kv_cache.layers import layer as cache_layer
 from hf_tome.adapters.kv_cache.layers.layer import MergingLayer
+from hf_tome.adapters.kv_cache.merge_cache import merge_cache
 
 HALF = MergeConfig(where="cache", keep_ratio=0.5, size="fitted")
 CONFIGS = {
@@ -96,13 +97,17 @@ def test_sizes_sum_to_the_tokens(llama, name):
 
 def test_fitted_sizes_keep_the_attention_of_the_members(llama):
     """The queries that sizes are fitted to pay merged entries what they paid their members."""
+    apply(llama, MergeConfig.from_dict({**HALF.to_dict(), "protect": (1000, 0)}))  # reads, and merges nothing
+    cache = cache_of(run(llama, prompt(100)))
+    plain, sampled = copy.deepcopy(cache.layers[1]), cache.layers[1].sampled
     apply(llama, HALF)
-    layer = cache_of(run(llama, prompt(100))).layers[1]
-    plain = cache_of(run(remove(llama), prompt(100))).layers[1]
+    layer = merge_cache(llama, cache).layers[1]
+    assert layer.num_stored == 50
+    assert layer.sampled.shape[2] < sampled.shape[2]  # fewer stay for what merges later
     from hf_tome.adapters.kv_cache.layers.attended import FutureQueries, Turning
 
     turning = Turning(llama.model.rotary_emb.inv_freq, interleaved=False)
-    future = FutureQueries.at(layer.sampled, 2, torch.tensor([99]), turning, 8**-0.5, None)
+    future = FutureQueries.at(sampled, 2, torch.tensor([99]), turning, 8**-0.5, None)
     before, total = future.mass(cache_layer.Entries(plain.keys, plain.values, torch.ones(1, 2, 100), None))
     after = (future.logits(layer.keys) - total).exp().mean(dim=2) * layer.sizes
     assert torch.allclose(after.sum(dim=2), before.sum(dim=2), atol=1e-4)

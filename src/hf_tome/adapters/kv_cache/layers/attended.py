@@ -10,8 +10,10 @@ from torch import Tensor
 from .entries import Entries
 from .rotary import rotate
 
-NUM_QUERIES = 64
+NUM_QUERIES = 128
 """Queries of the prompt, spread over it, that stand for those to come."""
+NUM_KEPT_QUERIES = 64
+"""Those of them that stay with the cache once its prompt has merged; every other one."""
 AHEAD = 16
 """How far behind the last entry they are turned to."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from ..rule import TAIL_LIMIT, Rule
-from .attended import NUM_QUERIES, FutureQueries, Turning
+from .attended import NUM_KEPT_QUERIES, NUM_QUERIES, FutureQueries, Turning
 from .entries import Entries, join
 from .growing import GrowingStorage
 from .merge_span import merge_span
@@ -204,6 +204,8 @@ class MergingLayer(DynamicLayer):
             self.keys, self.values, self.sizes, self.positions = merged
             self.has_merged = True
             self._logarithm = None
+            if self.sampled is not None and self.sampled.shape[2] > NUM_KEPT_QUERIES:
+                self.sampled = self.sampled[:, :, :: NUM_QUERIES // NUM_KEPT_QUERIES].contiguous()
             self.has_padding = bool((self.sizes == 0).any())
             self.settled = max(longest - self.rule.protect[1], 0)
 

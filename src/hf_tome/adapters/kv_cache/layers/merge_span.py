@@ -14,11 +14,14 @@ from ....merging.pruning.cache import likeness
 from ..rule import Rule
 from .attended import FutureQueries, Turning
 from .entries import Entries, join
+from .pair_costs import match_by_change
 
 HALVINGS, HALVINGS_FITTED = 1.15, 0.42
 """How often a round halves the entries at most. Protected entries leave a little less than half to the others at a
-`keep_ratio` of a half, which is still one round. Sizes are fitted anew in each round, and were better in several small
-ones: of the KL of the best eviction 0.48 at a half in three rounds, 0.69 in one (six documents)."""
+`keep_ratio` of a half, which is still one round. With fitted sizes several small ones were better."""
+ELSEWHERE, ELSEWHERE_KEYDIFF = 0.3, 1.0
+"""How much attention is taken to be spread evenly over the entries, beside the 1 that the queries at hand pay them:
+what is looked up later may receive next to nothing from the prompt itself. It counts in averages and in costs."""
 
 
 def merge_span(
@@ -32,17 +35,28 @@ def merge_span(
     seed = rule.seed + rule.layer
     mass, total = (None, None) if future is None else future.mass(entries)
     received = None if mass is None else mass[:, :, begin:end]
-    for wanted in _rounds(end - begin, max(target, 1), rule):
+    num_before = end - begin
+    for wanted in _rounds(num_before, max(target, 1), rule):
         span = entries.part(begin, end)
         merge = _match(span, wanted, rule, turning, received, seed)
         if merge.num_output == span.length:
             break
-        span, received = _merged(span, merge, rule, future, received, total)
+        span, received = _merged(span, merge, rule, received)
         entries = join([entries.part(0, begin), span, entries.part(end, entries.length)])
         end, seed = begin + span.length, seed + rule.num_layers
         if received is None and future is not None:  # what was dropped leaves its attention to the others
             received = future.mass(entries)[0][:, :, begin:end]
+    if end - begin < num_before and _fits(rule) and future is not None and received is not None and total is not None:
+        span = entries.part(begin, end)
+        sizes = future.fitted(span.keys, received, total, span.sizes).where(span.sizes > 0, 0)
+        span = span._replace(sizes=sizes)
+        entries = join([entries.part(0, begin), span, entries.part(end, entries.length)])
     return entries
+
+
+def _fits(rule: Rule) -> bool:
+    """Return whether the sizes of what has merged are fitted to queries."""
+    return rule.fits_sizes and not rule.method.drops_tokens
 
 
 def _rounds(num_entries: int, target: int, rule: Rule) -> list[int]:
@@ -79,6 +93,15 @@ def _match(span: Entries, wanted: int, rule: Rule, turning: Turning, received: T
     if rule.method.metric == "received" and received is not None:
         metric = received.flatten(0, 1)  # (B * H, n)
     destinations = _destinations(span, wanted, rule) if wanted and rule.method.bipartite else None
+    if received is not None and _weighs_change(rule):
+        if destinations is None:
+            destinations = torch.arange(1, num_entries, 2, device=metric.device).expand(metric.shape[0], -1)
+        weights = _weights(span, received, rule).flatten(0, 1)
+        values = span.values.flatten(0, 1)
+        with torch.no_grad():
+            return match_by_change(
+                metric, values, weights, wanted, destinations, causal=rule.causal, combine=fields["combine"]
+            )
     if wanted and "keep_ratio" in fields:
         fields["keep_ratio"] = (wanted - 0.5) / num_entries  # which rounds up to as many as are wanted
         fields["keep_ratio"] = max(fields["keep_ratio"], 0.5) if destinations is None else fields["keep_ratio"]
@@ -96,6 +119,19 @@ def _match(span: Entries, wanted: int, rule: Rule, turning: Turning, received: T
         return rule.method(inputs)
 
 
+def _weighs_change(rule: Rule) -> bool:
+    """Return whether pairs are matched by what merging them changes; else by the method's own similarity."""
+    is_plain = rule.fields.get("partition") == "alternating" and rule.fields.get("distance") == "cosine"
+    return _fits(rule) and rule.method.bipartite and rule.method.takes_r and is_plain
+
+
+def _weights(span: Entries, received: Tensor, rule: Rule) -> Tensor:
+    """Return what entries weigh in averages, (B, H, n): the attention that they receive, and a share of any other."""
+    elsewhere = ELSEWHERE_KEYDIFF if rule.destinations == "keydiff" else ELSEWHERE
+    share = span.sizes / span.sizes.sum(dim=2, keepdim=True)
+    return received + elsewhere * share + 1e-30
+
+
 def _destinations(span: Entries, count: int, rule: Rule) -> Tensor | None:
     """Return the entries (B * H, count) that others merge into, ascending; `None` where the method splits by itself.
 
@@ -109,33 +145,35 @@ def _destinations(span: Entries, count: int, rule: Rule) -> Tensor | None:
     return even.expand(span.keys.shape[0] * span.keys.shape[1], -1)
 
 
-def _merged(
-    span: Entries, merge: Merge, rule: Rule, future: FutureQueries | None, mass: Tensor | None, total: Tensor | None
-) -> tuple[Entries, Tensor | None]:
+def _merged(span: Entries, merge: Merge, rule: Rule, received: Tensor | None) -> tuple[Entries, Tensor | None]:
     """Return the span after a merge, in order of position; with fitted sizes also the attention that each receives."""
     num_heads = span.keys.shape[:2]
     rows = span.each(lambda x: x.flatten(0, 1))  # (B, H, n, ...) -> (B * H, n, ...)
-    fits = rule.fits_sizes and not rule.method.drops_tokens
-    weights = rows.sizes if not fits or mass is None else mass.flatten(0, 1).clamp(min=1e-30)
-    keys, _ = merge.merge(rows.keys.to(torch.float32), weights[..., None])
-    values, gathered = merge.merge(rows.values.to(torch.float32), weights[..., None])
-    counts = gathered[..., 0]
-    if weights is not rows.sizes:
-        _, counts = merge.merge(rows.sizes[..., None], rows.sizes[..., None])
-        counts = counts[..., 0]
+    has_mass = _fits(rule) and received is not None
+    weights = _weights(span, received, rule).flatten(0, 1) if has_mass else rows.sizes  # type: ignore[arg-type]
+    keys, counts = merge.merge(rows.keys.to(torch.float32), weights[..., None])
+    values, _ = merge.merge(rows.values.to(torch.float32), weights[..., None])
+    if has_mass and rule.destinations == "keydiff":  # what is looked up by a distinctive key is found by it alone
+        keys = take(rows.keys, merge.representative)
+    if has_mass:
+        counts = _total(merge, rows.sizes)
     merged = Entries(
         keys.to(span.keys.dtype),
         values.to(span.values.dtype),
-        counts,
+        counts[..., 0],
         rows.positions.gather(1, merge.representative),
     ).each(lambda x: x.unflatten(0, num_heads))
     order = merged.positions.argsort(dim=2, stable=True)
-    if not fits or future is None or total is None:
-        return merged.each(lambda x: _reorder(x, order)), None
-    together = gathered[..., 0].unflatten(0, num_heads)
-    sizes = future.fitted(merged.keys, together, total, merged.sizes)
-    merged = merged._replace(sizes=torch.where(merged.sizes > 0, sizes, 0))
-    return merged.each(lambda x: _reorder(x, order)), _reorder(together, order)
+    merged = merged.each(lambda x: _reorder(x, order))
+    if not has_mass:
+        return merged, None
+    together = _total(merge, received.flatten(0, 1).clamp(min=1e-30))[..., 0]  # type: ignore[union-attr]
+    return merged, _reorder(together.unflatten(0, num_heads), order)
+
+
+def _total(merge: Merge, amounts: Tensor) -> Tensor:
+    """Return the sums (B, M, 1) of amounts (B, N) over what merges."""
+    return merge.merge(amounts[..., None], amounts[..., None])[1]
 
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:
