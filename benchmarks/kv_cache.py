@@ -26,7 +26,7 @@ import sysconfig
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def goes_on(model: Any, cache: Any, first: Tensor, ids: Tensor) -> Tensor:
     return logits
 
 
-def measure_document(model: Any, haystack: Haystack) -> list[Row]:
+def measure_document(model: Any, haystack: Haystack, ways: Mapping[str, dict[str, Any]]) -> list[Row]:
     """Return one row a way and ratio, the full cache first."""
     apply(
         model, MergeConfig(where="cache", keep_ratio=0.5, size="fitted", protect=(2**20, 0))
@@ -144,7 +144,7 @@ def measure_document(model: Any, haystack: Haystack) -> list[Row]:
     full = None
     rows = []
     for name, ratio, fields in [("full cache", 1.0, {})] + [
-        (name, ratio, fields) for ratio in RATIOS for name, fields in WAYS.items()
+        (name, ratio, fields) for ratio in RATIOS for name, fields in ways.items()
     ]:
         cache = copy.deepcopy(filled)
         if ratio < 1:
@@ -213,6 +213,7 @@ def measure_documents(options: argparse.Namespace) -> list[list[Row]]:
         print(f"not run: {' and '.join(PACKAGES)} cannot be installed", file=sys.stderr)
         return []
     model, tokenizer = loaded
+    ways = {name: fields for name, fields in WAYS.items() if any(word in name for word in options.only or [""])}
     start, measured = time.process_time(), []
     wanted, tokens = (1, 256) if options.quick else (options.documents, options.tokens)
     done = options.work / f"kv_cache_{tokens}.jsonl" if options.work else None
@@ -223,7 +224,7 @@ def measure_documents(options: argparse.Namespace) -> list[list[Row]]:
             break
         if number < len(measured):
             continue
-        measured.append(measure_document(model, with_needles(ids, tokenizer, tokens, number)))
+        measured.append(measure_document(model, with_needles(ids, tokenizer, tokens, number), ways))
         if done is not None:
             with done.open("a") as file:
                 file.write(json.dumps(measured[-1]) + "\n")
@@ -242,6 +243,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--tokens", type=int, default=640, help="tokens of context")
     parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="ways whose name has one of these words")
     parser.add_argument("--minutes", type=float, default=10, help="processor time after which no document begins")
     parser.add_argument("--work", type=Path, help="folder that keeps each document's rows; a later run goes on there")
     parser.add_argument("--site", type=Path, default=Path(tempfile.gettempdir()) / "hf_tome_smollm2")

@@ -16,7 +16,7 @@ from .attended import FutureQueries, Turning
 from .entries import Entries, join
 from .pair_costs import match_by_change
 
-HALVINGS, HALVINGS_FITTED = 1.15, 0.42
+HALVINGS, HALVINGS_FITTED = 1.15, 0.21
 """How often a round halves the entries at most. Protected entries leave a little less than half to the others at a
 `keep_ratio` of a half, which is still one round. With fitted sizes several small ones were better."""
 ELSEWHERE, ELSEWHERE_KEYDIFF = 0.3, 1.0
