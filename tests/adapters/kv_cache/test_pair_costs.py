@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decoders import decoder
 
+from hf_tome import MergeConfig, apply
 from hf_tome.adapters.kv_cache.layers.entries import Entries
 from hf_tome.adapters.kv_cache.layers.growing import GrowingStorage
+from hf_tome.adapters.kv_cache.layers.merge_span import _merged
 from hf_tome.adapters.kv_cache.layers.pair_costs import match_by_change
 from hf_tome.merging import similarity
+from hf_tome.merging.base import HardMerge
+from hf_tome.patching.patch import context_of, is_patched
 
 
 def costs(keys, values, mass):
@@ -77,3 +82,19 @@ def test_storage_grows_in_place_until_it_is_full():
     with torch.no_grad():
         assert storage.append(held, new).keys.data_ptr() != pointers[0]
     assert storage.append(held, new).length == 61  # with gradients, where nothing is written to what others may need
+
+
+@pytest.mark.parametrize(("destinations", "least"), [("keydiff", 0.5), ("alternating", 0.1)])
+def test_destinations_that_receive_nothing_yet_stay_what_they_are(destinations, least):
+    """What merges into them receives much, and would take their place in a mean by attention alone."""
+    config = MergeConfig(where="cache", keep_ratio=0.5, size="fitted", destinations=destinations)
+    rule = next(context_of(x).detail.rule for x in apply(decoder(), config).modules() if is_patched(x))
+    keys = torch.eye(4)[None, None]
+    span = Entries(keys, keys, torch.ones(1, 1, 4), torch.arange(4)[None, None])
+    received = torch.tensor([[[0.5, 1e-6, 0.2, 0.2]]])
+    merge = HardMerge(torch.tensor([[2, 1, 3]]), torch.tensor([[0]]), torch.tensor([[1]]), 4)
+    merged, together = _merged(span, merge, rule, received)
+    assert merged.positions.flatten().tolist() == [1, 2, 3]
+    assert least < merged.values[0, 0, 0, 1] < 1
+    assert torch.allclose(merged.values[0, 0, 0, :2].sum(), torch.tensor(1.0))
+    assert torch.allclose(together, torch.tensor([[[0.500001, 0.2, 0.2]]]))

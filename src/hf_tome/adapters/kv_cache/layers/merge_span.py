@@ -16,12 +16,13 @@ from .attended import FutureQueries, Turning
 from .entries import Entries, join
 from .pair_costs import match_by_change
 
-HALVINGS, HALVINGS_FITTED = 1.15, 0.21
+HALVINGS, HALVINGS_FITTED, HALVINGS_KEYDIFF = 1.15, 0.21, 0.42
 """How often a round halves the entries at most. Protected entries leave a little less than half to the others at a
 `keep_ratio` of a half, which is still one round. With fitted sizes several small ones were better."""
-ELSEWHERE, ELSEWHERE_KEYDIFF = 0.3, 1.0
+ELSEWHERE, ELSEWHERE_KEYDIFF, ELSEWHERE_DESTINATION = 0.3, 1.0, 4.0
 """How much attention is taken to be spread evenly over the entries, beside the 1 that the queries at hand pay them:
-what is looked up later may receive next to nothing from the prompt itself. It counts in averages and in costs."""
+what is looked up later may receive next to nothing from the prompt itself. It counts in averages and in costs; the
+last number is counted besides, in averages alone, for distinctive destinations, which so stay what they are."""
 
 
 def merge_span(
@@ -65,10 +66,12 @@ def _rounds(num_entries: int, target: int, rule: Rule) -> list[int]:
         return [0]
     if target >= num_entries:
         return []
-    if rule.destinations == "keydiff":
+    is_keydiff = rule.destinations == "keydiff"
+    if is_keydiff and not _weighs_change(rule):
         return [target]
     if _can_choose(rule):
-        count = math.ceil(math.log2(num_entries / target) / (HALVINGS_FITTED if rule.fits_sizes else HALVINGS))
+        fitted = HALVINGS_KEYDIFF if is_keydiff else HALVINGS_FITTED
+        count = math.ceil(math.log2(num_entries / target) / (fitted if rule.fits_sizes else HALVINGS))
         shares = ((target / num_entries) ** (step / count) for step in range(1, count + 1))
         return [left for left in dict.fromkeys(round(num_entries * share) for share in shares) if left < num_entries]
     left, rounds = num_entries, []
@@ -151,10 +154,11 @@ def _merged(span: Entries, merge: Merge, rule: Rule, received: Tensor | None) ->
     rows = span.each(lambda x: x.flatten(0, 1))  # (B, H, n, ...) -> (B * H, n, ...)
     has_mass = _fits(rule) and received is not None
     weights = _weights(span, received, rule).flatten(0, 1) if has_mass else rows.sizes  # type: ignore[arg-type]
+    if has_mass and rule.destinations == "keydiff":
+        more = ELSEWHERE_DESTINATION * rows.sizes / rows.sizes.sum(dim=1, keepdim=True)
+        weights = weights.scatter_add(1, merge.representative, more.gather(1, merge.representative))
     keys, counts = merge.merge(rows.keys.to(torch.float32), weights[..., None])
     values, _ = merge.merge(rows.values.to(torch.float32), weights[..., None])
-    if has_mass and rule.destinations == "keydiff":  # what is looked up by a distinctive key is found by it alone
-        keys = take(rows.keys, merge.representative)
     if has_mass:
         counts = _total(merge, rows.sizes)
     merged = Entries(
