@@ -35,9 +35,10 @@ class GrowingStorage:
 
     def num_bytes(self, held: Entries) -> int:
         """Return the bytes of the storage of entries, room included."""
-        is_held = self._buffers is not None and all(_fits(*pair, 0) for pair in zip(self._buffers, held))
-        tensors = self._buffers if is_held else held
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # type: ignore[union-attr]
+        buffers = self._buffers
+        is_held = buffers is not None and all(_fits(*pair, 0) for pair in zip(buffers, held))
+        tensors = held if buffers is None or not is_held else buffers
+        return sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors)
 
 
 def _fits(buffer: Tensor, held: Tensor, total: int) -> bool:
