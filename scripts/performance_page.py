@@ -122,6 +122,10 @@ NOTES = {
         "photographs and six sentences: a figure to choose by, not a benchmark of either model. Speed is that of the "
         "whole model with its head for pictures, which are timed once each, and of the encoder for speech."
     ),
+    "packed": (
+        "The rows with `restore=true`, and that of the whole Qwen3-VL with tokens restored, were measured by this "
+        "command; the others by `python benchmarks/packed.py` before, on the same machine and day, and kept as printed."
+    ),
     "sam": (
         "The target of 1.9 is out of this schedule's reach: the oracle itself is at 1.65 to 1.69. Block 0 attends "
         "before it merges, and all that goes token by token takes 60 % of its time for 60 % of the tokens. "
