@@ -124,7 +124,8 @@ NOTES = {
     ),
     "packed": (
         "The rows with `restore=true`, and that of the whole Qwen3-VL with tokens restored, were measured by this "
-        "command; the others by `python benchmarks/packed.py` before, on the same machine and day, and kept as printed."
+        "command; the others by `python benchmarks/packed.py` before, on the same machine and day, and kept as "
+        "printed."
     ),
     "sam": (
         "The target of 1.9 is out of this schedule's reach: the oracle itself is at 1.65 to 1.69. Block 0 attends "
