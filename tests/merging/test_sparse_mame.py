@@ -133,3 +133,13 @@ def test_nothing_merges(size):
     match = matrix_matching(x, 0.8, 1)
     assert_same(match, dense(x, 0.8, 1), x, size)
     assert match.num_output == 20
+
+
+@pytest.mark.parametrize("keep_ratio", [None, 0.8])
+def test_tokens_of_zeros_beside_one_that_is_infinite(keep_ratio):
+    x = smooth_tokens(1, 60, 32)
+    x[0, 4:7], x[0, 9] = 0, torch.inf
+    match = matrix_matching(x, 0.8, 1, keep_ratio=keep_ratio)
+    expected = dense(x, 0.8, 1, keep_ratio=keep_ratio)
+    assert torch.equal(match.source, expected.source)
+    torch.testing.assert_close(match.merge(x)[0], expected.merge(x)[0], equal_nan=True)

@@ -98,8 +98,7 @@ def find_connections(
     lengths = torch.linalg.vector_norm(full, dim=-1).numpy()  # (B, N)
     if num_merged is not None and not lengths.max() < TOO_LONG:  # false where one is not a number, too
         return None
-    if num_merged is not None or padding is not None:
-        np.maximum(lengths, SHORTEST, out=lengths)
+    np.maximum(lengths, SHORTEST, out=lengths)
     if padding is not None:
         lengths[padding] = np.inf  # like no other
     candidates = candidate_pairs(full, lengths, threshold, num_special, num_merged)
