@@ -96,8 +96,9 @@ NOTES = {
         "double precision on those alone, and no row is copied more than once. Where more than one pair in 16 is "
         "above the threshold matrices are used. Of a single small image, 0.05 ms are the product, and the rest some "
         "ninety calls of NumPy of one to five microseconds, which do not shrink with the tokens; the plain form has "
-        "33 calls of PyTorch. That row moves most where other jobs run: in a run an hour before, whose quartiles were "
-        "1.00 and 1.39, it was at 1.23 (0.228 ms of 0.184)."
+        "33 calls of PyTorch. The first row moves most "
+        "where other jobs run: 1.23 and 1.54 in runs of the same hour whose quartiles were 1.00 to 1.39 and 0.78 to "
+        "2.5."
     ),
     "mame_oracle": (
         "Where the time goes, at a threshold of 0.7 in batches of 16, of a pass of 254 ms against the oracle's 229: "
