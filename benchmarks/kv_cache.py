@@ -65,7 +65,6 @@ COLUMNS = {
     "perplexity": "perplexity",
     "digits": "needle digits",
     "whole": "whole needles",
-    "bytes": "cache bytes",
     "documents": "documents",
 }
 
@@ -167,7 +166,6 @@ def measure_document(model: Any, haystack: Haystack, ways: Mapping[str, dict[str
                 "nll": float(nll),
                 "digits": statistics.mean(map(statistics.mean, digits)),
                 "whole": sum(all(digits_right) for digits_right in digits),
-                "bytes": sum(layer.num_bytes() for layer in cache.layers),
             }
         )
     remove(model)
@@ -186,7 +184,7 @@ def summarise(measured: list[list[Row]], evictions: Collection[str] = EVICTIONS)
     summary = []
     for (way, ratio), rows in by_way.items():
         row: Row = {"way": way, "keep_ratio": ratio, "documents": len(rows)}
-        for key in ("kl", "agreement", "digits", "bytes"):
+        for key in ("kl", "agreement", "digits"):
             row[key] = statistics.mean(other[key] for other in rows)
         row["perplexity"] = float(torch.tensor([other["nll"] for other in rows]).mean().exp())
         row["whole"] = sum(other["whole"] for other in rows) / (len(CITIES) * len(rows))

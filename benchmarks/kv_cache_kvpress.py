@@ -80,7 +80,7 @@ if __name__ == "__main__":
     run(
         __doc__,
         measure,
-        {key: header for key, header in kv_cache.COLUMNS.items() if key != "bytes"},
+        kv_cache.COLUMNS,
         target="none; the shares compare with the press of the lowest KL",
         add_options=add_options,
     )

@@ -91,7 +91,6 @@ def main(job: Path, rows: Path) -> None:
                     "nll": float(-logits.gather(1, target).mean()),
                     "digits": sum(shares) / len(shares),
                     "whole": sum(share == 1 for share in shares),
-                    "bytes": 0,
                 }
             )
         with rows.open("a") as out:
