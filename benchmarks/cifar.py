@@ -1,10 +1,9 @@
 """Training with merging on small images: ViTs of 256 tokens on CIFAR-10, and MaMe-Swin beside Swin.
 
 From scratch: AdamW, small batches, flips alone, a learning rate that is constant and then falls to zero. The unmerged
-model is trained for as many epochs as a merged one, and for as long: for as many epochs less as a step that merges is
-faster, by processor time measured before. Then the unmerged model merged off the shelf, fine-tuned with merging, in
-its last block alone, and distilled from itself unmerged; and, for comparison, trained on unmerged. FLOPs are
-multiply-adds.
+model is trained for as many epochs as the merged ones, and for as long as the slower of them, by the speed-up of a
+step that is measured before. Then the unmerged model merged off the shelf, fine-tuned with merging, in its last block
+alone, and distilled from itself unmerged; and, for comparison, trained on unmerged. FLOPs are multiply-adds.
 
 Every run leaves a record and its weights in the folder `--work`, and is resumed where it was cut off. With `--choose`
 candidates are compared on training images that are held out, with a seed of their own.
@@ -19,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from cifar_runs.data import Images
-from cifar_runs.runs import HALF, list_candidates, list_runs
+from cifar_runs.runs import list_candidates, list_runs
 from cifar_runs.table import Work, accuracy_row, make_rows
 from cifar_runs.train import train
 from common import SHARED_DATA, Row, run
@@ -78,7 +77,7 @@ def run_all(work: Work, names: list[str]) -> None:
     """Train what has not been trained yet: all runs of a seed, then those of the next."""
     for seed in work.seeds:
         for name in names:
-            shorter = [work.equal_time(merged) for merged in HALF] if name == "unmerged" else []
+            shorter = [work.equal_time()] if name == "unmerged" else []
             train(work.runs[name], seed, work.images, work.folder, shorter)
             for entry in shorter:
                 train(entry, seed, work.images, work.folder)

@@ -17,12 +17,12 @@ CHOICE_EPOCHS = 1.0
 
 HALF = {
     "tome": MergeConfig(r=64),
-    "mame": MergeConfig(method="mame", threshold=0.8, keep_ratio=0.5, layers=[0]),
+    "mame": MergeConfig(method="mame", threshold=0.95, keep_ratio=0.5, layers=[0]),
 }
 """About half of the GFLOPs."""
 STRONG = {
     "tome-strong": MergeConfig(r=[128, 64, 32, 16]),
-    "mame-strong": MergeConfig(method="mame", threshold=0.8, keep_ratio=0.5, layers=[0, 1, 2]),
+    "mame-strong": MergeConfig(method="mame", threshold=0.95, keep_ratio=0.5, layers=[0, 1, 2]),
 }
 """A third of the GFLOPs, where merging off the shelf costs more."""
 WAYS = {"tuned": "fine-tuned", "last-block": "last block alone", "distilled": "distilled"}
@@ -94,11 +94,13 @@ def list_runs(share: float = 1.0) -> list[Run]:
 
 
 def list_candidates() -> list[Run]:
-    """Return short runs that compare the settings of MaMe."""
-    runs = [Run("unmerged", epochs=CHOICE_EPOCHS), Run("tome", config=HALF["tome"], epochs=CHOICE_EPOCHS)]
-    for layers in ([0], [0, 2]):
-        for threshold in (0.5, 0.9):
-            config = MergeConfig(method="mame", threshold=threshold, keep_ratio=0.5, layers=layers)
-            name = f"mame-{threshold}-blocks-{'-'.join(map(str, layers))}"
-            runs.append(Run(name, config=config, epochs=CHOICE_EPOCHS))
-    return runs
+    """Return short runs that compare the settings of MaMe, and the unmerged model beside them."""
+    candidates = {
+        "unmerged": MergeConfig(),
+        "mame-0.5": replace(HALF["mame"], threshold=0.5),
+        "mame-0.8": replace(HALF["mame"], threshold=0.8),
+        "mame-0.95": replace(HALF["mame"], threshold=0.95),
+        "mame-0.95-two-blocks": replace(HALF["mame"], threshold=0.95, keep_ratio=0.6, layers=[0, 1]),
+        "mame-0.5-apart": replace(HALF["mame"], threshold=0.5, layers=[0, 2]),
+    }
+    return [Run(name, config=config, epochs=CHOICE_EPOCHS) for name, config in candidates.items()]
