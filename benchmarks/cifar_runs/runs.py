@@ -20,11 +20,14 @@ HALF = {
     "mame": MergeConfig(method="mame", threshold=0.95, keep_ratio=0.5, layers=[0]),
 }
 """About half of the GFLOPs."""
+CONTROL = {"tome-first-block": MergeConfig(r=[128, 0, 0, 0])}
+"""ToMe that merges all it can in the first block, as MaMe does in HALF: which of the two makes a difference?"""
+
 STRONG = {
     "tome-strong": MergeConfig(r=[128, 64, 32, 16]),
-    "mame-strong": MergeConfig(method="mame", threshold=0.95, keep_ratio=0.5, layers=[0, 1, 2]),
+    "mame-strong": MergeConfig(method="mame", threshold=0.5, keep_ratio=0.5, layers=[0, 1, 2]),
 }
-"""A third of the GFLOPs, where merging off the shelf costs more."""
+"""A third of the GFLOPs, where merging off the shelf costs more: all that ToMe can merge, and MaMe as in its paper."""
 WAYS = {"tuned": "fine-tuned", "last-block": "last block alone", "distilled": "distilled"}
 
 
@@ -82,7 +85,7 @@ def list_runs(share: float = 1.0) -> list[Run]:
     scratch, tuned, swin = (epochs * share for epochs in (2.0, 0.25, 1.0))
     tune: dict[str, Any] = {"epochs": tuned, "start": "unmerged", "learning_rate": 5e-4}
     runs = [Run("unmerged", epochs=scratch)]
-    runs += [Run(name, config=config, epochs=scratch) for name, config in HALF.items()]
+    runs += [Run(name, config=config, epochs=scratch) for name, config in {**HALF, **CONTROL}.items()]
     runs += [Run("unmerged-tuned", **tune)]
     for name, config in {**HALF, **STRONG}.items():
         runs += [

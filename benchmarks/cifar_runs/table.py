@@ -17,7 +17,7 @@ from hf_tome.inspection.flops import gflops
 from .data import Images
 from .models import CONFIGS, build
 from .records import stored, stored_record, weights_path
-from .runs import BATCH_SIZE, HALF, STRONG, WAYS, Run
+from .runs import BATCH_SIZE, CONTROL, HALF, STRONG, WAYS, Run
 from .speed import measure_step, measure_swins
 from .train import accuracy
 
@@ -68,7 +68,7 @@ class Work:
 
     def speed(self, name: str) -> Row:
         """Return the speed of a training step that merges, beside the unmerged one and the slice oracle."""
-        config, images = HALF[name], self.images.train_images[:BATCH_SIZE]
+        config, images = self.runs[name].config, self.images.train_images[:BATCH_SIZE]
         settings = {"config": config.to_dict(), "rounds": self.rounds, "batch_size": BATCH_SIZE}
         measure = partial(measure_step, config, images, self.rounds)
         return stored(self.folder / f"speed-{name}.json", settings, measure)
@@ -105,7 +105,7 @@ def scratch_rows(work: Work, unmerged: Accuracies) -> list[Row]:
     rows[0]["mflops"] = 1e3 * gflops(CONFIGS["vit"])
     shorter = work.equal_time()
     at_equal_time = work.accuracies(shorter)
-    for name, config in HALF.items():
+    for name, config in {**HALF, **CONTROL}.items():
         accuracies = work.accuracies(work.runs[name])
         if not accuracies:
             continue
@@ -116,7 +116,7 @@ def scratch_rows(work: Work, unmerged: Accuracies) -> list[Row]:
             row[key] = speed["seconds_per_step"][variant] * work.steps_per_epoch
         row |= {key: speed[key] for key in ("speedup", "oracle_speedup", "oracle_share")}
         row |= {"peak_mib": speed["peak_mib"]["merged"], "oracle_mib": speed["peak_mib"]["oracle"]}
-        rows[0] |= {"seconds": row["seconds_unmerged"], "peak_mib": speed["peak_mib"]["unmerged"]}
+        rows[0] = {"seconds": row["seconds_unmerged"], "peak_mib": speed["peak_mib"]["unmerged"], **rows[0]}
         rows.append(row)
         if at_equal_time:
             row["points_at_equal_time"] = mean_difference(accuracies, at_equal_time)
