@@ -25,9 +25,9 @@ CONTROL = {"tome-first-block": MergeConfig(r=[128, 0, 0, 0])}
 
 STRONG = {
     "tome-strong": MergeConfig(r=[128, 64, 32, 16]),
-    "mame-strong": MergeConfig(method="mame", threshold=0.5, keep_ratio=0.5, layers=[0, 1, 2]),
+    "mame-strong": MergeConfig(method="mame", threshold=0.0, adaptive_pruning=False, keep_ratio=0.5, layers=[0, 1, 2]),
 }
-"""A third of the GFLOPs, where merging off the shelf costs more: all that ToMe can merge, and MaMe as in its paper."""
+"""A third of the GFLOPs, and the settings of each method that cost most off the shelf."""
 WAYS = {"tuned": "fine-tuned", "last-block": "last block alone", "distilled": "distilled"}
 
 

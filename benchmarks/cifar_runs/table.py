@@ -92,7 +92,9 @@ def make_rows(work: Work) -> list[Row]:
         rows += scratch_rows(work, unmerged)
         trained_on = work.accuracies(work.runs["unmerged-tuned"])
         if trained_on:
-            rows.append(accuracy_row("unmerged", "trained on", work.runs["unmerged-tuned"].epochs, trained_on))
+            row = accuracy_row("unmerged", "trained on", work.runs["unmerged-tuned"].epochs, trained_on)
+            row["points"] = mean_difference(trained_on, unmerged)
+            rows.append(row | {"mflops": rows[0]["mflops"]})
         for name, config in {**HALF, **STRONG}.items():
             rows += tuned_rows(work, name, config, unmerged, trained_on)
     return [*rows, *swin_rows(work)]
