@@ -15,6 +15,10 @@ DECAY_SHARE = 0.3
 
 CHOICE_EPOCHS = 1.0
 
+MAME_GRAD_NORM = 5.0
+"""As in Swin's recipe, by which MaMe's paper trains: a source that is barely similar to several destinations gives a
+gradient of any size, and AdamW needs a thousand steps to forget one."""
+
 HALF = {
     "tome": MergeConfig(r=64),
     "mame": MergeConfig(method="mame", threshold=0.95, keep_ratio=0.5, layers=[0]),
@@ -44,6 +48,7 @@ class Run:
         last_block: whether the last block alone is trained.
         distils: whether the model that it starts from, unmerged, teaches it.
         learning_rate: the highest.
+        max_grad_norm: where the norm of the gradient is clipped.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Run:
     last_block: bool = False
     distils: bool = False
     learning_rate: float = 1.5e-3
+    max_grad_norm: float | None = None
 
     @property
     def merges(self) -> bool:
@@ -85,7 +91,9 @@ def list_runs(share: float = 1.0) -> list[Run]:
     scratch, tuned, swin = (epochs * share for epochs in (2.0, 0.25, 1.0))
     tune: dict[str, Any] = {"epochs": tuned, "start": "unmerged", "learning_rate": 5e-4}
     runs = [Run("unmerged", epochs=scratch)]
-    runs += [Run(name, config=config, epochs=scratch) for name, config in {**HALF, **CONTROL}.items()]
+    for name, config in {**HALF, **CONTROL}.items():
+        clipped = MAME_GRAD_NORM if config.method == "mame" else None
+        runs.append(Run(name, config=config, epochs=scratch, max_grad_norm=clipped))
     runs += [Run("unmerged-tuned", **tune)]
     for name, config in {**HALF, **STRONG}.items():
         runs += [

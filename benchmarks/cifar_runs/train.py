@@ -23,6 +23,7 @@ from .runs import BATCH_SIZE, Run
 STEPS_BETWEEN_CHECKPOINTS = 100
 WEIGHT_DECAY = 0.05
 TEMPERATURE = 2.0
+STATE = ("step", "seconds", "clipped_norms")
 
 
 def train(run: Run, seed: int, images: Images, folder: Path, shorter: Sequence[Run] = ()) -> None:
@@ -50,6 +51,7 @@ def train(run: Run, seed: int, images: Images, folder: Path, shorter: Sequence[R
         "settings": settings_of(run, seed, images),
         "accuracy": accuracy(training.model, images),
         "processor_seconds_per_epoch": training.seconds / training.step * training.steps_per_epoch,
+        "clipped_norms": training.clipped_norms,
     }
     with replacing(weights_path(folder, run.name, seed)) as path:
         torch.save(training.model.state_dict(), path)
@@ -77,6 +79,7 @@ class _Training:
         self.steps_per_epoch = images.steps_per_epoch(BATCH_SIZE)
         self.num_steps = max(1, round(run.epochs * self.steps_per_epoch))
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
+        self.clipped_norms: list[float] = []
         self.model = build(run.model, seed)
         self.teacher: nn.Module | None = None
         if run.start is not None:
@@ -85,8 +88,8 @@ class _Training:
             train_last_block_alone(self.model)
         if run.merges:  # Swin takes no config at all
             apply(self.model, run.config)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=run.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=run.learning_rate, weight_decay=WEIGHT_DECAY)
 
     def _start_from(self, path: Path) -> None:
         """Load the weights of the run that this one starts from, into its teacher too."""
@@ -108,6 +111,9 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(images, labels)
         loss.backward()
+        if self.run.max_grad_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.run.max_grad_norm).item()
+            self.clipped_norms += [norm] if norm > self.run.max_grad_norm else []
         self.optimizer.step()
         self.seconds += time.process_time() - begun
         self.loss = loss.item()
@@ -142,7 +148,7 @@ class _Training:
 
     def _save(self, run: Run) -> None:
         settings = settings_of(run, self.seed, self.images)
-        values = {"step": self.step, "seconds": self.seconds, "settings": settings}
+        values = {name: getattr(self, name) for name in STATE} | {"settings": settings}
         values |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         with replacing(checkpoint_path(self.folder, run.name, self.seed)) as unfinished:
             torch.save(values, unfinished)
@@ -156,4 +162,5 @@ class _Training:
         check_settings(path, settings_of(self.run, self.seed, self.images), values["settings"])
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
-        self.step, self.seconds = values["step"], values["seconds"]
+        for name in STATE:
+            setattr(self, name, values[name])
