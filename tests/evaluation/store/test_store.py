@@ -195,9 +195,10 @@ def evaluate(*_, **__):
 
 
 runner.evaluate = evaluate
-_, _, model, _, data, *_ = arguments = sys.argv[1:]
+out, *arguments = sys.argv[1:]
+_, _, model, _, data, *_ = arguments
 build_job("image-classification", JobOptions(model, data))  # imports all that the runs need
-children = [pid for _ in range(2) if (pid := os.fork() or main(arguments))]
+children = [pid for run in range(2) if (pid := os.fork() or main([*arguments, "--out", f"{out}/{run}"]))]
 print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
 """
 """Two runs that share their imports, and then their exit statuses."""
@@ -207,7 +208,7 @@ def test_a_signal_ends_a_run_with_the_same_line(tmp_path, digit_folder):
     model = str(digits_model())
     command = ["eval", "--model", model, "--data", str(digit_folder), "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUNS, *command],
+        [sys.executable, "-c", SLOW_RUNS, str(tmp_path), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
