@@ -15,7 +15,7 @@ DECAY_SHARE = 0.3
 
 CHOICE_EPOCHS = 1.0
 
-MAME_GRAD_NORM = 5.0
+GRAD_NORM = 5.0
 """As in Swin's recipe, by which MaMe's paper trains: a source that is barely similar to several destinations gives a
 gradient of any size, and AdamW needs a thousand steps to forget one."""
 
@@ -92,7 +92,7 @@ def list_runs(share: float = 1.0) -> list[Run]:
     tune: dict[str, Any] = {"epochs": tuned, "start": "unmerged", "learning_rate": 5e-4}
     runs = [Run("unmerged", epochs=scratch)]
     for name, config in {**HALF, **CONTROL}.items():
-        clipped = MAME_GRAD_NORM if config.method == "mame" else None
+        clipped = GRAD_NORM if config.method == "mame" else None
         runs.append(Run(name, config=config, epochs=scratch, max_grad_norm=clipped))
     runs += [Run("unmerged-tuned", **tune)]
     for name, config in {**HALF, **STRONG}.items():
@@ -101,7 +101,8 @@ def list_runs(share: float = 1.0) -> list[Run]:
             Run(f"{name}-last-block", config=config, last_block=True, **tune),
             Run(f"{name}-distilled", config=config, distils=True, **tune),
         ]
-    return [*runs, Run("swin", "swin", epochs=swin), Run("mame-swin", "mame_swin", epochs=swin)]
+    swins = {"swin": "swin", "mame-swin": "mame_swin"}
+    return [*runs, *(Run(name, key, epochs=swin, max_grad_norm=GRAD_NORM) for name, key in swins.items())]
 
 
 def list_candidates() -> list[Run]:
