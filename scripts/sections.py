@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,25 @@ def _machine(result: Result, conditions: str, library: str = "transformers") -> 
     return f"{environment['device_name']}, {conditions}, {versions}, {result['date']}."
 
 
-def _kv_cache_table(result: Result) -> str:
+def _kv_cache(name: str, others: str = "eviction", command: str = "") -> Callable[[], str]:
+    """Return the section of a benchmark of caches, whose rows are compared with the best of the `others`."""
+
+    def sentence(result: Result) -> str:
+        machine = _machine(result, "one thread, float32")
+        return (
+            f": {result['rows'][0]['documents']} documents. {result['about']} {machine} The shares compare with the "
+            f"{others} of the lowest KL in this run; the interval is that of a bootstrap over the documents."
+        )
+
+    return _section(name, partial(_kv_cache_table, others=others), sentence, command=command)
+
+
+def _kv_cache_table(result: Result, others: str) -> str:
     header = (
         "method",
         "kept",
         "KL",
-        "of the best eviction's, 95 % interval",
+        f"of the KL of the best {others}, 95 % interval",
         "agreement",
         "perplexity",
         "needle digits",
@@ -227,14 +241,6 @@ def _kv_cache_table(result: Result) -> str:
         cells = (row["way"], f"{row['keep_ratio']:.0%}", f"{row['kl']:.4f}", share, f"{row['agreement']:.3f}")
         rows.append((*cells, f"{row['perplexity']:.2f}", f"{row['digits']:.2f}"))
     return markdown_table(header, rows, num_left=1)
-
-
-def _kv_cache_sentence(result: Result) -> str:
-    return (
-        f": {result['rows'][0]['documents']} documents. {result['about']} {_machine(result, 'one thread, float32')} "
-        "The shares compare with the eviction of the lowest KL in this run; the interval is that of a bootstrap over "
-        "the documents."
-    )
 
 
 def _kv_cache_cost_table(result: Result) -> str:
@@ -270,8 +276,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
         markdown,
         lambda result: f"; {_machine(result, 'one thread, float32')} Target: {result['target']}.",
     ),
-    "kv_cache": _section("kv_cache", _kv_cache_table, _kv_cache_sentence),
-    "kv_cache_2048": _section("kv_cache_2048", _kv_cache_table, _kv_cache_sentence, command="kv_cache.py"),
+    "kv_cache": _kv_cache("kv_cache"),
+    "kv_cache_2048": _kv_cache("kv_cache_2048", command="kv_cache.py"),
+    "kv_cache_kvpress": _kv_cache("kv_cache_kvpress", "press of kvpress"),
     "diffusion": _denoisers("diffusion"),
     "diffusion_quality": _denoisers("diffusion_quality"),
     "diffusion_trials": _denoisers("diffusion_trials"),

@@ -181,46 +181,28 @@ def test_a_process_can_lock_a_folder_twice_and_leaves_it_open(tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
-SLOW_RUNS = """
-import os, sys, time
-
-import hf_tome.evaluation.running.runner as runner
-from hf_tome.cli.app import main
-from hf_tome.evaluation import JobOptions, build_job
-
-
-def evaluate(*_, **__):
-    print(os.getpid(), flush=True)
-    time.sleep(60)
-
-
-runner.evaluate = evaluate
-out, *arguments = sys.argv[1:]
-_, _, model, _, data, *_ = arguments
-build_job("image-classification", JobOptions(model, data))  # imports all that the runs need
-children = [pid for run in range(2) if (pid := os.fork() or main([*arguments, "--out", f"{out}/{run}"]))]
-print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
-"""
-"""Two runs that share their imports, and then their exit statuses."""
-
-
-def test_a_signal_ends_a_run_with_the_same_line(tmp_path, digit_folder):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_the_same_line(tmp_path, digit_folder, number):
     model = str(digits_model())
-    command = ["eval", "--model", model, "--data", str(digit_folder), "--device", "cpu"]
+    command = ["eval", "--model", model, "--data", str(digit_folder), "--out", str(tmp_path), "--device", "cpu"]
+    slow = (
+        "import sys, time\nimport hf_tome.evaluation.running.runner as runner\n"
+        "def evaluate(*_, **__):\n    print('running', flush=True)\n    time.sleep(60)\n"
+        "runner.evaluate = evaluate\nfrom hf_tome.cli.app import main\nmain(sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUNS, str(tmp_path), *command],
+        [sys.executable, "-c", slow, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
     )
-    running = [int(process.stdout.readline()) for _ in range(2)]
+    assert process.stdout.readline() == "running\n"
     begun = time.monotonic()
-    for pid, number in zip(running, (signal.SIGINT, signal.SIGTERM)):
-        os.kill(pid, number)
-    statuses, printed = process.communicate(timeout=30)
-    assert printed.splitlines()[-2:] == ["interrupted; the same command resumes where it stopped"] * 2
-    assert statuses == "130 130\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=30)
+    assert printed.splitlines()[-1] == "interrupted; the same command resumes where it stopped"
+    assert process.returncode == 130
     assert time.monotonic() - begun < 20
 
 

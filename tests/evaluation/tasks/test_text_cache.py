@@ -89,10 +89,10 @@ def test_answers_are_scored_row_by_row():
     """A model that says each token again a step later; rows of unequal length do not disturb each other."""
 
     class Echo:
-        def forward(self, input_ids, cache):
+        def forward(self, input_ids, past_key_values):
             """The signature that the scorer looks at."""
 
-        def __call__(self, input_ids, cache, use_cache):
+        def __call__(self, input_ids, past_key_values, use_cache):
             logits = torch.nn.functional.one_hot(input_ids, 100).float()
             return SimpleNamespace(logits=logits)
 
