@@ -196,6 +196,7 @@ def test_a_signal_ends_a_run_with_the_same_line(tmp_path, digit_folder, number):
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     assert process.stdout.readline() == "running\n"
     begun = time.monotonic()
