@@ -41,7 +41,7 @@ demo: install
 
 # On a machine with a GPU, in its own environment (torch 2.11 or later): under ten minutes, unattended, no network.
 # What it records is shown by docs/performance.md after `python scripts/make_docs.py`. On a CPU, to see that it works:
-# make gpu GPU_OPTIONS="--quick --device cpu" GPU_OUT=/tmp/gpu
+# make gpu GPU_OPTIONS="--quick --device cpu" GPU_OUT=gpu-results
 GPU_OPTIONS ?=
 GPU_OUT ?= benchmarks/measured
 gpu:

@@ -29,6 +29,7 @@ from hf_tome.evaluation.environment import describe_environment
 from hf_tome.evaluation.reporting.writers import markdown_table
 from hf_tome.files import write_whole
 from hf_tome.profiling.benchmark import Benchmark, benchmark
+from hf_tome.profiling.example_inputs import example_inputs
 
 CaseT = TypeVar("CaseT")
 Row = dict[str, Any]
@@ -106,6 +107,13 @@ TOWER_COLUMNS = {
 def time_tower(model: Any, inputs: Mapping[str, Any], config: MergeConfig, rounds: int) -> Benchmark:
     """Time a tower of one picture beside the slice oracle, in processor time."""
     return benchmark(model, inputs, config, rounds=rounds, warmup=1, clock="process", memory=False)
+
+
+def encoder_row(name: str, model: Any, r: int, batch_size: int, rounds: int) -> Row:
+    """Time a whole encoder with ToMe beside the slice oracle, in processor time, and return the row of it."""
+    inputs = example_inputs(model, batch_size)
+    result = benchmark(model, inputs, MergeConfig(r=r), rounds=rounds, clock="process", memory=False)
+    return {"model": name, "r": r, "batch_size": batch_size, "rounds": rounds, **speeds(result)}
 
 
 def tower_row(config: MergeConfig, result: Benchmark) -> Row:

@@ -9,12 +9,8 @@ unmerged, merged and the oracle interleaved. The narrower a model, the more of i
 from __future__ import annotations
 
 import torch
-from common import Row, run, speeds
+from common import Row, encoder_row, run
 from transformers import ViTConfig, ViTForImageClassification
-
-from hf_tome import MergeConfig
-from hf_tome.profiling.benchmark import benchmark
-from hf_tome.profiling.example_inputs import example_inputs
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 RUNS, ROUNDS = 3, 15
@@ -36,10 +32,8 @@ def measure(quick: bool) -> list[Row]:
     for number in range(1 if quick else RUNS):
         torch.manual_seed(number)
         model = ViTForImageClassification(ViTConfig(**SMALL, image_size=384)).eval()
-        inputs = example_inputs(model, BATCH_SIZE)
         rounds = 3 if quick else ROUNDS
-        result = benchmark(model, inputs, MergeConfig(r=R), rounds=rounds, clock="process", memory=False)
-        rows.append({"run": number + 1, "model": "ViT-S 384", "r": R, "batch_size": BATCH_SIZE, **speeds(result)})
+        rows.append({"run": number + 1, **encoder_row("ViT-S 384", model, R, BATCH_SIZE, rounds)})
     return rows
 
 

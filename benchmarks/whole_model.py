@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from common import Row, run, speeds
+from common import Row, encoder_row, run
 from transformers import (
     PreTrainedModel,
     VideoMAEConfig,
@@ -20,10 +20,6 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
-
-from hf_tome import MergeConfig
-from hf_tome.profiling.benchmark import benchmark
-from hf_tome.profiling.example_inputs import example_inputs
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
@@ -66,18 +62,8 @@ def measure(quick: bool) -> list[Row]:
     for case in CASES[:1] if quick else CASES:
         torch.manual_seed(0)
         model = case.build().eval()
-        inputs = example_inputs(model, case.batch_size)
         rounds = 3 if quick else case.rounds
-        result = benchmark(model, inputs, MergeConfig(r=case.r), rounds=rounds, clock="process", memory=False)
-        rows.append(
-            {
-                "model": case.name,
-                "r": case.r,
-                "batch_size": case.batch_size,
-                "rounds": rounds,
-                **speeds(result),
-            }
-        )
+        rows.append(encoder_row(case.name, model, case.r, case.batch_size, rounds))
     return rows
 
 

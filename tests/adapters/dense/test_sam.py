@@ -6,8 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers as tf
-from installed import checkpoint_activations
-from reversible import check_reversible
+from reversible import check_checkpointed_gradients, check_reversible
 from segment_zoo import SAM, WINDOW_ZOO, with_weights
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -285,16 +284,8 @@ def test_gflops_are_those_that_run():
 
 @pytest.mark.parametrize("name", ["sam", "sam_hq"])
 def test_checkpointed_gradients_equal_plain_ones(name):
-    zoo, gradients = BY_NAME[name], []
-    for checkpointing in (None, {"use_reentrant": False}):
-        model = apply(zoo.make(), MergeConfig(r=10)).train()
-        if checkpointing is not None:
-            checkpoint_activations(model, **checkpointing)
-        zoo.run(model).square().mean().backward()
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert len(gradients[0]) == len(gradients[1]) > 10
-    for one, other in zip(*gradients):
-        torch.testing.assert_close(one, other, atol=1e-6 + 1e-5 * one.abs().max().item(), rtol=1e-4)
+    zoo = BY_NAME[name]
+    check_checkpointed_gradients(zoo.make, zoo.run, MergeConfig(r=10))
 
 
 @pytest.mark.parametrize("name", ["sam", pytest.param("sam3", marks=pytest.mark.slow)])
