@@ -11,7 +11,7 @@ from segment_zoo import GRIDS, PACKED_ZOO
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_tome import MergeConfig, UnsupportedModelError, apply, report, trace
-from hf_tome.adapters.dense.packed.rows import PACKED_TOWERS
+from hf_tome.adapters.dense.packed.rows import GROUPED_TOWERS, PACKED_TOWERS
 from hf_tome.api import targets
 from hf_tome.patching.patch import is_patched
 from hf_tome.profiling.benchmark import benchmark
@@ -27,7 +27,7 @@ CONFIGS = {
     "keep-norm": MergeConfig(r=2, combine="keep_norm", where="groups"),
 }
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-GROUPED = [zoo for zoo in PACKED_ZOO if PACKED_TOWERS[zoo.tower].no_groups is None]
+GROUPED = [zoo for zoo in PACKED_ZOO if zoo.tower in GROUPED_TOWERS]
 UNGROUPED = [zoo for zoo in PACKED_ZOO if PACKED_TOWERS[zoo.tower].no_groups is not None]
 BY_NAME = {zoo.module: zoo for zoo in PACKED_ZOO}
 

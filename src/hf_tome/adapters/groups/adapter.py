@@ -7,7 +7,7 @@ from torch import nn
 from ...config import MergeConfig
 from ...patching.plans import NEXT_STEPS, Target
 from ..dense.packed.plan import find_packed
-from ..dense.packed.rows import PACKED_TOWERS
+from ..dense.packed.rows import GROUPED_TOWERS
 from .plan import plan_groups
 
 
@@ -27,9 +27,8 @@ class GroupsAdapter:
 
     def reason(self, root: nn.Module) -> str:
         """Return why no groups can merge in a model."""
-        names = ", ".join(family.tower for family in PACKED_TOWERS.values() if family.no_groups is None)
         return (
             f"`where='groups'` merges groups of patches in towers that pack the patches of all images, and there is "
-            f"none in a {type(root).__name__}. Supported: {names}. Elsewhere use `where='tower'` or "
-            f"`where='projected'`. {NEXT_STEPS}"
+            f"none in a {type(root).__name__}. Supported: {', '.join(GROUPED_TOWERS)}. Elsewhere use "
+            f"`where='tower'` or `where='projected'`. {NEXT_STEPS}"
         )

@@ -21,7 +21,7 @@ from .attention import PackedAttention
 from .block import PackedBlock, UnmergedInput, WindowedTower
 from .family import PackedFamily
 from .groups import GroupedTower, GroupedWindows, GroupReader, RestoredGroups
-from .rows import PACKED_TOWERS
+from .rows import GROUPED_TOWERS, PACKED_TOWERS
 from .state import PackedSummary
 
 RESTORED = "needs every token, so the full grid is restored after the last block"
@@ -157,11 +157,10 @@ def _group_size(module: nn.Module, family: PackedFamily) -> int:
         UnsupportedModelError: they are not next to each other, so that they do not merge as one.
     """
     if family.no_groups is not None:
-        names = ", ".join(row.tower for row in PACKED_TOWERS.values() if row.no_groups is None)
         raise UnsupportedModelError(
             f"`where='groups'` merges whole groups of patches, and {type(module).__name__} is not supported there: "
-            f"{family.no_groups}. Supported: {names}. Use `where='tower'`, or `where='projected'` for fewer tokens in "
-            "the language model."
+            f"{family.no_groups}. Supported: {', '.join(GROUPED_TOWERS)}. Use `where='tower'`, or "
+            "`where='projected'` for fewer tokens in the language model."
         )
     return int(module.config.spatial_merge_size) ** 2  # type: ignore[union-attr, arg-type]
 

@@ -116,6 +116,9 @@ PACKED_FAMILIES: tuple[PackedFamily, ...] = (
 PACKED_TOWERS: dict[str, PackedFamily] = {family.tower: family for family in PACKED_FAMILIES}
 """The rows by the class name of the module that owns the blocks."""
 
+GROUPED_TOWERS: tuple[str, ...] = tuple(family.tower for family in PACKED_FAMILIES if family.no_groups is None)
+"""The class names of the towers whose whole groups of patches merge."""
+
 PACKED_OWNERS: tuple[str, ...] = (
     *("Qwen2VLModel", "Qwen2_5_VLModel", "Qwen2_5OmniThinkerModel", "HyperCLOVAXVisionV2Model"),
     *("Qwen3VLModel", "Qwen3VLMoeModel", "Qwen3OmniMoeThinkerModel", "Cosmos3OmniModel", "CohereCompassModel"),
